@@ -1,0 +1,129 @@
+"""Train SEM, evaluate it, save it, and draw what it sees.
+
+    accelerate launch scripts/train.py --config scripts/configs/quickstart.yaml [key=value ...]
+
+The same command again resumes a run that was interrupted. Everything goes to `output_dir`: model and image processor
+(for `from_pretrained`), `evaluation.json`, `predictions.png`, `training.yaml`, `logs/` for TensorBoard, `checkpoints/`.
+"""
+
+import argparse
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DataLoaderConfiguration, ProjectConfiguration, set_seed
+from torch.optim.lr_scheduler import PolynomialLR
+from tqdm.auto import tqdm
+
+from transformers_sem import SEMConfig, SEMForMultiTaskDensePrediction, SEMImageProcessor
+from transformers_sem.data import Benchmark, get_benchmark
+from transformers_sem.data.transforms import TrainingAugmentation, TransformedDataset
+from transformers_sem.training.checkpoints import resume, save_checkpoint
+from transformers_sem.training.configuration import TrainingConfig, claim_output_dir, read_command_line
+from transformers_sem.training.evaluating import evaluate_and_report, predict_rows
+from transformers_sem.training.loading import build_train_loader
+from transformers_sem.training.progress import LossLog
+from transformers_sem.training.reporting import save_panel, save_trained
+
+
+def build_model(config: TrainingConfig, benchmark: Benchmark) -> SEMForMultiTaskDensePrediction:
+    """The model of a run: the data set's tasks and class names, and what the configuration says of the rest."""
+    tasks = config.tasks or list(benchmark.task_num_labels)
+    model_config = SEMConfig(
+        task_num_labels={task: benchmark.num_labels(task) for task in tasks},
+        task_id2label={
+            task: dict(enumerate(names)) for task, names in benchmark.class_names.items() if task in tasks
+        },
+        **config.model,
+    )
+    model = SEMForMultiTaskDensePrediction(model_config)
+    if config.pretrained_backbone:
+        file = config.pretrained_backbone if isinstance(config.pretrained_backbone, str) else None
+        model.sem.backbone.load_timm_weights(file)
+    if config.gradient_checkpointing:
+        model.gradient_checkpointing_enable()
+    # the memory of the bases is per optimiser step, however many micro-batches make one
+    model.sem.bases_momentum = model_config.bases_momentum ** (1 / config.gradient_accumulation_steps)
+    return model
+
+
+def train(config: TrainingConfig, accelerator: Accelerator, model, dataset: TransformedDataset):
+    """Trains for `max_steps` optimiser steps, from the newest checkpoint where there is one."""
+    optimizer = torch.optim.Adam(model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
+    schedule = PolynomialLR(optimizer, total_iters=config.max_steps, power=config.decay_power)
+    model, optimizer = accelerator.prepare(model, optimizer)
+    accelerator.register_for_checkpointing(schedule)
+    checkpoints = Path(config.output_dir) / "checkpoints"
+    step = resume(accelerator, checkpoints)
+    loader = build_train_loader(
+        dataset,
+        batch_size=config.images_per_forward(accelerator.num_processes),
+        first_sample=step * config.batch_size,
+        num_samples=config.max_steps * config.batch_size,
+        seed=config.seed,
+        num_workers=config.num_workers,
+    )
+    log = LossLog(accelerator)
+    bar = tqdm(initial=step, total=config.max_steps, desc="training", disable=not accelerator.is_main_process)
+    model.train()
+    for batch in accelerator.prepare(loader):
+        with accelerator.accumulate(model):
+            outputs = model(**batch)
+            accelerator.backward(outputs.loss)
+            if accelerator.sync_gradients:
+                accelerator.clip_grad_norm_(model.parameters(), config.max_grad_norm)
+            optimizer.step()
+            optimizer.zero_grad()
+        log.add(outputs.loss, outputs.losses)
+        if not accelerator.sync_gradients:
+            continue
+        schedule.step()
+        step += 1
+        bar.update()
+        if step % config.log_every == 0 or step == config.max_steps:
+            bar.set_postfix(log.flush(step, schedule.get_last_lr()[0]))
+        if step % config.save_every == 0 or step == config.max_steps:
+            save_checkpoint(accelerator, checkpoints, step, config.keep_checkpoints)
+    bar.close()
+    return accelerator.unwrap_model(model)
+
+
+def main() -> None:
+    config = read_command_line(__doc__)
+    output_dir = Path(config.output_dir)
+    accelerator = Accelerator(
+        gradient_accumulation_steps=config.gradient_accumulation_steps,
+        mixed_precision=config.mixed_precision,
+        log_with="tensorboard",
+        project_config=ProjectConfiguration(str(output_dir), logging_dir=str(output_dir)),
+        dataloader_config=DataLoaderConfiguration(non_blocking=True),
+    )
+    benchmark = get_benchmark(config.dataset)
+    with accelerator.main_process_first():
+        claim_output_dir(config)
+        rows = benchmark.load(config.data_dir, **config.dataset_kwargs)
+    accelerator.init_trackers("logs")
+    set_seed(config.seed)
+    model = build_model(config, benchmark)
+    size = {"height": config.input_size[0], "width": config.input_size[1]}
+    image_processor = SEMImageProcessor(size=size, pad_size=size, do_resize=False, do_pad=True)
+    augmentation = TrainingAugmentation(tuple(config.input_size), zoom=tuple(config.zoom))
+    dataset = TransformedDataset(rows["train"], model.config.tasks, image_processor, augmentation)
+    num_parameters = sum(parameter.numel() for parameter in model.parameters())
+    accelerator.print(
+        f"{num_parameters / 1e6:.1f} M parameters, {len(rows['train'])} training and {len(rows['validation'])} "
+        f"validation images, tasks {', '.join(model.config.tasks)}; everything goes to {output_dir}/"
+    )
+    model = train(config, accelerator, model, dataset)
+    if accelerator.is_main_process:
+        save_trained(model, image_processor, output_dir)
+    accelerator.print(evaluate_and_report(config, accelerator, model, image_processor, rows))
+    if accelerator.is_main_process:
+        panel_path = output_dir / "predictions.png"
+        save_panel(panel_path, predict_rows(model, image_processor, rows["validation"], batch_size=4))
+        print(f"Model, evaluation.json and {panel_path} are written.")
+    accelerator.end_training()
+
+
+if __name__ == "__main__":
+    main()

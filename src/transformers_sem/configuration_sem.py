@@ -1,0 +1,236 @@
+"""Configuration of SEM and of the timm encoder it stands on."""
+
+from huggingface_hub.dataclasses import strict
+from transformers import AutoConfig, PreTrainedConfig
+from transformers.backbone_utils import BackboneConfigMixin
+
+from .tasks import get_task
+
+
+@strict
+class SEMTimmBackboneConfig(BackboneConfigMixin, PreTrainedConfig):
+    r"""Configuration of [`SEMTimmBackbone`]: a timm encoder, rebuilt exactly from what is stored here.
+
+    Args:
+        model_name (`str`, *optional*, defaults to `"vit_large_patch16_384.augreg_in21k_ft_in1k"`):
+            Name of the encoder in timm, with the tag of its pretrained weights.
+        num_channels (`int`, *optional*, defaults to 3):
+            Number of image channels.
+        drop_path_rate (`float`, *optional*, defaults to 0.15):
+            Stochastic depth of the encoder (paper recipe).
+        model_kwargs (`dict`, *optional*):
+            Further keyword arguments of `timm.create_model`.
+        out_indices (`list[int]`, *optional*, defaults to `[6, 12, 18, 24]`):
+            Which stages become feature maps, counted from 1: the stages of a hierarchical encoder, the blocks of a
+            plain one (layers 6, 12, 18, 24 of ViT-L in the paper).
+        out_features (`list[str]`, *optional*):
+            The same by name (`"stage1"`, ...).
+    """
+
+    model_type = "sem_timm_backbone"
+
+    model_name: str = "vit_large_patch16_384.augreg_in21k_ft_in1k"
+    num_channels: int = 3
+    drop_path_rate: float | int = 0.15
+    model_kwargs: dict | None = None
+    _out_features: list[str] | None = None
+    _out_indices: list[int] | None = None
+
+    def __post_init__(self, **kwargs):
+        kwargs.pop("stage_names", None)  # derived below; it comes back with every saved configuration
+        out_features = kwargs.pop("out_features", None)
+        out_indices = kwargs.pop("out_indices", None)
+        if out_features is not None:
+            out_indices = [int(name.removeprefix("stage")) for name in out_features]
+        out_indices = list(out_indices) if out_indices is not None else [6, 12, 18, 24]
+        if min(out_indices) < 1:
+            raise ValueError(f"`out_indices` count the stages of a timm encoder from 1; got {out_indices}.")
+        self.model_kwargs = self.model_kwargs or {}
+        self.stage_names = ["stem", *(f"stage{index}" for index in range(1, max(out_indices) + 1))]
+        self.set_output_features_output_indices(out_features=None, out_indices=out_indices)
+        super().__post_init__(**kwargs)
+
+
+@strict
+class SEMConfig(PreTrainedConfig):
+    r"""Configuration of [`SEMModel`] and [`SEMForMultiTaskDensePrediction`]. The defaults are the paper's NYUD-v2 ViT-L.
+
+    Args:
+        backbone_config (`dict` or `PreTrainedConfig`, *optional*):
+            Any backbone configuration; `None` is the timm ViT-L/16 of the paper.
+        reassemble_factors (`list[int | float]`, *optional*):
+            Resizing of each encoder stage to strides 4, 8, 16, 32. `None` takes it from the backbone:
+            `[4, 2, 1, 0.5]` where all its maps share one stride, nothing where they form a pyramid already.
+        task_num_labels (`dict[str, int]`, *optional*):
+            Head width of each task, in order; `None` is NYUD-v2 `{"semseg": 40, "depth": 1, "normal": 3,
+            "boundary": 1}`.
+        task_id2label (`dict[str, dict[int, str]]`, *optional*):
+            Class names of tasks that have classes.
+        task_loss_weights (`dict[str, float]`, *optional*):
+            Weight of each task in the loss; missing entries come from the task table.
+        task_loss_kwargs (`dict[str, dict]`, *optional*):
+            Keyword arguments of each task's loss.
+        hidden_size (`int`, *optional*, defaults to 512):
+            C of the intra-task module.
+        offset_strides (`list[int]`, *optional*, defaults to `[8, 4, 2, 1]`):
+            r_s, from the shallow to the deep stage: how many pixels of a stage share one deformed point.
+        num_attention_heads (`int`, *optional*, defaults to 8):
+            Heads of the intra-task attention.
+        mlp_ratio (`float`, *optional*, defaults to 4.0):
+            Width of every MLP, relative to its input.
+        decoder_hidden_sizes (`list[int]`, *optional*, defaults to `[512, 256, 128, 64]`):
+            Width of the decoder stages, from deep to shallow.
+        decoder_num_attention_heads (`list[int]`, *optional*, defaults to `[8, 4, 2, 1]`):
+            Heads of the decoder stages.
+        sr_ratios (`list[int]`, *optional*, defaults to `[1, 2, 4, 8]`):
+            Spatial reduction of keys and values in the decoder stages.
+        use_decoder (`bool`, *optional*, defaults to `True`):
+            `False` is the paper's MTL (with one task: STL) model: a head on the deepest map.
+        use_intra_task (`bool`, *optional*, defaults to `True`):
+            `False` puts one 3x3 convolution block per task in the place of the intra-task module.
+        num_intra_task_stages (`int`, *optional*, defaults to 4):
+            How many of the deepest encoder stages the intra-task module sees (ES in Fig. 6).
+        inter_task_stages (`int`, *optional*, defaults to 4):
+            How many decoder stages, from the deepest, hold the inter-task module (DS in Fig. 6).
+        num_bases (`int`, *optional*, defaults to 64):
+            K, the number of bases.
+        num_em_iterations (`int`, *optional*, defaults to 5):
+            R, the number of EM iterations.
+        em_temperature (`float`, *optional*, defaults to 1.0):
+            tau in Eq. 8.
+        bases_momentum (`float`, *optional*, defaults to 0.9):
+            alpha of the moving average of the initial bases.
+        use_auxiliary_heads (`bool`, *optional*, defaults to `True`):
+            Intermediate supervision on the intra-task features.
+        auxiliary_loss_weight (`float`, *optional*, defaults to 1.0):
+            Weight of that supervision.
+        initializer_range (`float`, *optional*, defaults to 0.02):
+            Standard deviation of new weights.
+
+    Raises:
+        ValueError: If a task is unknown or the values contradict each other.
+
+    ```python
+    >>> from transformers_sem import SEMConfig
+    >>> SEMConfig().task_num_labels
+    {'semseg': 40, 'depth': 1, 'normal': 3, 'boundary': 1}
+
+    ```
+    """
+
+    model_type = "sem"
+    sub_configs = {"backbone_config": AutoConfig}
+
+    backbone_config: dict | PreTrainedConfig | None = None
+    reassemble_factors: list[int | float] | None = None
+    task_num_labels: dict[str, int] | None = None
+    task_id2label: dict | None = None
+    task_loss_weights: dict[str, float | int] | None = None
+    task_loss_kwargs: dict[str, dict] | None = None
+    hidden_size: int = 512
+    offset_strides: list[int] | tuple[int, ...] = (8, 4, 2, 1)
+    num_attention_heads: int = 8
+    mlp_ratio: float | int = 4.0
+    decoder_hidden_sizes: list[int] | tuple[int, ...] = (512, 256, 128, 64)
+    decoder_num_attention_heads: list[int] | tuple[int, ...] = (8, 4, 2, 1)
+    sr_ratios: list[int] | tuple[int, ...] = (1, 2, 4, 8)
+    use_decoder: bool = True
+    use_intra_task: bool = True
+    num_intra_task_stages: int = 4
+    inter_task_stages: int = 4
+    num_bases: int = 64
+    num_em_iterations: int = 5
+    em_temperature: float | int = 1.0
+    bases_momentum: float | int = 0.9
+    use_auxiliary_heads: bool = True
+    auxiliary_loss_weight: float | int = 1.0
+    initializer_range: float = 0.02
+
+    def __post_init__(self, **kwargs):
+        self.backbone_config = _build_backbone_config(self.backbone_config)
+        if self.task_num_labels is None:
+            self.task_num_labels = {name: get_task(name).num_labels for name in ("semseg", "depth", "normal", "boundary")}
+        self._restore_task_order(kwargs.pop("tasks", None))
+        self._fill_in_from_task_table()
+        super().__post_init__(**kwargs)
+
+    def _restore_task_order(self, tasks: list[str] | None) -> None:
+        """JSON files of transformers sort their keys; the list `tasks` beside the widths keeps the order."""
+        if tasks is None:
+            return
+        if sorted(tasks) != sorted(self.task_num_labels):
+            raise ValueError(f"`tasks` orders the tasks of `task_num_labels`, {list(self.task_num_labels)}; got {tasks}.")
+        self.task_num_labels = {task: self.task_num_labels[task] for task in tasks}
+
+    def _fill_in_from_task_table(self) -> None:
+        specs = {name: get_task(name) for name in self.task_num_labels}
+        for field in ("task_id2label", "task_loss_weights", "task_loss_kwargs"):
+            stray = set(getattr(self, field) or {}) - set(specs)
+            if stray:
+                raise ValueError(f"`{field}` names {sorted(stray)}, which `task_num_labels` lacks: {list(specs)}.")
+        weights, names = self.task_loss_weights or {}, self.task_id2label or {}
+        self.task_loss_weights = {name: weights.get(name, spec.loss_weight) for name, spec in specs.items()}
+        self.task_loss_kwargs = self.task_loss_kwargs or {}
+        # JSON turns the ids into strings
+        self.task_id2label = {task: {int(id): name for id, name in names[task].items()} for task in names}
+
+    @property
+    def tasks(self) -> list[str]:
+        """Names of the tasks, in order."""
+        return list(self.task_num_labels)
+
+    def to_dict(self) -> dict:
+        """The configuration as a dictionary, with the order of the tasks as a list of its own."""
+        return {**super().to_dict(), "tasks": self.tasks}
+
+    def validate_tasks(self):
+        """Every task has a head of positive width, and as many names as classes."""
+        if not self.task_num_labels:
+            raise ValueError("`task_num_labels` is empty; name at least one task, as in {'depth': 1}.")
+        for task, num_labels in self.task_num_labels.items():
+            if num_labels < 1:
+                raise ValueError(f"A head needs at least one channel; `task_num_labels[{task!r}]` is {num_labels}.")
+            names = self.task_id2label.get(task)
+            if names is not None and sorted(names) != list(range(num_labels)):
+                raise ValueError(
+                    f"`task_id2label[{task!r}]` must name the ids 0 to {num_labels - 1}, one per label of the head; got "
+                    f"{len(names)} names for the ids {min(names)} to {max(names)}."
+                )
+
+    def validate_architecture(self):
+        """The per-stage lists have one entry per encoder stage, and widths divide by heads."""
+        num_stages = len(self.decoder_hidden_sizes)
+        for field in ("offset_strides", "decoder_num_attention_heads", "sr_ratios"):
+            if len(getattr(self, field)) != num_stages:
+                raise ValueError(
+                    f"`{field}` needs one entry per decoder stage, {num_stages} as `decoder_hidden_sizes`; got "
+                    f"{getattr(self, field)}."
+                )
+        if self.reassemble_factors is not None and len(self.reassemble_factors) != num_stages:
+            raise ValueError(f"`reassemble_factors` needs {num_stages} entries; got {self.reassemble_factors}.")
+        if not 1 <= self.num_intra_task_stages <= num_stages:
+            raise ValueError(f"`num_intra_task_stages` is 1 to {num_stages}; got {self.num_intra_task_stages}.")
+        if not 0 <= self.inter_task_stages <= num_stages:
+            raise ValueError(f"`inter_task_stages` is 0 to {num_stages}; got {self.inter_task_stages}.")
+        widths = (self.hidden_size, *self.decoder_hidden_sizes)
+        heads = (self.num_attention_heads, *self.decoder_num_attention_heads)
+        if any(width % num_heads for width, num_heads in zip(widths, heads, strict=True)):
+            raise ValueError(f"Widths must divide by their attention heads; got widths {widths} and heads {heads}.")
+        if not 0 <= self.bases_momentum <= 1:
+            raise ValueError(f"`bases_momentum` is 0 to 1; got {self.bases_momentum}.")
+
+
+def _build_backbone_config(backbone_config: dict | PreTrainedConfig | None) -> PreTrainedConfig:
+    """A dictionary with the `model_type` of any transformers backbone, and without one of a timm encoder."""
+    if isinstance(backbone_config, PreTrainedConfig):
+        return backbone_config
+    model_type = (backbone_config or {}).get("model_type", SEMTimmBackboneConfig.model_type)
+    if model_type == SEMTimmBackboneConfig.model_type:
+        return SEMTimmBackboneConfig.from_dict(backbone_config or {})
+    return AutoConfig.for_model(**backbone_config)
+
+
+AutoConfig.register(SEMTimmBackboneConfig.model_type, SEMTimmBackboneConfig, exist_ok=True)
+
+
+__all__ = ["SEMConfig", "SEMTimmBackboneConfig"]

@@ -1,0 +1,312 @@
+"""Images and maps in, tensors out, and predictions back in physical units at the size of the photo."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torchvision.transforms.v2 import functional as tvF
+from transformers.image_processing_backends import TorchvisionBackend
+from transformers.image_processing_base import BatchFeature
+from transformers.image_processing_outputs import SemanticSegmentationPostProcessorOutput
+from transformers.image_utils import (
+    IMAGENET_DEFAULT_MEAN,
+    IMAGENET_DEFAULT_STD,
+    ImageInput,
+    PILImageResampling,
+    SizeDict,
+)
+from transformers.processing_utils import ImagesKwargs, Unpack
+
+from .tasks import get_task, predict_depth, predict_ids, resize_label, to_label
+
+
+class SEMBatchFeature(BatchFeature):
+    """A batch whose `labels` are a dictionary of tasks."""
+
+    def to(self, *args, **kwargs) -> "SEMBatchFeature":
+        """Moves and casts the images, and moves the labels: metres in bfloat16 would lose centimetres."""
+        super().to(*args, **kwargs)
+        device = self["pixel_values"].device if isinstance(self["pixel_values"], Tensor) else None
+        if device is not None and "labels" in self:
+            self["labels"] = {task: labels.to(device) for task, labels in self["labels"].items()}
+        return self
+
+
+class SEMImageProcessorKwargs(ImagesKwargs, total=False):
+    """Keyword arguments of [`SEMImageProcessor`]: those of every image processor."""
+
+
+class SEMImageProcessor(TorchvisionBackend):
+    r"""Prepares images, and jointly with them the maps of any tasks, and post-processes predictions.
+
+    Two ways to a common size: `do_resize` stretches to `size`; `do_pad` centres the image in `pad_size`, shrinking it
+    first, shape kept, only where it is too large (the field's evaluation protocol is `do_resize=False, do_pad=True`).
+    Post-processing takes either back, given the original sizes.
+
+    Args:
+        do_resize (`bool`, *optional*, defaults to `True`):
+            Whether to stretch images (bilinear) and maps (ids, depth and boundaries nearest, normals bilinear and brought
+            back to unit length) to `size`.
+        size (`dict[str, int]`, *optional*, defaults to `{"height": 448, "width": 576}`):
+            Size to resize to.
+        do_rescale (`bool`, *optional*, defaults to `True`):
+            Whether to multiply the pixels by `rescale_factor`, 1 / 255.
+        do_normalize (`bool`, *optional*, defaults to `True`):
+            Whether to normalise by `image_mean` and `image_std`, ImageNet's by default.
+        do_pad (`bool`, *optional*, defaults to `False`):
+            Whether to pad around the image: pixels with 0 after normalising, maps with the task's invalid value.
+        pad_size (`dict[str, int]`, *optional*):
+            Size to pad to; `None` is the largest height and width of the batch.
+    """
+
+    valid_kwargs = SEMImageProcessorKwargs
+    model_input_names = ["pixel_values"]
+    resample = PILImageResampling.BILINEAR
+    image_mean = IMAGENET_DEFAULT_MEAN
+    image_std = IMAGENET_DEFAULT_STD
+    size = {"height": 448, "width": 576}
+    default_to_square = True
+    do_resize = True
+    do_rescale = True
+    rescale_factor = 1 / 255
+    do_normalize = True
+    do_pad = False
+    do_convert_rgb = True
+
+    def __init__(self, **kwargs: Unpack[SEMImageProcessorKwargs]):
+        super().__init__(**kwargs)
+
+    def preprocess(
+        self, images: ImageInput, maps: dict[str, ImageInput] | None = None, **kwargs: Unpack[SEMImageProcessorKwargs]
+    ) -> BatchFeature:
+        r"""Prepares a batch.
+
+        Args:
+            images (`ImageInput`):
+                One image or several: PIL, numpy or torch, channels first or last, [0, 255] (for [0, 1] set
+                `do_rescale=False`).
+            maps (`dict[str, ImageInput]`, *optional*):
+                For each task one map per image, of the image's size, as [`~tasks.to_label`] reads them.
+            **kwargs:
+                Any attribute of the processor, for this call only.
+
+        Returns:
+            `BatchFeature`: `pixel_values` of shape `(batch_size, 3, height, width)` and, with maps, `labels`
+            `{task: (batch_size, height, width) or (batch_size, channels, height, width)}`.
+
+        Raises:
+            ValueError: If a map's task, number, size, shape or values do not fit.
+        """
+        return super().preprocess(images, maps, **kwargs)
+
+    def _preprocess_image_like_inputs(
+        self, images, maps, do_convert_rgb, input_data_format, return_tensors=None, device=None, **kwargs
+    ) -> BatchFeature:
+        images = self._prepare_image_like_inputs(
+            images=images, do_convert_rgb=do_convert_rgb, input_data_format=input_data_format, device=device
+        )
+        sizes = [tuple(image.shape[-2:]) for image in images]
+        layout = {key: kwargs[key] for key in ("do_resize", "size", "do_pad", "pad_size")}
+        content_sizes, padded_sizes = self._plan_sizes(sizes, **layout)
+        pixel_values = [
+            self._preprocess_image(image, content_size, padded_size, **kwargs)
+            for image, content_size, padded_size in zip(images, content_sizes, padded_sizes, strict=True)
+        ]
+        batch = SEMBatchFeature(data={"pixel_values": pixel_values}, tensor_type=return_tensors)
+        if maps is not None:
+            labels = {task: self._read_maps(task, maps[task], sizes) for task in maps}
+            batch["labels"] = {
+                task: self._stack(
+                    [
+                        self._preprocess_label(task, label.to(image.device), content_size, padded_size)
+                        for label, image, content_size, padded_size in zip(
+                            labels[task], images, content_sizes, padded_sizes, strict=True
+                        )
+                    ],
+                    return_tensors,
+                )
+                for task in labels
+            }
+        return batch
+
+    @staticmethod
+    def _plan_sizes(sizes, do_resize, size: SizeDict, do_pad, pad_size: SizeDict | None):
+        """For each image, the size it is brought to and the size that is padded around it."""
+        content_sizes = list(sizes)
+        if do_resize:
+            if not (size and size.height and size.width):
+                raise ValueError(f"`size` needs a height and a width; got {size}.")
+            content_sizes = [(size.height, size.width)] * len(sizes)
+        if not do_pad:
+            return content_sizes, content_sizes
+        if pad_size is None:
+            largest = (max(height for height, _ in content_sizes), max(width for _, width in content_sizes))
+        else:
+            largest = (pad_size.height, pad_size.width)
+            content_sizes = [shrink_to_fit(content_size, largest) for content_size in content_sizes]
+        return content_sizes, [largest] * len(sizes)
+
+    def _preprocess_image(
+        self, image, content_size, padded_size, resample, do_rescale, rescale_factor, do_normalize, image_mean, image_std, **_
+    ) -> Tensor:
+        if tuple(image.shape[-2:]) != content_size:
+            image = self.resize(image, SizeDict(height=content_size[0], width=content_size[1]), resample=resample)
+        image = self.rescale_and_normalize(
+            image.unsqueeze(0), do_rescale, rescale_factor, do_normalize, image_mean, image_std
+        )
+        return tvF.pad(image[0], centre_padding(content_size, padded_size))
+
+    @staticmethod
+    def _read_maps(task: str, maps: ImageInput, image_sizes: list[tuple[int, int]]) -> list[Tensor]:
+        """One label per image, checked against the images."""
+        num_channels = get_task(task).label_format.num_channels
+        if not isinstance(maps, (list, tuple)):
+            ndim = getattr(maps, "ndim", 0)  # 0 for a PIL image
+            is_batch = ndim == 4 or (ndim == 3 and num_channels <= 1 and len(maps) == len(image_sizes))
+            maps = list(maps) if is_batch else [maps]
+        if len(maps) != len(image_sizes):
+            raise ValueError(f"Give one {task} map per image; got {len(maps)} for {len(image_sizes)} images.")
+        labels = [to_label(task, task_map) for task_map in maps]
+        for label, image_size in zip(labels, image_sizes, strict=True):
+            if tuple(label.shape[-2:]) != image_size:
+                raise ValueError(
+                    f"A {task} map has the size of its image, {image_size[0]} x {image_size[1]}; got "
+                    f"{label.shape[-2]} x {label.shape[-1]}."
+                )
+        return labels
+
+    @staticmethod
+    def _preprocess_label(
+        task: str, label: Tensor, content_size: tuple[int, int], padded_size: tuple[int, int]
+    ) -> Tensor:
+        if tuple(label.shape[-2:]) != content_size:
+            label = resize_label(task, label, content_size)
+        left, top, right, bottom = centre_padding(content_size, padded_size)
+        return F.pad(label, [left, right, top, bottom], value=get_task(task).label_format.invalid_value)
+
+    @staticmethod
+    def _stack(labels: list[Tensor], return_tensors) -> Tensor | list:
+        if return_tensors is None:
+            return labels
+        stacked = torch.stack(labels)
+        return stacked if return_tensors in ("pt", "PYTORCH") else stacked.cpu().numpy()
+
+    # ------------------------------------------------------------------------------------------------------------------
+
+    def post_process_dense_prediction(
+        self, outputs, target_sizes: list[tuple[int, int]] | Tensor | None = None
+    ) -> list[dict[str, Tensor]]:
+        """Turns logits into predictions in physical units.
+
+        Args:
+            outputs (`SEMMultiTaskOutput`):
+                Output of [`SEMForMultiTaskDensePrediction`].
+            target_sizes (`list[tuple[int, int]]`, *optional*):
+                Original (height, width) of each image: the padding is taken off and the logits are resized. Without it,
+                predictions have the size of the logits.
+
+        Returns:
+            `list[dict[str, torch.Tensor]]`: for each image and task, in the units of the task table: ids int64
+            `(height, width)`, depth in metres `(height, width)`, unit normals `(3, height, width)`, boundary and saliency
+            probabilities `(height, width)`.
+
+        Raises:
+            ValueError: If there are not as many target sizes as images.
+        """
+        restored = {task: self._restore_logits(logits, target_sizes) for task, logits in outputs.logits.items()}
+        batch_size = len(next(iter(restored.values())))
+        return [
+            {task: get_task(task).post_process(logits[index][None])[0] for task, logits in restored.items()}
+            for index in range(batch_size)
+        ]
+
+    def post_process_semantic_segmentation(
+        self,
+        outputs,
+        target_sizes: list[tuple[int, int]] | Tensor | None = None,
+        return_segmentation_scores: bool = False,
+    ) -> list[Tensor] | list[SemanticSegmentationPostProcessorOutput]:
+        """Class ids `(height, width)` of each image, from the first task that predicts classes.
+
+        Args:
+            outputs (`SEMMultiTaskOutput`):
+                Output of [`SEMForMultiTaskDensePrediction`].
+            target_sizes (`list[tuple[int, int]]`, *optional*):
+                Original (height, width) of each image.
+            return_segmentation_scores (`bool`, *optional*, defaults to `False`):
+                Whether to return for each image a [`SemanticSegmentationPostProcessorOutput`] with the logits beside the
+                ids.
+        """
+        logits = self._restore_logits(self._logits_of(outputs, predict_ids), target_sizes)
+        ids = [predict_ids(image_logits[None])[0] for image_logits in logits]
+        if not return_segmentation_scores:
+            return ids
+        return [
+            SemanticSegmentationPostProcessorOutput(data={"segmentation": segmentation, "segmentation_scores": scores})
+            for segmentation, scores in zip(ids, logits, strict=True)
+        ]
+
+    def post_process_depth_estimation(
+        self, outputs, target_sizes: list[tuple[int, int]] | Tensor | None = None
+    ) -> list[dict[str, Tensor]]:
+        """`{"predicted_depth": (height, width)}` in metres of each image, from the first task that predicts depth.
+
+        Args:
+            outputs (`SEMMultiTaskOutput`):
+                Output of [`SEMForMultiTaskDensePrediction`].
+            target_sizes (`list[tuple[int, int]]`, *optional*):
+                Original (height, width) of each image.
+        """
+        logits = self._restore_logits(self._logits_of(outputs, predict_depth), target_sizes)
+        return [{"predicted_depth": predict_depth(image_logits[None])[0]} for image_logits in logits]
+
+    @staticmethod
+    def _logits_of(outputs, post_process) -> Tensor:
+        """Logits of the first task that is post-processed in this way."""
+        if isinstance(outputs.logits, Tensor):
+            return outputs.logits
+        for task, logits in outputs.logits.items():
+            if get_task(task).post_process is post_process:
+                return logits
+        raise ValueError(f"None of the tasks {list(outputs.logits)} predicts this; use post_process_dense_prediction.")
+
+    def _restore_logits(self, logits: Tensor, target_sizes) -> list[Tensor]:
+        """Logits of each image at its original size, without the padding."""
+        if target_sizes is None:
+            return list(logits)
+        sizes = [(int(height), int(width)) for height, width in target_sizes]
+        if len(sizes) != len(logits):
+            raise ValueError(f"Give one target size per image; got {len(sizes)} for a batch of {len(logits)}.")
+        size, pad_size = (None if size is None else SizeDict(**dict(size)) for size in (self.size, self.pad_size))
+        content_sizes, padded_sizes = self._plan_sizes(sizes, self.do_resize, size, self.do_pad, pad_size)
+        return [
+            restore_map(image_logits, *layout)
+            for image_logits, *layout in zip(logits, content_sizes, padded_sizes, sizes, strict=True)
+        ]
+
+
+def shrink_to_fit(size: tuple[int, int], largest: tuple[int, int]) -> tuple[int, int]:
+    """The largest size of the same shape that fits into `largest`, never larger than `size`."""
+    scale = min(1.0, largest[0] / size[0], largest[1] / size[1])
+    return tuple(max(1, min(round(edge * scale), limit)) for edge, limit in zip(size, largest, strict=True))
+
+
+def centre_padding(size: tuple[int, int], padded_size: tuple[int, int]) -> list[int]:
+    """Left, top, right and bottom padding that centres `size` in `padded_size`, the odd pixel right and bottom."""
+    rows, columns = padded_size[0] - size[0], padded_size[1] - size[1]
+    return [columns // 2, rows // 2, columns - columns // 2, rows - rows // 2]
+
+
+def restore_map(
+    logits: Tensor, content_size: tuple[int, int], padded_size: tuple[int, int], size: tuple[int, int]
+) -> Tensor:
+    """Takes logits `(channels, height, width)` of a padded image back to the image at its original size."""
+    left, top, _, _ = centre_padding(content_size, padded_size)
+    if content_size != padded_size:
+        logits = F.interpolate(logits[None], size=padded_size, mode="bilinear", align_corners=False)[0]
+        logits = logits[..., top : top + content_size[0], left : left + content_size[1]]
+    if tuple(logits.shape[-2:]) == size:
+        return logits
+    return F.interpolate(logits[None], size=size, mode="bilinear", align_corners=False)[0]
+
+
+__all__ = ["SEMImageProcessor"]

@@ -1,0 +1,780 @@
+"""SEM, from the image to the tasks, in the order of the paper's Fig. 2.
+
+Letters: B batch, T tasks, S encoder stages (shallow to deep), C channels, N points or tokens, K bases, R EM iterations.
+
+    image -> backbone -> (reassembly) -> intra-task module, per task -> decoder with inter-task EM modules -> heads
+
+"Going Beyond Multi-Task Dense Prediction with Synergy Embedding Models", CVPR 2024.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from timm.layers import LayerNorm2d
+from torch import Tensor, nn
+from transformers import AutoBackbone, PreTrainedModel
+from transformers import initialization as init
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.processing_utils import Unpack
+from transformers.utils import ModelOutput, TransformersKwargs
+from transformers.utils.generic import can_return_tuple, maybe_autocast
+
+from .backbone_timm import SEMTimmBackbone
+from .configuration_sem import SEMConfig, SEMTimmBackboneConfig
+from .losses import INVALID_ID
+from .tasks import get_task
+
+
+@dataclass
+class SEMModelOutput(ModelOutput):
+    """Output of [`SEMModel`].
+
+    Args:
+        last_hidden_state (`torch.FloatTensor` of shape `(batch_size, channels, height, width)`):
+            Deepest feature map of the encoder, of the padded image.
+        task_hidden_states (`dict[str, torch.FloatTensor]`):
+            Decoded features of each task, `(batch_size, decoder_hidden_sizes[-1], height / 4, width / 4)`.
+        intra_task_hidden_states (`dict[str, torch.FloatTensor]`, *optional*):
+            Features of each task before the decoder, `(batch_size, hidden_size, height / 32, width / 32)`.
+        hidden_states (`tuple[torch.FloatTensor]`, *optional*):
+            Hidden states of the encoder, with `output_hidden_states=True`.
+        attentions (`tuple[torch.FloatTensor]`, *optional*):
+            Attentions of the encoder, with `output_attentions=True` and an encoder that has them.
+    """
+
+    last_hidden_state: torch.FloatTensor | None = None
+    task_hidden_states: dict[str, torch.FloatTensor] | None = None
+    intra_task_hidden_states: dict[str, torch.FloatTensor] | None = None
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    attentions: tuple[torch.FloatTensor, ...] | None = None
+
+
+@dataclass
+class SEMMultiTaskOutput(ModelOutput):
+    """Output of [`SEMForMultiTaskDensePrediction`].
+
+    Args:
+        loss (`torch.FloatTensor` of shape `(1,)`, *optional*):
+            Weighted sum over the tasks that have labels, with intermediate supervision.
+        losses (`dict[str, torch.FloatTensor]`, *optional*):
+            Loss of each task on its final logits, unweighted.
+        logits (`dict[str, torch.FloatTensor]`):
+            Raw predictions of each task, `(batch_size, num_labels, height / 4, width / 4)`.
+        auxiliary_logits (`dict[str, torch.FloatTensor]`, *optional*):
+            Predictions from the intra-task features, in training and where labels are given.
+        hidden_states (`tuple[torch.FloatTensor]`, *optional*):
+            Hidden states of the encoder, with `output_hidden_states=True`.
+        attentions (`tuple[torch.FloatTensor]`, *optional*):
+            Attentions of the encoder, with `output_attentions=True` and an encoder that has them.
+    """
+
+    loss: torch.FloatTensor | None = None
+    losses: dict[str, torch.FloatTensor] | None = None
+    logits: dict[str, torch.FloatTensor] | None = None
+    auxiliary_logits: dict[str, torch.FloatTensor] | None = None
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    attentions: tuple[torch.FloatTensor, ...] | None = None
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Shared parts
+
+
+def to_tokens(feature_map: Tensor) -> Tensor:
+    """`(B, C, H, W)` -> `(B, H * W, C)`."""
+    return feature_map.flatten(2).transpose(1, 2)
+
+
+def to_map(tokens: Tensor, size: tuple[int, int]) -> Tensor:
+    """`(B, H * W, C)` -> `(B, C, H, W)`."""
+    return tokens.transpose(1, 2).unflatten(2, size)
+
+
+def resize(feature_map: Tensor, size: tuple[int, int]) -> Tensor:
+    """Bilinear interpolation to `size`; the map itself where it has that size."""
+    if feature_map.shape[-2:] == size:
+        return feature_map
+    return F.interpolate(feature_map, size=size, mode="bilinear", align_corners=False)
+
+
+def eager_attention_forward(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **kwargs,
+) -> tuple[Tensor, Tensor]:
+    """Softmax attention written out, `(B, heads, N, C / heads)` in, `(B, N, heads, C / heads)` and the weights out."""
+    weights = (query @ key.transpose(-1, -2) * scaling).softmax(dim=-1, dtype=torch.float32).to(query.dtype)
+    weights = F.dropout(weights, p=dropout, training=module.training)
+    return (weights @ value).transpose(1, 2).contiguous(), weights
+
+
+class SEMAttention(nn.Module):
+    """Multi-head attention of query tokens over key and value tokens of another length."""
+
+    def __init__(self, config: SEMConfig, hidden_size: int, num_heads: int):
+        super().__init__()
+        self.config = config  # holds the attention implementation, which may change after construction
+        self.head_dim = hidden_size // num_heads
+        self.scaling = self.head_dim**-0.5
+        self.is_causal = False
+        self.query = nn.Linear(hidden_size, hidden_size)
+        self.key = nn.Linear(hidden_size, hidden_size)
+        self.value = nn.Linear(hidden_size, hidden_size)
+        self.output = nn.Linear(hidden_size, hidden_size)
+
+    def forward(self, query_tokens: Tensor, key_value_tokens: Tensor) -> Tensor:
+        """`(B, N, C)` and `(B, M, C)` -> `(B, N, C)`."""
+        query_states = self._split_heads(self.query(query_tokens))
+        key_states = self._split_heads(self.key(key_value_tokens))
+        value_states = self._split_heads(self.value(key_value_tokens))
+        attend: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
+            self.config._attn_implementation, eager_attention_forward
+        )
+        attended, _ = attend(self, query_states, key_states, value_states, attention_mask=None, scaling=self.scaling)
+        return self.output(attended.flatten(2))
+
+    def _split_heads(self, tokens: Tensor) -> Tensor:
+        return tokens.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # (B, heads, N, C / heads)
+
+
+class SEMMLP(nn.Sequential):
+    """Linear, GELU, Linear."""
+
+    def __init__(self, hidden_size: int, mlp_ratio: float):
+        intermediate_size = int(hidden_size * mlp_ratio)
+        super().__init__(nn.Linear(hidden_size, intermediate_size), nn.GELU(), nn.Linear(intermediate_size, hidden_size))
+
+
+class SEMConvBlock(nn.Sequential):
+    """3x3 convolution, LayerNorm over the channels (the same for any batch and any number of ranks), GELU."""
+
+    def __init__(self, in_channels: int, out_channels: int):
+        super().__init__(nn.Conv2d(in_channels, out_channels, 3, padding=1), LayerNorm2d(out_channels), nn.GELU())
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Encoder
+
+
+def build_backbone(backbone_config) -> PreTrainedModel:
+    """The encoder that a backbone configuration describes, with random weights."""
+    if isinstance(backbone_config, SEMTimmBackboneConfig):
+        return SEMTimmBackbone(backbone_config)
+    return AutoBackbone.from_config(backbone_config)
+
+
+def backbone_strides(backbone: PreTrainedModel) -> tuple[int, ...]:
+    """Stride of each feature map. transformers' backbones do not say it, so it is read off their configuration."""
+    if isinstance(backbone, SEMTimmBackbone):
+        return backbone.strides
+    patch_size = getattr(backbone.config, "patch_size", 4)  # convolutional pyramids without patches start at 4
+    patch_size = patch_size if isinstance(patch_size, int) else patch_size[0]
+    if len(set(backbone.channels)) == 1:  # a plain encoder keeps width and stride; every pyramid widens
+        return (patch_size,) * len(backbone.channels)
+    return tuple(patch_size * 2 ** (index - 1) for index in backbone.config.out_indices)
+
+
+class SEMFeatureReassembly(nn.ModuleList):
+    """Turns the maps of a plain encoder, all of one stride, into a pyramid (DPT's reassembly)."""
+
+    def __init__(self, in_channels: list[int], out_channels: list[int], factors: list[float]):
+        super().__init__(
+            nn.Sequential(nn.Conv2d(in_width, out_width, 1), self._resampling(out_width, factor))
+            for in_width, out_width, factor in zip(in_channels, out_channels, factors, strict=True)
+        )
+
+    @staticmethod
+    def _resampling(channels: int, factor: float) -> nn.Module:
+        if factor > 1:
+            return nn.ConvTranspose2d(channels, channels, int(factor), stride=int(factor))
+        if factor < 1:
+            return nn.Conv2d(channels, channels, 3, stride=round(1 / factor), padding=1)
+        return nn.Identity()
+
+    def forward(self, feature_maps: list[Tensor]) -> list[Tensor]:
+        """S maps of one size -> S maps from shallow and large to deep and small."""
+        return [layer(feature_map) for layer, feature_map in zip(self, feature_maps, strict=True)]
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Intra-task hierarchy-adaptive module (Sec. 3.2, Fig. 3)
+
+
+def reference_grid(height: int, width: int, device: torch.device) -> Tensor:
+    """p_ref: the centres of `height` x `width` cells in [-1, 1], `(height * width, 2)` as (y, x)."""
+    rows = 2 * (torch.arange(height, device=device, dtype=torch.float32) + 0.5) / height - 1
+    columns = 2 * (torch.arange(width, device=device, dtype=torch.float32) + 0.5) / width - 1
+    return torch.stack(torch.meshgrid(rows, columns, indexing="ij"), dim=-1).flatten(0, 1)
+
+
+def deform_points(reference_points: Tensor, offsets: Tensor) -> Tensor:
+    """Eq. (1): p_s = p_s^ref + offsets, kept inside the image; `(N_s, 2)` and `(B, N_s, 2)` -> `(B, N_s, 2)`."""
+    return (reference_points + offsets).clamp(-1, 1)
+
+
+def sample_points(feature_map: Tensor, points: Tensor) -> Tensor:
+    """Bilinear sampling, phi of Eq. (2): `(B, C, H, W)` at `points` `(B, N, 2)` -> `(B, N, C)`.
+
+    Points are (y, x); -1 and 1 are the centres of the first and last pixel, and outside is zero.
+    """
+    grid = points.flip(-1).unsqueeze(2).float()  # grid_sample wants (x, y); coordinates need more digits than bfloat16
+    sampled = F.grid_sample(feature_map.float(), grid, mode="bilinear", padding_mode="zeros", align_corners=True)
+    return sampled.squeeze(-1).transpose(1, 2).to(feature_map.dtype)
+
+
+def aggregate_stages(sampled_states: Tensor, stage_weights: Tensor) -> Tensor:
+    """The weighted sum of Eq. (4): `(B, S, N, C)` and `(B, N, S)` -> `(B, N, C)`."""
+    return torch.einsum("bsnc,bns->bnc", sampled_states, stage_weights)
+
+
+class SEMOffsetNetwork(nn.Module):
+    """theta_offset of Eq. (1): how far each reference point of one stage moves."""
+
+    def __init__(self, hidden_size: int, stride: int):
+        super().__init__()
+        # depthwise, as in deformable attention: a full 8 x 8 convolution would outweigh the whole module
+        self.pool = nn.Conv2d(hidden_size, hidden_size, stride, stride=stride, groups=hidden_size)
+        self.activation = nn.GELU()
+        self.offset = nn.Conv2d(hidden_size, 2, 1)  # starts at zero: training starts on the uniform grid
+
+    def forward(self, feature_map: Tensor) -> Tensor:
+        """`(B, C, H_s, W_s)` -> deformed points `(B, N_s, 2)`, float32."""
+        offset_map = self.offset(self.activation(self.pool(feature_map))).float().tanh()
+        reference_points = reference_grid(*offset_map.shape[-2:], device=offset_map.device)
+        return deform_points(reference_points, to_tokens(offset_map))
+
+
+class SEMStageWeighting(nn.Module):
+    """theta_HW of Eq. (3): how much each stage counts at each deformed point."""
+
+    def __init__(self, hidden_size: int, num_stages: int):
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Linear(hidden_size, hidden_size // 4), nn.ReLU(), nn.Linear(hidden_size // 4, num_stages)
+        )
+
+    def forward(self, query_map: Tensor, points: Tensor) -> Tensor:
+        """Query map `(B, C, H_S, W_S)` and points `(B, N, 2)` -> weights `(B, N, S)` that sum to 1 over S."""
+        return self.layers(sample_points(query_map, points)).softmax(dim=-1)
+
+
+class SEMHierarchyAdaptiveAttention(nn.Module):
+    """Keys and values at deformed points, mixed over the stages, for the queries of the smallest map."""
+
+    def __init__(self, config: SEMConfig):
+        super().__init__()
+        strides = config.offset_strides[-config.num_intra_task_stages :]
+        self.offset_networks = nn.ModuleList(SEMOffsetNetwork(config.hidden_size, stride) for stride in strides)
+        self.stage_weighting = SEMStageWeighting(config.hidden_size, len(strides))
+        self.attention = SEMAttention(config, config.hidden_size, config.num_attention_heads)
+        self.norm = nn.LayerNorm(config.hidden_size)
+
+    def forward(self, query_map: Tensor, stage_maps: list[Tensor]) -> Tensor:
+        """`(B, C, H_S, W_S)` and S maps `(B, C, H_s, W_s)` -> attended query tokens `(B, H_S * W_S, C)`."""
+        points = torch.cat(
+            [network(stage_map) for network, stage_map in zip(self.offset_networks, stage_maps, strict=True)], dim=1
+        )  # (B, N, 2)
+        sampled_states = torch.stack([sample_points(stage_map, points) for stage_map in stage_maps], dim=1)
+        stage_weights = self.stage_weighting(query_map, points)
+        hierarchy_states = aggregate_stages(sampled_states, stage_weights)  # (B, N, C)
+        return self.attention(self.norm(to_tokens(query_map)), self.norm(hierarchy_states))
+
+
+class SEMIntraTaskModule(GradientCheckpointingLayer):
+    """One task's own view of the shared features, `(B, C, H_S, W_S)` at the deepest stride."""
+
+    def __init__(self, config: SEMConfig):
+        super().__init__()
+        self.query = nn.Sequential(nn.Conv2d(config.hidden_size, config.hidden_size, 3, padding=1), nn.GELU())
+        self.attention = SEMHierarchyAdaptiveAttention(config)
+        self.norm = nn.LayerNorm(config.hidden_size)
+        self.mlp = SEMMLP(config.hidden_size, config.mlp_ratio)
+
+    def forward(self, stage_maps: list[Tensor]) -> Tensor:
+        """S projected maps `(B, C, H_s, W_s)` -> X^t `(B, C, H_S, W_S)`."""
+        size = stage_maps[-1].shape[-2:]
+        query_map = self.query(sum(resize(stage_map, size) for stage_map in stage_maps))
+        tokens = to_tokens(query_map) + self.attention(query_map, stage_maps)
+        tokens = tokens + self.mlp(self.norm(tokens))
+        return to_map(tokens, size)
+
+
+class SEMIntraTask(nn.Module):
+    """The shared stage projections and one intra-task module (or, without it, one convolution block) per task."""
+
+    def __init__(self, config: SEMConfig, channels: list[int]):
+        super().__init__()
+        self.use_intra_task = config.use_intra_task
+        if config.use_intra_task:
+            self.num_stages = config.num_intra_task_stages
+            self.stage_projections = nn.ModuleList(
+                nn.Conv2d(width, config.hidden_size, 1) for width in channels[-self.num_stages :]
+            )
+            self.task_modules = nn.ModuleDict({task: SEMIntraTaskModule(config) for task in config.tasks})
+        else:
+            self.task_modules = nn.ModuleDict(
+                {task: SEMConvBlock(channels[-1], config.hidden_size) for task in config.tasks}
+            )
+
+    def forward(self, feature_maps: list[Tensor]) -> dict[str, Tensor]:
+        """S encoder maps -> `{task: X^t}`."""
+        if not self.use_intra_task:
+            return {task: module(feature_maps[-1]) for task, module in self.task_modules.items()}
+        seen_maps = feature_maps[-self.num_stages :]
+        stage_maps = [project(seen) for project, seen in zip(self.stage_projections, seen_maps, strict=True)]
+        return {task: module(stage_maps) for task, module in self.task_modules.items()}
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Inter-task EM-interactive module (Sec. 3.3, Fig. 4)
+
+
+def expectation_step(states: Tensor, bases: Tensor, temperature: float = 1.0) -> Tensor:
+    """E step, Eq. (7)-(8): responsibilities `(..., N, K)` of bases `(..., K, C)` for states `(..., N, C)`."""
+    return (states @ bases.transpose(-1, -2) / temperature).softmax(dim=-1)
+
+
+def maximization_step(states: Tensor, responsibilities: Tensor) -> Tensor:
+    """M step, Eq. (9): bases `(..., K, C)`, the weighted mean of the states, brought to unit length as in EMANet."""
+    weights = responsibilities / (responsibilities.sum(dim=-2, keepdim=True) + 1e-6)
+    return F.normalize(weights.transpose(-1, -2) @ states, dim=-1)
+
+
+@torch.no_grad()
+def expectation_maximization(states: Tensor, bases: Tensor, num_iterations: int, temperature: float = 1.0) -> Tensor:
+    """R alternations of Eq. (8) and Eq. (9) from the initial bases `(K, C)`; -> task bases `(..., K, C)`."""
+    for _ in range(num_iterations):
+        bases = maximization_step(states, expectation_step(states, bases, temperature))
+    return bases
+
+
+def consensus(task_bases: Tensor) -> Tensor:
+    """Eq. (10): the mean of the bases `(B, T, K, C)` over the tasks, `(B, K, C)`."""
+    return task_bases.mean(dim=1)
+
+
+def moving_average(initial_bases: Tensor, bases: Tensor, momentum: float) -> Tensor:
+    """mu^(0) <- alpha mu^(0) + (1 - alpha) mu, end of Sec. 3.3, its rows brought back to unit length.
+
+    Bases that are not finite (an overflow in half precision) leave mu^(0) as it is.
+    """
+    updated = F.normalize(momentum * initial_bases + (1 - momentum) * bases, dim=-1)
+    return torch.where(updated.isfinite().all(), updated, initial_bases)
+
+
+def mean_over_images(values: Tensor) -> Tensor:
+    """Mean of `(B, ...)` over the images of all ranks: 1 rank x 8 images and 2 x 4 give the same."""
+    total, num_images = values.sum(dim=0), torch.tensor(float(values.shape[0]), device=values.device)
+    if dist.is_available() and dist.is_initialized():
+        dist.all_reduce(total)
+        dist.all_reduce(num_images)
+    return total / num_images
+
+
+class SEMInterTaskModule(nn.Module):
+    """The tasks meet in K shared bases: each is rebuilt from the consensus of all."""
+
+    def __init__(self, config: SEMConfig, hidden_size: int):
+        super().__init__()
+        self.num_iterations = config.num_em_iterations
+        self.temperature = config.em_temperature
+        self.norm = nn.LayerNorm(hidden_size)
+        self.project_in = nn.Linear(hidden_size, hidden_size)  # a 1x1 convolution, on tokens
+        self.project_out = nn.Linear(hidden_size, hidden_size)
+        self.initial_bases = nn.Buffer(torch.empty(config.num_bases, hidden_size, dtype=torch.float32))
+
+    def _apply(self, fn: Callable, recurse: bool = True):
+        # the moving average creeps by less than half precision can hold: no cast of the model touches it
+        bases = self.initial_bases
+        super()._apply(fn, recurse)
+        if self.initial_bases.dtype != torch.float32:
+            self.initial_bases = bases.to(self.initial_bases.device)
+        return self
+
+    def forward(self, task_maps: dict[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:
+        """`{task: (B, C, H, W)}` -> the same, rebuilt, and the consensus bases `(B, K, C)`."""
+        size = next(iter(task_maps.values())).shape[-2:]
+        tokens = torch.stack([to_tokens(task_map) for task_map in task_maps.values()], dim=1)  # (B, T, N, C)
+        states = self.project_in(self.norm(tokens))
+        with maybe_autocast(states.device.type, enabled=False):
+            reconstructed_states, consensus_bases = self.interact(states.float())
+        tokens = tokens + self.project_out(reconstructed_states.to(states.dtype))
+        rebuilt_maps = {task: to_map(tokens[:, index], size) for index, task in enumerate(task_maps)}
+        return rebuilt_maps, consensus_bases
+
+    def interact(self, states: Tensor) -> tuple[Tensor, Tensor]:
+        """X `(B, T, N, C)` -> X~ = A mu^(R) of the same shape, and mu^(R) `(B, K, C)`.
+
+        The iterations run without gradient (EMANet); the last E step is taken again with it, so that the features learn
+        through A.
+        """
+        task_bases = expectation_maximization(states, self.initial_bases, self.num_iterations, self.temperature)
+        if self.num_iterations == 0:
+            task_bases = task_bases.expand(*states.shape[:2], *task_bases.shape)
+        responsibilities = expectation_step(states, task_bases, self.temperature)  # (B, T, N, K)
+        consensus_bases = consensus(task_bases)
+        return responsibilities @ consensus_bases.unsqueeze(1), consensus_bases
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Decoder (end of Sec. 3.3)
+
+
+class SEMSpatialReductionAttention(nn.Module):
+    """Self-attention whose keys and values live on a coarser grid (PVT)."""
+
+    def __init__(self, config: SEMConfig, hidden_size: int, num_heads: int, sr_ratio: int):
+        super().__init__()
+        self.attention = SEMAttention(config, hidden_size, num_heads)
+        self.reduction = None
+        if sr_ratio > 1:
+            self.reduction = nn.Sequential(
+                nn.Conv2d(hidden_size, hidden_size, sr_ratio, stride=sr_ratio), LayerNorm2d(hidden_size)
+            )
+
+    def forward(self, tokens: Tensor, size: tuple[int, int]) -> Tensor:
+        """`(B, H * W, C)` -> the same shape."""
+        reduced = tokens if self.reduction is None else to_tokens(self.reduction(to_map(tokens, size)))
+        return self.attention(tokens, reduced)
+
+
+class SEMDecoderBlock(GradientCheckpointingLayer):
+    """One task in one decoder stage: upsample, add the encoder feature, refine by light self-attention."""
+
+    def __init__(self, config: SEMConfig, in_channels: int, stage: int):
+        super().__init__()
+        hidden_size = config.decoder_hidden_sizes[stage]
+        self.projection = nn.Conv2d(in_channels, hidden_size, 1)
+        self.attention_norm = nn.LayerNorm(hidden_size)
+        self.attention = SEMSpatialReductionAttention(
+            config, hidden_size, config.decoder_num_attention_heads[stage], config.sr_ratios[stage]
+        )
+        self.mlp_norm = nn.LayerNorm(hidden_size)
+        self.mlp = SEMMLP(hidden_size, config.mlp_ratio)
+
+    def forward(self, task_map: Tensor, encoder_map: Tensor) -> Tensor:
+        """`(B, C_in, h, w)` and `(B, C, H, W)` -> `(B, C, H, W)`."""
+        size = encoder_map.shape[-2:]
+        # projecting before upsampling is the same map, at a quarter of the cost
+        tokens = to_tokens(resize(self.projection(task_map), size) + encoder_map)
+        tokens = tokens + self.attention(self.attention_norm(tokens), size)
+        tokens = tokens + self.mlp(self.mlp_norm(tokens))
+        return to_map(tokens, size)
+
+
+class SEMDecoderStage(nn.Module):
+    """All tasks in one decoder stage, and where they meet."""
+
+    def __init__(self, config: SEMConfig, in_channels: int, encoder_channels: int, stage: int):
+        super().__init__()
+        hidden_size = config.decoder_hidden_sizes[stage]
+        self.lateral = nn.Conv2d(encoder_channels, hidden_size, 1)
+        self.blocks = nn.ModuleDict({task: SEMDecoderBlock(config, in_channels, stage) for task in config.tasks})
+        self.inter_task = SEMInterTaskModule(config, hidden_size) if stage < config.inter_task_stages else None
+
+    def forward(self, task_maps: dict[str, Tensor], feature_map: Tensor) -> tuple[dict[str, Tensor], Tensor | None]:
+        """`{task: (B, C_in, h, w)}` and `(B, C_s, H, W)` -> `{task: (B, C, H, W)}` and the consensus bases."""
+        encoder_map = self.lateral(feature_map)
+        task_maps = {task: self.blocks[task](task_map, encoder_map) for task, task_map in task_maps.items()}
+        return (task_maps, None) if self.inter_task is None else self.inter_task(task_maps)
+
+
+class SEMDecoder(nn.Module):
+    """Four stages from the deepest stride to stride 4."""
+
+    def __init__(self, config: SEMConfig, channels: list[int]):
+        super().__init__()
+        in_channels = [config.hidden_size, *config.decoder_hidden_sizes[:-1]]
+        self.stages = nn.ModuleList(
+            SEMDecoderStage(config, in_width, encoder_width, stage)
+            for stage, (in_width, encoder_width) in enumerate(zip(in_channels, reversed(channels), strict=True))
+        )
+
+    def forward(
+        self, task_maps: dict[str, Tensor], feature_maps: list[Tensor]
+    ) -> tuple[dict[str, Tensor], list[Tensor | None]]:
+        """`{task: X^t}` and S encoder maps -> `{task: (B, C, H / 4, W / 4)}` and each stage's consensus bases."""
+        stage_bases = []
+        for stage, feature_map in zip(self.stages, reversed(feature_maps), strict=True):
+            task_maps, consensus_bases = stage(task_maps, feature_map)
+            stage_bases.append(consensus_bases)
+        return task_maps, stage_bases
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Model
+
+
+class SEMTaskHead(nn.Sequential):
+    """3x3 convolution block and 1x1 convolution to the channels of one task."""
+
+    def __init__(self, in_channels: int, hidden_channels: int, num_labels: int):
+        super().__init__(SEMConvBlock(in_channels, hidden_channels), nn.Conv2d(hidden_channels, num_labels, 1))
+
+
+class SEMPreTrainedModel(PreTrainedModel):
+    """Loading, saving and initialisation."""
+
+    config: SEMConfig
+    base_model_prefix = "sem"
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+    supports_gradient_checkpointing = True
+    accepts_loss_kwargs = False
+    _no_split_modules = ["SEMTimmBackbone", "SEMIntraTaskModule", "SEMDecoderStage", "SEMTaskHead"]
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_attention_backend = True
+    _keep_in_fp32_modules_strict = ["initial_bases"]
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, SEMOffsetNetwork):
+            init.zeros_(module.offset.weight)
+        elif isinstance(module, SEMInterTaskModule):
+            # states of unit variance whatever the width, so that tau = 1 tells bases apart from the first step on
+            init.normal_(module.project_in.weight, std=module.project_in.in_features**-0.5)
+            bases = torch.randn(module.initial_bases.shape, device=module.initial_bases.device)
+            init.copy_(module.initial_bases, F.normalize(bases, dim=-1))
+
+
+class SEMModel(SEMPreTrainedModel):
+    """Encoder, intra-task modules and decoder: features of every task at a quarter of the image size."""
+
+    def __init__(self, config: SEMConfig):
+        super().__init__(config)
+        self.bases_momentum = config.bases_momentum  # a training loop that accumulates over n batches takes its n-th root
+        self.use_decoder = config.use_decoder
+        self.backbone = build_backbone(config.backbone_config)
+        strides, channels = backbone_strides(self.backbone), list(self.backbone.channels)
+        self.min_size = self.size_divisor = self.output_stride = max(strides)
+        self.output_channels = channels[-1]
+        self.reassembly = self.intra_task = self.decoder = None
+        if config.use_decoder:
+            self._build_decoder(config, strides, channels)
+        self.post_init()
+
+    def _build_decoder(self, config: SEMConfig, strides: tuple[int, ...], channels: list[int]) -> None:
+        num_stages = len(config.decoder_hidden_sizes)
+        if len(strides) != num_stages:
+            raise ValueError(
+                f"The decoder has {num_stages} stages (`decoder_hidden_sizes`), so the backbone must give as many feature "
+                f"maps; it gives {len(strides)}. Set its `out_indices`."
+            )
+        self.min_size = min(strides)
+        factors = config.reassemble_factors
+        if factors is None and len(set(strides)) == 1:
+            factors = [2.0 ** (num_stages - 2 - stage) for stage in range(num_stages)]  # 4, 2, 1, 0.5
+        if factors is not None:
+            widths = list(reversed(config.decoder_hidden_sizes))
+            self.reassembly = SEMFeatureReassembly(channels, widths, factors)
+            strides, channels = [round(s / f) for s, f in zip(strides, factors, strict=True)], widths
+        self.size_divisor = max(s * r for s, r in zip(strides, config.offset_strides, strict=True))
+        self.size_divisor = max(self.size_divisor, *strides)
+        self.output_stride, self.output_channels = min(strides), config.decoder_hidden_sizes[-1]
+        self.intra_task = SEMIntraTask(config, channels)
+        self.decoder = SEMDecoder(config, channels)
+
+    @can_return_tuple
+    def forward(self, pixel_values: torch.FloatTensor, **kwargs: Unpack[TransformersKwargs]) -> SEMModelOutput:
+        r"""Encodes an image and decodes the features of every task.
+
+        Args:
+            pixel_values (`torch.FloatTensor` of shape `(batch_size, num_channels, height, width)`):
+                Normalised images of any size not below one patch.
+            **kwargs:
+                `output_hidden_states`, `output_attentions` and `return_dict`, as in every transformers model.
+
+        Raises:
+            ValueError: If the images have another number of dimensions or channels, or are smaller than a patch.
+        """
+        self._check_pixel_values(pixel_values)
+        outputs = self.backbone.forward_with_filtered_kwargs(self._pad(pixel_values), **kwargs)
+        feature_maps = list(outputs.feature_maps)
+        last_hidden_state = feature_maps[-1]
+        if not self.use_decoder:
+            task_maps, intra_task_maps = dict.fromkeys(self.config.tasks, last_hidden_state), None
+        else:
+            feature_maps = feature_maps if self.reassembly is None else self.reassembly(feature_maps)
+            intra_task_maps = self.intra_task(feature_maps)
+            task_maps, stage_bases = self.decoder(intra_task_maps, feature_maps)
+            if self.training:
+                self.update_initial_bases(stage_bases)
+        return SEMModelOutput(
+            last_hidden_state=last_hidden_state,
+            task_hidden_states=self._crop(task_maps, pixel_values.shape[-2:], self.output_stride),
+            intra_task_hidden_states=self._crop(intra_task_maps, pixel_values.shape[-2:], self.size_divisor),
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+    @torch.no_grad()
+    def update_initial_bases(self, stage_bases: list[Tensor | None]) -> None:
+        """Moves mu^(0) of every stage towards the consensus of this batch, once per training forward.
+
+        It happens here and not in the inter-task module, so that gradient checkpointing cannot repeat it.
+        """
+        for stage, bases in zip(self.decoder.stages, stage_bases, strict=True):
+            if bases is not None:
+                initial_bases = stage.inter_task.initial_bases
+                initial_bases.copy_(moving_average(initial_bases, mean_over_images(bases), self.bases_momentum))
+
+    def _check_pixel_values(self, pixel_values: Tensor) -> None:
+        if pixel_values.ndim != 4:
+            raise ValueError(
+                f"`pixel_values` has the shape (batch_size, num_channels, height, width); got "
+                f"{tuple(pixel_values.shape)}. Use the image processor, or add a batch dimension."
+            )
+        num_channels, height, width = pixel_values.shape[1:]
+        if num_channels != self.config.backbone_config.num_channels:
+            raise ValueError(
+                f"The model was built for images of {self.config.backbone_config.num_channels} channels; got {num_channels}."
+            )
+        if min(height, width) < self.min_size:
+            raise ValueError(
+                f"An image must be at least one patch ({self.min_size} x {self.min_size} pixels) large; got "
+                f"{height} x {width}. Enlarge it first, for example with the image processor's `size`."
+            )
+
+    def _pad(self, pixel_values: Tensor) -> Tensor:
+        """Zeros at the right and bottom up to a multiple of `size_divisor`, so that every stage has its exact stride."""
+        height, width = pixel_values.shape[-2:]
+        return F.pad(pixel_values, (0, -width % self.size_divisor, 0, -height % self.size_divisor))
+
+    @staticmethod
+    def _crop(task_maps: dict[str, Tensor] | None, size: tuple[int, int], stride: int) -> dict[str, Tensor] | None:
+        """Takes the padding off again."""
+        height, width = -(-size[0] // stride), -(-size[1] // stride)
+        return task_maps and {task: task_map[..., :height, :width] for task, task_map in task_maps.items()}
+
+
+class SEMForMultiTaskDensePrediction(SEMPreTrainedModel):
+    """SEM with one head per task: one forward pass gives every dense prediction.
+
+    ```python
+    >>> import torch
+    >>> from transformers_sem import SEMConfig, SEMForMultiTaskDensePrediction
+
+    >>> encoder = {"model_name": "vit_tiny_patch16_224", "out_indices": [3, 6, 9, 12]}
+    >>> config = SEMConfig(backbone_config=encoder, hidden_size=64, decoder_hidden_sizes=[64, 32, 16, 8])
+    >>> model = SEMForMultiTaskDensePrediction(config).eval()
+    >>> outputs = model(torch.zeros(1, 3, 96, 128))
+    >>> {task: tuple(logits.shape) for task, logits in outputs.logits.items()}
+    {'semseg': (1, 40, 24, 32), 'depth': (1, 1, 24, 32), 'normal': (1, 3, 24, 32), 'boundary': (1, 1, 24, 32)}
+
+    ```
+    """
+
+    def __init__(self, config: SEMConfig):
+        super().__init__(config)
+        self.sem = SEMModel(config)
+        in_channels = self.sem.output_channels
+        hidden_channels = in_channels if config.use_decoder else config.hidden_size
+        self.heads = nn.ModuleDict(
+            {task: SEMTaskHead(in_channels, hidden_channels, width) for task, width in config.task_num_labels.items()}
+        )
+        self.auxiliary_heads = None
+        if config.use_decoder and config.use_auxiliary_heads:
+            self.auxiliary_heads = nn.ModuleDict(
+                {task: nn.Conv2d(config.hidden_size, width, 1) for task, width in config.task_num_labels.items()}
+            )
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: torch.FloatTensor,
+        labels: dict[str, Tensor] | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> SEMMultiTaskOutput:
+        r"""Predicts every task.
+
+        Args:
+            pixel_values (`torch.FloatTensor` of shape `(batch_size, num_channels, height, width)`):
+                Normalised images of any size not below one patch.
+            labels (`dict[str, torch.Tensor]`, *optional*):
+                Labels of any subset of the tasks, each in the task's format: `(batch_size, height, width)` ids with 255
+                invalid, or `(batch_size, channels, height, width)` measurements with NaN invalid.
+            **kwargs:
+                `output_hidden_states`, `output_attentions` and `return_dict`, as in every transformers model.
+
+        Raises:
+            ValueError: If a task is not the model's, or a label has the wrong shape or ids beyond the head.
+        """
+        outputs = self.sem(pixel_values, **{**kwargs, "return_dict": True})
+        logits = {task: head(outputs.task_hidden_states[task]) for task, head in self.heads.items()}
+        auxiliary_logits = None
+        if self.auxiliary_heads is not None and (self.training or labels is not None):
+            auxiliary_logits = {
+                task: head(outputs.intra_task_hidden_states[task]) for task, head in self.auxiliary_heads.items()
+            }
+        loss, losses = (None, None) if labels is None else self.compute_loss(logits, auxiliary_logits, labels)
+        return SEMMultiTaskOutput(
+            loss=loss,
+            losses=losses,
+            logits=logits,
+            auxiliary_logits=auxiliary_logits,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+    def compute_loss(
+        self, logits: dict[str, Tensor], auxiliary_logits: dict[str, Tensor] | None, labels: dict[str, Tensor]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Weighted sum over the tasks, on logits upsampled to the label size, and each task's own loss."""
+        self._check_labels(logits, labels)
+        losses = {task: self.task_loss(task, logits[task], labels[task]) for task in logits if task in labels}
+        total = sum(self.config.task_loss_weights[task] * loss for task, loss in losses.items())
+        if auxiliary_logits is not None:
+            total = total + self.config.auxiliary_loss_weight * sum(
+                self.config.task_loss_weights[task] * self.task_loss(task, auxiliary_logits[task], labels[task])
+                for task in losses
+            )
+        return total, losses
+
+    def task_loss(self, task: str, logits: Tensor, labels: Tensor) -> Tensor:
+        """Loss of one task at the size of its labels."""
+        logits = resize(logits.float(), labels.shape[-2:])
+        return get_task(task).loss(logits, labels, **self.config.task_loss_kwargs.get(task, {}))
+
+    def _check_labels(self, logits: dict[str, Tensor], labels: dict[str, Tensor]) -> None:
+        if not labels:
+            raise ValueError(f"`labels` is empty; give labels for at least one of the tasks {list(logits)}, or None.")
+        for task, label in labels.items():
+            if task not in logits:
+                raise ValueError(f"`labels` names the task {task!r}, which this model lacks; it has {list(logits)}.")
+            label_format = get_task(task).label_format
+            num_channels = label_format.num_channels
+            expected_ndim = 4 if num_channels else 3
+            batch_size = len(logits[task])
+            if label.ndim != expected_ndim or len(label) != batch_size or (num_channels not in (0, label.shape[1])):
+                expected = (batch_size, *([num_channels] if num_channels else []), "height", "width")
+                raise ValueError(
+                    f"Labels of {task} have the shape ({', '.join(map(str, expected))}); got {tuple(label.shape)}."
+                )
+            if label.dtype.is_floating_point != label_format.dtype.is_floating_point:
+                raise ValueError(f"Labels of {task} are {label_format.dtype}; got {label.dtype}.")
+            if not label.dtype.is_floating_point and not torch.compiler.is_compiling():
+                self._check_ids(task, label, num_labels=logits[task].shape[1])
+
+    @staticmethod
+    def _check_ids(task: str, label: Tensor, num_labels: int) -> None:
+        stray = label[(label != INVALID_ID) & ((label < 0) | (label >= num_labels))]
+        if stray.numel():
+            raise ValueError(
+                f"Labels of {task} are ids 0 to {num_labels - 1}, or {INVALID_ID} where invalid; got {stray[0].item()}. Map "
+                f"the ids of your data, or give `task_num_labels[{task!r}]` the width they need."
+            )
+
+
+__all__ = ["SEMForMultiTaskDensePrediction", "SEMModel", "SEMPreTrainedModel"]

@@ -1,0 +1,391 @@
+"""The task table: one row holds all that is intrinsic to one task, and a new task is one more row.
+
+```python
+>>> from transformers_sem import TASKS
+>>> list(TASKS)
+['semseg', 'depth', 'normal', 'boundary', 'parsing', 'saliency']
+
+```
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from . import losses, metrics, visualization
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelFormat:
+    """How the labels of a task are laid out in memory.
+
+    Args:
+        dtype (`torch.dtype`): int64 for class ids, float32 for measurements and probabilities.
+        num_channels (`int`): 0 for maps of shape `(height, width)`, else the C of `(C, height, width)`.
+        invalid_value (`float`): 255 for ids and boundaries, NaN for measurements.
+        resampling (`str`): `"nearest-exact"`, or `"bilinear"` where a value between two values makes sense.
+        value_range (`tuple[float, float]`, *optional*): What 0 and 255 of an 8-bit picture stand for; `None` where a
+            picture holds the values themselves.
+        is_valid_value (`Callable`): Tells for a tensor of labels which values the task allows besides the invalid one.
+        rule (`str`): The same in words, for error messages.
+    """
+
+    dtype: torch.dtype
+    num_channels: int
+    invalid_value: float
+    resampling: Literal["nearest-exact", "bilinear"]
+    value_range: tuple[float, float] | None = None
+    is_valid_value: Callable[[Tensor], Tensor]
+    rule: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metric:
+    """A metric as a sum over images.
+
+    Args:
+        statistics (`Callable`): `(prediction, label, num_labels) -> dict[str, Tensor]` of one image, summable.
+        scores (`Callable`): `dict[str, Tensor] -> dict[str, float]` of the summed statistics.
+        main (`str`): The score by which the task is judged.
+        lower_is_better (`bool`): Whether that score is an error.
+    """
+
+    statistics: Callable[[Tensor, Tensor, int], dict[str, Tensor]]
+    scores: Callable[[dict[str, Tensor]], dict[str, float]]
+    main: str
+    lower_is_better: bool
+
+
+def keep_values(values: Tensor, zoom: float = 1.0) -> Tensor:
+    """The rule of tasks whose values a flip, a zoom or a resampling does not change."""
+    return values
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskSpec:
+    """All that is intrinsic to one task.
+
+    Args:
+        name (`str`): Key in the task table, in configurations, labels, logits and predictions.
+        num_labels (`int`): Default head width.
+        label_format (`LabelFormat`): Layout of the labels.
+        loss (`Callable`): `(logits, labels, **loss_kwargs) -> scalar`, at the size of the labels.
+        loss_weight (`float`): Default weight in the total loss.
+        post_process (`Callable`): Logits `(batch_size, num_labels, height, width)` -> predictions in physical units.
+        constant (`"majority"` or `"mean"`): The best prediction that does not look at the image.
+        metric (`Metric`, *optional*): How predictions are judged.
+        colorize (`Callable`): Map in physical units -> uint8 `(height, width, 3)`, for people.
+        flip_values (`Callable`): What a horizontal flip does to the values, the pixels being flipped already.
+        zoom_values (`Callable`): `(values, zoom) -> values`, what enlarging the picture by `zoom` does to the values.
+        project_values (`Callable`): Brings decoded or interpolated values back to what the task allows.
+    """
+
+    name: str
+    num_labels: int
+    label_format: LabelFormat
+    loss: Callable[..., Tensor]
+    loss_weight: float = 1.0
+    post_process: Callable[[Tensor], Tensor]
+    constant: Literal["majority", "mean"] = "mean"
+    metric: Metric | None = None
+    colorize: Callable[[np.ndarray], np.ndarray]
+    flip_values: Callable[[Tensor], Tensor] = keep_values
+    zoom_values: Callable[[Tensor, float], Tensor] = keep_values
+    project_values: Callable[[Tensor], Tensor] = keep_values
+
+
+def predict_ids(logits: Tensor) -> Tensor:
+    """Class ids, int64 `(batch_size, height, width)`."""
+    return logits.argmax(dim=1)
+
+
+def predict_depth(logits: Tensor) -> Tensor:
+    """Metres >= 0, float32 `(batch_size, height, width)`."""
+    return logits[:, 0].float().clamp(min=0)
+
+
+def predict_unit_vectors(logits: Tensor) -> Tensor:
+    """Unit vectors, float32 `(batch_size, 3, height, width)`."""
+    return F.normalize(logits.float(), dim=1)
+
+
+def predict_binary_probability(logits: Tensor) -> Tensor:
+    """Probability from one logit, float32 `(batch_size, height, width)`."""
+    return logits[:, 0].float().sigmoid()
+
+
+def predict_positive_probability(logits: Tensor) -> Tensor:
+    """Probability of class 1 of two, float32 `(batch_size, height, width)`."""
+    return logits.float().softmax(dim=1)[:, 1]
+
+
+def negate_x(vectors: Tensor) -> Tensor:
+    """Mirrors vectors of shape `(3, height, width)`: left becomes right."""
+    return torch.cat([-vectors[:1], vectors[1:]])
+
+
+def divide_by_zoom(depth: Tensor, zoom: float) -> Tensor:
+    """An object that looks `zoom` times larger stands `zoom` times nearer."""
+    return depth / zoom
+
+
+def unit_vectors(vectors: Tensor) -> Tensor:
+    """Vectors of shape `(3, height, width)` at unit length; those shorter than a half (unknown, averaged out) are NaN."""
+    length = vectors.square().sum(dim=0, keepdim=True).sqrt()  # torch's norm over a leading axis is 40 times slower
+    return torch.where(length > 0.5, vectors / length, torch.nan)
+
+
+def is_class_id(labels: Tensor) -> Tensor:
+    """Whole numbers 0 ... 254, and 255 invalid."""
+    return (labels >= 0) & (labels <= losses.INVALID_ID) & (labels == labels.round())
+
+
+def is_binary_id(labels: Tensor) -> Tensor:
+    """0, 1, and 255 invalid."""
+    return (labels == 0) | (labels == 1) | (labels == losses.INVALID_ID)
+
+
+def is_probability(labels: Tensor) -> Tensor:
+    """[0, 1], and 255 invalid."""
+    return ((labels >= 0) & (labels <= 1)) | (labels == losses.INVALID_ID)
+
+
+def is_distance(labels: Tensor) -> Tensor:
+    """Finite and not negative, and NaN invalid."""
+    return ~((labels < 0) | labels.isinf())
+
+
+def is_vector_component(labels: Tensor) -> Tensor:
+    """[-1, 1] up to rounding, and NaN invalid."""
+    return ~(labels.abs() > 1.01)
+
+
+CLASS_IDS = LabelFormat(
+    dtype=torch.int64,
+    num_channels=0,
+    invalid_value=losses.INVALID_ID,
+    resampling="nearest-exact",
+    is_valid_value=is_class_id,
+    rule="class ids from 0, 255 invalid",
+)
+CLASS_METRIC = Metric(
+    statistics=metrics.class_statistics, scores=metrics.class_scores, main="miou", lower_is_better=False
+)
+
+SEMSEG = TaskSpec(
+    name="semseg",
+    num_labels=40,
+    label_format=CLASS_IDS,
+    loss=losses.cross_entropy,
+    loss_weight=1.0,
+    post_process=predict_ids,
+    constant="majority",
+    metric=CLASS_METRIC,
+    colorize=visualization.colorize_ids,
+)
+DEPTH = TaskSpec(
+    name="depth",
+    num_labels=1,
+    label_format=LabelFormat(
+        dtype=torch.float32,
+        num_channels=1,
+        invalid_value=float("nan"),
+        resampling="nearest-exact",
+        is_valid_value=is_distance,
+        rule="metres >= 0, NaN invalid",
+    ),
+    loss=losses.l1,
+    loss_weight=1.0,
+    post_process=predict_depth,
+    metric=Metric(
+        statistics=metrics.depth_statistics, scores=metrics.depth_scores, main="rmse", lower_is_better=True
+    ),
+    colorize=visualization.colorize_depth,
+    zoom_values=divide_by_zoom,
+)
+NORMAL = TaskSpec(
+    name="normal",
+    num_labels=3,
+    label_format=LabelFormat(
+        dtype=torch.float32,
+        num_channels=3,
+        invalid_value=float("nan"),
+        resampling="bilinear",
+        value_range=(-1.0, 1.0),
+        is_valid_value=is_vector_component,
+        rule="unit vectors (x right, y down, z forward), NaN invalid",
+    ),
+    loss=losses.unit_vector_l1,
+    loss_weight=10.0,
+    post_process=predict_unit_vectors,
+    metric=Metric(
+        statistics=metrics.normal_statistics, scores=metrics.normal_scores, main="mean_error", lower_is_better=True
+    ),
+    colorize=visualization.colorize_normal,
+    flip_values=negate_x,
+    project_values=unit_vectors,
+)
+BOUNDARY = TaskSpec(
+    name="boundary",
+    num_labels=1,
+    label_format=LabelFormat(
+        dtype=torch.float32,
+        num_channels=0,
+        invalid_value=losses.INVALID_ID,
+        resampling="nearest-exact",
+        value_range=(0.0, 1.0),
+        is_valid_value=is_probability,
+        rule="boundary in [0, 1], 255 invalid",
+    ),
+    loss=losses.balanced_binary_cross_entropy,
+    loss_weight=50.0,
+    post_process=predict_binary_probability,
+    metric=Metric(
+        statistics=metrics.threshold_statistics,
+        scores=metrics.boundary_scores,
+        main="pixel_maxf",
+        lower_is_better=False,
+    ),
+    colorize=visualization.colorize_probability,
+)
+PARSING = TaskSpec(
+    name="parsing",
+    num_labels=7,
+    label_format=CLASS_IDS,
+    loss=losses.cross_entropy,
+    loss_weight=2.0,
+    post_process=predict_ids,
+    constant="majority",
+    metric=CLASS_METRIC,
+    colorize=visualization.colorize_ids,
+)
+SALIENCY = TaskSpec(
+    name="saliency",
+    num_labels=2,
+    label_format=LabelFormat(
+        dtype=torch.int64,
+        num_channels=0,
+        invalid_value=losses.INVALID_ID,
+        resampling="nearest-exact",
+        is_valid_value=is_binary_id,
+        rule="0 or 1, 255 invalid",
+    ),
+    loss=losses.balanced_cross_entropy,
+    loss_weight=5.0,
+    post_process=predict_positive_probability,
+    metric=Metric(
+        statistics=metrics.threshold_statistics, scores=metrics.saliency_scores, main="maxf", lower_is_better=False
+    ),
+    colorize=visualization.colorize_probability,
+)
+
+TASKS: dict[str, TaskSpec] = {task.name: task for task in (SEMSEG, DEPTH, NORMAL, BOUNDARY, PARSING, SALIENCY)}
+
+
+def register_task(spec: TaskSpec) -> None:
+    """Adds a task of your own to the table, before a configuration that names it is built or loaded.
+
+    Raises:
+        ValueError: If a task of that name exists.
+    """
+    if spec.name in TASKS:
+        raise ValueError(f"Task {spec.name!r} exists already; give the new task another name than {sorted(TASKS)}.")
+    TASKS[spec.name] = spec
+
+
+def get_task(name: str) -> TaskSpec:
+    """Looks a task up.
+
+    Raises:
+        ValueError: If there is no such task.
+    """
+    if name not in TASKS:
+        raise ValueError(f"Unknown task {name!r}; known tasks are {sorted(TASKS)}. Add one with register_task().")
+    return TASKS[name]
+
+
+def _picture_values(picture: Image.Image, label_format: LabelFormat) -> np.ndarray:
+    """Values of a picture: 8-bit levels stand for `value_range` where the task has one."""
+    values = np.asarray(picture)
+    if label_format.value_range is None or values.dtype != np.uint8:
+        return values
+    low, high = label_format.value_range
+    return low + values.astype(np.float32) / 255 * (high - low)
+
+
+def to_label(task: str, value: Image.Image | np.ndarray | Tensor) -> Tensor:
+    """Brings a map of one image into the label format of its task.
+
+    Args:
+        task (`str`): Name of the task.
+        value (`PIL.Image.Image`, `np.ndarray` or `torch.Tensor`): A picture (8-bit levels stand for the task's
+            `value_range`: RGB for normals, grey for boundaries), or an array or tensor of the values themselves, channels
+            first or last.
+
+    Returns:
+        `torch.Tensor` of shape `(height, width)` or `(num_channels, height, width)` in the task's label format.
+
+    Raises:
+        ValueError: If the map has another number of channels, or values that the task does not know.
+    """
+    spec = get_task(task)
+    label_format = spec.label_format
+    values = _picture_values(value, label_format) if isinstance(value, Image.Image) else value
+    labels = torch.as_tensor(np.array(values) if isinstance(values, np.ndarray) else values)
+    labels = labels.float() if labels.is_floating_point() else labels.long()
+    labels = _arrange_channels(task, labels, label_format.num_channels)
+    if not label_format.is_valid_value(labels).all():
+        raise ValueError(
+            f"A {task} map holds {label_format.rule}; got values from {labels.min().item()} to {labels.max().item()} "
+            f"({labels.dtype}). An 8-bit picture of a measurement must be passed as a PIL image, not as its array."
+        )
+    return spec.project_values(labels.to(label_format.dtype))
+
+
+def resize_label(task: str, label: Tensor, size: tuple[int, int]) -> Tensor:
+    """Resamples a label by the rule of its task.
+
+    An interpolated pixel is the mean of its valid neighbours, or invalid where those weigh less than the others, so
+    that invalid holes neither grow nor shrink.
+
+    Args:
+        task (`str`): Name of the task.
+        label (`torch.Tensor` of shape `(height, width)` or `(num_channels, height, width)`): In the task's format.
+        size (`tuple[int, int]`): New height and width.
+
+    Returns:
+        `torch.Tensor` of shape `(*size)` or `(num_channels, *size)`, in the task's format.
+    """
+    spec = get_task(task)
+    label_format = spec.label_format
+    values = label.reshape(1, -1, *label.shape[-2:]).float()
+    valid = (values != label_format.invalid_value) & ~values.isnan()
+    total, share = (
+        F.interpolate(part, size=tuple(size), mode=label_format.resampling)
+        for part in (torch.where(valid, values, 0.0), valid.float())
+    )
+    resized = torch.where(share > 0.5, total / share, label_format.invalid_value)
+    return spec.project_values(resized.to(label_format.dtype).reshape(*label.shape[:-2], *size))
+
+
+def _arrange_channels(task: str, labels: Tensor, num_channels: int) -> Tensor:
+    """`(height, width)` for no channels, else channels first."""
+    if num_channels <= 1 and labels.ndim == 3 and 1 in (labels.shape[0], labels.shape[-1]):
+        labels = labels.squeeze(0 if labels.shape[0] == 1 else -1)
+    if num_channels == 1 and labels.ndim == 2:
+        return labels.unsqueeze(0)
+    if num_channels == 0 and labels.ndim == 2:
+        return labels
+    if num_channels > 1 and labels.ndim == 3:
+        if labels.shape[0] == num_channels:
+            return labels
+        if labels.shape[-1] == num_channels:
+            return labels.movedim(-1, 0)
+    expected = "(height, width)" if num_channels <= 1 else f"({num_channels}, height, width)"
+    raise ValueError(f"A {task} map has the shape {expected}; got {tuple(labels.shape)}.")

@@ -1,0 +1,154 @@
+"""The settings of a training run: a dataclass of the paper's recipe, a YAML file of what differs, and overrides."""
+
+import argparse
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+
+
+SETTINGS_NAME = "training.yaml"
+
+
+@dataclass(kw_only=True)
+class TrainingConfig:
+    """Settings of a run; the defaults are the paper's recipe for NYUD-v2.
+
+    Args:
+        output_dir (`str`): Where everything of the run goes.
+        dataset (`str`): Name of the data set.
+        data_dir (`str`, *optional*): Folder of the data, for data sets that are read from disk.
+        dataset_kwargs (`dict`): Fields of the data set's builder configuration.
+        tasks (`list[str]`, *optional*): The tasks to learn; `None` is all of the data set.
+        model (`dict`): Fields of [`SEMConfig`] besides the tasks.
+        pretrained_backbone (`bool | str`): Start from timm's weights, from its cache or the Hub, or from a file.
+        input_size (`list[int]`): Height and width of the training crops and of the padded evaluation images.
+        zoom (`list[float]`): Range of the random zoom.
+        max_steps (`int`): Optimiser steps.
+        batch_size (`int`): Images per optimiser step, over all ranks and accumulated micro-batches.
+        gradient_accumulation_steps (`int`): Micro-batches per optimiser step.
+        learning_rate (`float`): Of Adam; it decays to 0 with the power `decay_power`.
+        decay_power (`float`): Of the polynomial decay.
+        weight_decay (`float`): Of Adam.
+        max_grad_norm (`float`): Gradients are clipped to this norm.
+        mixed_precision (`str`): `no`, `bf16` or `fp16`.
+        gradient_checkpointing (`bool`): Trade time for memory.
+        seed (`int`): Of weights, data order and augmentation.
+        num_workers (`int`): Processes that prepare data, per rank.
+        log_every (`int`): Steps between two log entries.
+        save_every (`int`): Steps between two checkpoints.
+        keep_checkpoints (`int`): How many of the newest to keep.
+        num_evaluation_images (`int`, *optional*): Evaluate on so many validation images; `None` is all.
+    """
+
+    output_dir: str = "runs/sem"
+    dataset: str = "nyud_v2"
+    data_dir: str | None = None
+    dataset_kwargs: dict = field(default_factory=dict)
+    tasks: list | None = None
+    model: dict = field(default_factory=dict)
+    pretrained_backbone: bool | str = True
+    input_size: list = field(default_factory=lambda: [448, 576])
+    zoom: list = field(default_factory=lambda: [0.5, 2.0])
+    max_steps: int = 40_000
+    batch_size: int = 4
+    gradient_accumulation_steps: int = 1
+    learning_rate: float = 1e-5
+    decay_power: float = 0.9
+    weight_decay: float = 1e-6
+    max_grad_norm: float = 10.0
+    mixed_precision: str = "no"
+    gradient_checkpointing: bool = False
+    seed: int = 0
+    num_workers: int = 2
+    log_every: int = 50
+    save_every: int = 1000
+    keep_checkpoints: int = 2
+    num_evaluation_images: int | None = None
+
+    def __post_init__(self):
+        for spec in fields(self):
+            value, types = getattr(self, spec.name), get_args(spec.type) or (spec.type,)
+            if float in types and isinstance(value, int) and not isinstance(value, bool):
+                value = float(value)
+            # bool is an int to Python, and `1e-5` is text to YAML
+            if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
+                names = " or ".join(kind.__name__ for kind in types)
+                raise ValueError(f"`{spec.name}` is of type {names}; got {value!r} (write 1.0e-5, not 1e-5).")
+            setattr(self, spec.name, value)
+
+    @classmethod
+    def load(cls, path: str | Path, overrides: Sequence[str] = ()) -> "TrainingConfig":
+        """Reads a YAML file and `key=value` overrides, where `model.num_bases=32` reaches inside.
+
+        Raises:
+            FileNotFoundError: If there is no such file.
+            ValueError: If a key is unknown, or a value of another type.
+        """
+        if not Path(path).is_file():
+            raise FileNotFoundError(f"There is no configuration {str(path)!r}; those of the project are in scripts/configs.")
+        values = yaml.safe_load(Path(path).read_text()) or {}
+        for override in overrides:
+            key, separator, value = override.partition("=")
+            if not separator:
+                raise ValueError(f"An override has the form key=value; got {override!r}.")
+            _set_nested(values, key.split("."), yaml.safe_load(value))
+        known = [spec.name for spec in fields(cls)]
+        unknown = sorted(set(values) - set(known))
+        if unknown:
+            raise ValueError(f"Unknown settings {unknown}; known settings are {known}.")
+        return cls(**values)
+
+    def images_per_forward(self, num_processes: int) -> int:
+        """Images that one rank sees at once.
+
+        Raises:
+            ValueError: If the batch does not divide by ranks and micro-batches.
+        """
+        num_parts = num_processes * self.gradient_accumulation_steps
+        if self.batch_size % num_parts:
+            raise ValueError(
+                f"`batch_size` is all images of an optimiser step and divides by ranks x micro-batches; got "
+                f"{self.batch_size} images, {num_processes} ranks, {self.gradient_accumulation_steps} micro-batches."
+            )
+        return self.batch_size // num_parts
+
+
+def _set_nested(values: dict, keys: list[str], value: Any) -> None:
+    for key in keys[:-1]:
+        values = values.setdefault(key, {})
+    values[keys[-1]] = value
+
+
+def read_command_line(description: str) -> TrainingConfig:
+    """Parses `--config FILE [key=value ...]`."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", required=True, help="YAML file of the settings that differ from the defaults")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings, for example max_steps=100")
+    arguments = parser.parse_args()
+    return TrainingConfig.load(arguments.config, arguments.overrides)
+
+
+def claim_output_dir(config: TrainingConfig) -> None:
+    """Notes the settings in `output_dir`, or checks that the run there, which this one resumes, has the same.
+
+    Raises:
+        ValueError: If the folder holds a run of other settings.
+    """
+    path = Path(config.output_dir) / SETTINGS_NAME
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = path.with_name(f"unfinished_{SETTINGS_NAME}")
+        unfinished.write_text(yaml.safe_dump(asdict(config), sort_keys=False))
+        os.replace(unfinished, path)
+        return
+    earlier = asdict(TrainingConfig.load(path))
+    changed = [f"{key} {earlier[key]!r} -> {value!r}" for key, value in asdict(config).items() if earlier[key] != value]
+    if changed:
+        raise ValueError(
+            f"{config.output_dir!r} holds a run of other settings ({'; '.join(changed)}), which cannot be resumed with "
+            "these. Choose another output_dir, or remove that folder."
+        )

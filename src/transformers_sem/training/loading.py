@@ -1,0 +1,69 @@
+"""Data order and randomness that depend on the seed and the position only, so that a run resumes where it stood."""
+
+from collections.abc import Iterator
+
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from ..data.transforms import TransformedDataset
+
+
+class PositionSampler(Sampler):
+    """Gives `(position, row)` for positions `start ... stop - 1` of an endless series of shuffled epochs.
+
+    Args:
+        num_rows (`int`): Rows of the data set.
+        start (`int`): Samples drawn by earlier runs.
+        stop (`int`): Samples of the whole training.
+        seed (`int`): Of the shuffling.
+    """
+
+    def __init__(self, num_rows: int, *, start: int, stop: int, seed: int):
+        self.num_rows, self.start, self.stop, self.seed = num_rows, start, stop, seed
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        epoch = None
+        for position in range(self.start, self.stop):
+            if position // self.num_rows != epoch:
+                epoch = position // self.num_rows
+                generator = torch.Generator().manual_seed(_mix(self.seed, epoch))
+                order = torch.randperm(self.num_rows, generator=generator).tolist()
+            yield position, order[position % self.num_rows]
+
+
+class PositionSeededDataset(Dataset):
+    """Draws the augmentation of a sample from its position in the training, whichever worker prepares it."""
+
+    def __init__(self, dataset: TransformedDataset, seed: int):
+        self.dataset, self.seed = dataset, seed
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, key: tuple[int, int]) -> dict:
+        position, row = key
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(_mix(self.seed, position))
+            return self.dataset[row]
+
+
+def _mix(seed: int, number: int) -> int:
+    """One seed of two numbers; no two pairs below 2^31 share one."""
+    return (seed << 32) + number
+
+
+def build_train_loader(
+    dataset: TransformedDataset, *, batch_size: int, first_sample: int, num_samples: int, seed: int, num_workers: int
+) -> DataLoader:
+    """One pass over this loader is the rest of the training: no epochs to count and none to skip."""
+    return DataLoader(
+        PositionSeededDataset(dataset, seed),
+        batch_size=batch_size,
+        sampler=PositionSampler(len(dataset), start=first_sample, stop=num_samples, seed=seed),
+        num_workers=num_workers,
+        persistent_workers=num_workers > 0,
+        pin_memory=torch.cuda.is_available(),
+    )

@@ -1,0 +1,94 @@
+"""Colours and panels: for people only, at the very end. Nothing here feeds a number."""
+
+import colorsys
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+
+INVALID_COLOR = (60, 60, 60)
+
+
+def class_palette(num_colors: int = 256) -> np.ndarray:
+    """Distinct colours for class ids: light grey for 0 (wall, background), golden-angle hues for the rest.
+
+    Returns:
+        `np.ndarray` of shape `(num_colors, 3)`, uint8; the last row is the colour of invalid pixels (id 255).
+    """
+    colors = [(214, 214, 214)]
+    for index in range(1, num_colors - 1):
+        hue, saturation, value = index * 0.61803398875 % 1, (0.85, 0.55)[index // 2 % 2], (0.95, 0.65)[index % 2]
+        colors.append(tuple(round(255 * channel) for channel in colorsys.hsv_to_rgb(hue, saturation, value)))
+    return np.array([*colors, INVALID_COLOR], dtype=np.uint8)
+
+
+def colorize_ids(ids: np.ndarray) -> np.ndarray:
+    """Colours class ids of shape `(height, width)` as uint8 `(height, width, 3)`."""
+    return class_palette()[ids.astype(np.uint8)]
+
+
+def colorize_depth(depth: np.ndarray) -> np.ndarray:
+    """Colours metres of shape `(height, width)`, near bright and far dark between the 2nd and 98th percentile."""
+    from matplotlib import colormaps  # costs half a second, and only people who look at depth pay it
+
+    valid = np.isfinite(depth)
+    low, high = np.percentile(depth[valid], [2, 98]) if valid.any() else (0.0, 1.0)
+    scaled = (np.where(valid, depth, low) - low) / max(high - low, 1e-6)
+    colors = (colormaps["magma_r"](np.clip(scaled, 0, 1))[..., :3] * 255).astype(np.uint8)
+    colors[~valid] = INVALID_COLOR
+    return colors
+
+
+def colorize_normal(normal: np.ndarray) -> np.ndarray:
+    """Colours unit vectors of shape `(3, height, width)`: x, y, z in [-1, 1] become red, green, blue in [0, 255]."""
+    valid = np.isfinite(normal).all(axis=0)
+    colors = np.round((np.where(valid, normal, 0) + 1) / 2 * 255).astype(np.uint8).transpose(1, 2, 0)
+    colors[~valid] = INVALID_COLOR
+    return colors
+
+
+def colorize_probability(probability: np.ndarray) -> np.ndarray:
+    """Colours a probability of shape `(height, width)` from black (0) to white (1); outside [0, 1] is invalid."""
+    valid = (probability >= 0) & (probability <= 1)
+    grey = np.round(np.where(valid, probability, 0) * 255).astype(np.uint8)
+    colors = np.repeat(grey[..., None], 3, axis=-1)
+    colors[~valid] = INVALID_COLOR
+    return colors
+
+
+def draw_panel(
+    rows: Sequence[Sequence[np.ndarray | None]],
+    row_titles: Sequence[str],
+    column_titles: Sequence[str],
+    cell_width: int = 224,
+) -> Image.Image:
+    """Draws a labelled grid of pictures.
+
+    Args:
+        rows (`Sequence[Sequence[np.ndarray | None]]`): uint8 pictures `(height, width, 3)`; `None` leaves a cell empty.
+        row_titles (`Sequence[str]`): One per row.
+        column_titles (`Sequence[str]`): One per column.
+        cell_width (`int`, *optional*, defaults to 224): Width of a cell in pixels; heights keep the aspect ratio.
+
+    Returns:
+        `PIL.Image.Image`: the panel.
+    """
+    font = ImageFont.load_default(size=16)
+    margin, gap, header = 128, 6, 28
+    heights = [max(round(cell_width * cell.shape[0] / cell.shape[1]) for cell in row if cell is not None) for row in rows]
+    width = margin + len(column_titles) * (cell_width + gap)
+    panel = Image.new("RGB", (width, header + sum(heights) + gap * len(rows)), "white")
+    draw = ImageDraw.Draw(panel)
+    for column, title in enumerate(column_titles):
+        draw.text((margin + column * (cell_width + gap) + cell_width / 2, 5), title, "black", font, anchor="ma")
+    top = header
+    for row, title, height in zip(rows, row_titles, heights, strict=True):
+        draw.text((8, top + height / 2), title, "black", font, anchor="lm")
+        for column, cell in enumerate(row):
+            if cell is not None:
+                size = (cell_width, round(cell_width * cell.shape[0] / cell.shape[1]))
+                picture = Image.fromarray(cell).resize(size, Image.Resampling.LANCZOS)
+                panel.paste(picture, (margin + column * (cell_width + gap), top))
+        top += height + gap
+    return panel

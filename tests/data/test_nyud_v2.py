@@ -1,0 +1,267 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from datasets import DatasetDict, Image
+from datasets.exceptions import DatasetGenerationError
+from PIL import Image as PILImage
+
+from transformers_sem.data.nyud_v2 import CLASS_NAMES, NYUDv2
+from transformers_sem.data.rows import FEATURES
+from transformers_sem.tasks import TASKS, to_label
+
+
+HEIGHT, WIDTH = 10, 14
+IDS = {"train": ["0003", "0001", "0010"], "val": ["0002", "0007"]}
+COLUMNS = ["image", "semseg", "depth", "normal", "boundary"]
+REAL_FRAMES = Path(os.environ.get("SEM_NYUD_V2_DIR", Path(__file__).resolve().parents[3] / "shared"))
+EXPAND_TOOL = REAL_FRAMES / "tools" / "expand_nyud_v2.py"
+
+
+def write_frame(root: Path, name: str) -> None:
+    rng = np.random.default_rng(int(name))
+    colours = rng.integers(0, 256, (2, HEIGHT, WIDTH, 3), dtype=np.uint8)
+    segmentation = rng.integers(0, 41, (HEIGHT, WIDTH), dtype=np.uint8)
+    segmentation[0, :2] = 0, 40
+    depth = rng.uniform(0.5, 9.9, (HEIGHT, WIDTH)).astype(np.float32)
+    depth[0, 0] = 0
+    colours[1, 0, 0] = 128
+    edge = rng.integers(0, 2, (HEIGHT, WIDTH), dtype=np.uint8) * 255
+    pictures = {"images": colours[0], "normals": colours[1], "segmentation": segmentation, "edge": edge}
+    for folder, values in pictures.items():
+        PILImage.fromarray(values).save(root / folder / f"{name}.png")
+    np.save(root / "depth" / f"{name}.npy", depth)
+
+
+@pytest.fixture
+def root(tmp_path):
+    """A tiny NYUDv2 folder."""
+    root = tmp_path / "data" / "NYUDv2"
+    for folder in ("images", "segmentation", "depth", "normals", "edge", "gt_sets"):
+        (root / folder).mkdir(parents=True)
+    for split, ids in IDS.items():
+        (root / "gt_sets" / f"{split}.txt").write_text("\n".join(ids) + "\n")
+        for name in ids:
+            write_frame(root, name)
+    return root
+
+
+@pytest.fixture
+def prepare(root, tmp_path):
+    """Builds and reads the data set."""
+
+    def prepare(data_dir: Path = root.parent, **options) -> DatasetDict:
+        builder = NYUDv2(data_dir=str(data_dir), cache_dir=str(tmp_path / "cache"))
+        builder.download_and_prepare(**options)
+        return builder.as_dataset()
+
+    return prepare
+
+
+def read_array(path: Path) -> np.ndarray:
+    return np.load(path) if path.suffix == ".npy" else np.asarray(PILImage.open(path))
+
+
+def assert_row_equals_files(row: dict, root: Path) -> None:
+    name = row["id"]
+    segmentation = read_array(root / f"segmentation/{name}.png").astype(int)
+    depth = read_array(root / f"depth/{name}.npy")
+    edge = read_array(root / f"edge/{name}.png")
+    vectors = read_array(root / f"normals/{name}.png").transpose(2, 0, 1) / 127.5 - 1
+    length = np.linalg.norm(vectors, axis=0)
+    unit = np.where(length > 0.5, vectors / np.maximum(length, 0.5), np.nan)
+    expected = {
+        "semseg": np.where(segmentation == 0, 255, segmentation - 1),
+        "depth": np.where(depth == 0, np.nan, depth)[None],
+        "normal": unit,
+        "boundary": edge / 255,
+    }
+    np.testing.assert_array_equal(np.asarray(row["image"]), read_array(root / f"images/{name}.png"))
+    for task, values in expected.items():
+        label = to_label(task, row[task])
+        assert label.dtype == TASKS[task].label_format.dtype
+        np.testing.assert_allclose(label.numpy(), values, atol=1e-6, err_msg=f"{task} of {name}")
+
+
+def test_rows_hold_what_the_files_hold(prepare, root):
+    dataset = prepare()
+    assert {split: rows["id"][:] for split, rows in dataset.items()} == {
+        "train": IDS["train"],
+        "validation": IDS["val"],
+    }
+    for rows in dataset.values():
+        for row in rows:
+            assert_row_equals_files(row, root)
+
+
+def test_features_follow_the_row_schema(prepare):
+    features = prepare()["train"].features
+    assert list(features) == ["id", *COLUMNS]
+    assert all(features[column] == FEATURES[column] for column in COLUMNS)
+
+
+def test_stored_pictures(prepare, root):
+    rows = prepare()["train"]
+    modes = {column: rows[0][column].mode for column in COLUMNS}
+    assert modes == {"image": "RGB", "semseg": "L", "depth": "F", "normal": "RGB", "boundary": "L"}
+    raw = rows.cast_column("normal", Image(decode=False))[0]["normal"]
+    assert raw["bytes"] == (root / "normals" / "0003.png").read_bytes()
+
+
+def test_cache_does_not_need_the_files(prepare, root):
+    dataset = prepare()
+    for path in root.rglob("*.*"):
+        path.unlink()
+    assert all(row[column] is not None for row in dataset["train"] for column in COLUMNS)
+
+
+def test_one_bit_edges(prepare, root):
+    path = root / "edge" / "0003.png"
+    expected = read_array(path)
+    PILImage.fromarray(expected > 0).save(path)
+    np.testing.assert_array_equal(np.asarray(prepare()["train"][0]["boundary"]), expected)
+
+
+def test_processes_write_the_same_rows(prepare, tmp_path):
+    one = prepare()["train"]
+    two = prepare(num_proc=2, download_mode="force_redownload")["train"]
+    assert one["id"][:] == two["id"][:]
+    assert one.cast_column("depth", Image(decode=False))[:] == two.cast_column("depth", Image(decode=False))[:]
+
+
+def test_streaming(root, tmp_path):
+    rows = NYUDv2(data_dir=str(root), cache_dir=str(tmp_path / "cache")).as_streaming_dataset("train")
+    names = []
+    for row in rows:
+        assert_row_equals_files(row, root)
+        names.append(row["id"])
+    assert names == IDS["train"]
+
+
+def test_cache_is_named_by_folder_and_lists(root, tmp_path, monkeypatch):
+    def cache_dir(data_dir) -> str:
+        return NYUDv2(data_dir=str(data_dir), cache_dir=str(tmp_path / "cache")).cache_dir
+
+    first = cache_dir(root)
+    assert cache_dir(root.parent) == first
+    monkeypatch.chdir(root.parent)
+    assert cache_dir(".") == first
+    monkeypatch.chdir(tmp_path)
+    copied = tmp_path / "copy"
+    copied.symlink_to(root)
+    assert cache_dir(copied) == first
+    copied.unlink()
+    root.rename(copied)
+    assert cache_dir(copied) != first
+    copied.rename(root)
+    (root / "gt_sets" / "val.txt").write_text("0002\n")
+    assert cache_dir(root) != first
+
+
+def test_edited_list_is_read_anew(prepare, root):
+    prepare()
+    (root / "gt_sets" / "val.txt").write_text("0007\n")
+    assert prepare()["validation"]["id"][:] == ["0007"]
+
+
+def test_class_names():
+    names = CLASS_NAMES["semseg"]
+    assert len(set(names)) == TASKS["semseg"].num_labels == 40
+    assert [names[0], names[20], names[39]] == ["wall", "clothes", "otherprop"]
+
+
+def test_data_dir_is_needed():
+    with pytest.raises(ValueError, match="data_dir is None; pass the folder that contains NYUDv2/"):
+        NYUDv2()
+
+
+def test_missing_folder(prepare, tmp_path):
+    with pytest.raises(FileNotFoundError, match="nowhere is none; pass the one that contains NYUDv2/"):
+        prepare(tmp_path / "nowhere")
+
+
+def test_missing_sub_folders(prepare, tmp_path):
+    (tmp_path / "images").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"lacks \['depth', 'edge', 'gt_sets', 'normals', 'segmentation'\]"):
+        prepare(tmp_path)
+
+
+def test_missing_list(prepare, root):
+    (root / "gt_sets" / "val.txt").unlink()
+    with pytest.raises(FileNotFoundError, match="validation split needs the list .*val.txt; write"):
+        prepare()
+
+
+def test_empty_list(prepare, root):
+    (root / "gt_sets" / "train.txt").write_text("\n")
+    with pytest.raises(ValueError, match="train split needs at least one id, and .*train.txt is empty"):
+        prepare()
+
+
+def test_missing_files_are_counted(prepare, root):
+    for path in [*(root / "depth").iterdir(), root / "edge" / "0002.png"]:
+        path.unlink()
+    with pytest.raises(FileNotFoundError, match="6 are missing, first .*0003.npy.*0002.npy.* Restore") as error:
+        prepare()
+    assert str(error.value).count(str(root)) == 5
+
+
+BROKEN_FRAMES = {
+    "no image": ("images/0001.png", b"<html>", "cannot identify image"),
+    "cut image": ("images/0001.png", None, "truncated"),
+    "cut depth": ("depth/0001.npy", None, "(reading array|cannot reshape)"),
+    "grey image": ("images/0001.png", np.zeros((HEIGHT, WIDTH), np.uint8), "must be RGB; got mode L"),
+    "class 41": ("segmentation/0001.png", np.full((HEIGHT, WIDTH), 41, np.uint8), "1..40; got 41"),
+    "16 bit classes": ("segmentation/0001.png", np.ones((HEIGHT, WIDTH), np.uint16), "uint8 .*; got uint16"),
+    "colour classes": ("segmentation/0001.png", np.ones((HEIGHT, WIDTH, 3), np.uint8), r"got uint8 \(10, 14, 3\)"),
+    "small classes": ("segmentation/0001.png", np.ones((HEIGHT, 7), np.uint8), r"\(7, 10\), the image \(14, 10\)"),
+    "millimetres": ("depth/0001.npy", np.ones((HEIGHT, WIDTH), np.uint16), "floating point metres .* got uint16"),
+    "negative depth": ("depth/0001.npy", np.full((HEIGHT, WIDTH), -1.0), "metres >= 0, .* got -1.0"),
+    "small depth": ("depth/0001.npy", np.ones((HEIGHT, 7)), r"\(7, 10\), the image \(14, 10\)"),
+    "pickled depth": ("depth/0001.npy", np.array([None]), "allow_pickle=False"),
+    "empty depth": ("depth/0001.npy", b"", "must be a .npy file"),
+    "other depth": ("depth/0001.npy", b"1.5 2.5", "must be a .npy file"),
+    "normals as grey": ("normals/0001.png", np.zeros((HEIGHT, WIDTH), np.uint8), "must be RGB; got mode L"),
+    "edges 0 and 1": ("edge/0001.png", np.eye(HEIGHT, WIDTH, dtype=np.uint8), "multiply them by 255"),
+}
+
+
+@pytest.mark.parametrize(("name", "content", "message"), BROKEN_FRAMES.values(), ids=BROKEN_FRAMES)
+def test_broken_file_is_named(prepare, root, name, content, message):
+    path = root / name
+    if content is None:
+        path.write_bytes(path.read_bytes()[:-40])
+    elif isinstance(content, bytes):
+        path.write_bytes(content)
+    elif path.suffix == ".npy":
+        np.save(path, content)
+    else:
+        PILImage.fromarray(content).save(path)
+    with pytest.raises(DatasetGenerationError) as error:
+        prepare()
+    with pytest.raises(ValueError, match=f"{path}.*{message}.*Restore the file, or take 0001 off the list"):
+        raise error.value.__cause__
+
+
+def test_broken_file_is_named_by_processes(prepare, root):
+    (root / "depth" / "0001.npy").write_bytes(b"")
+    with pytest.raises(DatasetGenerationError) as error:
+        prepare(num_proc=2)
+    assert "0001.npy" in str(error.value.__cause__)
+
+
+@pytest.mark.skipif(not EXPAND_TOOL.is_file(), reason=f"no {EXPAND_TOOL}; set SEM_NYUD_V2_DIR to the real frames")
+def test_real_frames(prepare, tmp_path):
+    command = [sys.executable, str(EXPAND_TOOL), "--output", str(tmp_path), "--train", "3", "--val", "2"]
+    subprocess.run([*command, "--workers", "1"], check=True, capture_output=True)
+    dataset = prepare(tmp_path)
+    assert {split: len(rows) for split, rows in dataset.items()} == {"train": 3, "validation": 2}
+    for row in (row for rows in dataset.values() for row in rows):
+        assert row["image"].size == (560, 425)
+        assert_row_equals_files(row, tmp_path / "NYUDv2")
+        normal = to_label("normal", row["normal"])
+        assert torch.nanmean(normal[2]) < 0  # normals face the camera, z points forward

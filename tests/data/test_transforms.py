@@ -1,0 +1,422 @@
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision import tv_tensors
+
+from transformers_sem import losses
+from transformers_sem.data.rows import encode_row
+from transformers_sem.data.scenes import render_scene
+from transformers_sem.data.transforms import (
+    RandomCrop,
+    RandomHorizontalFlip,
+    RandomPhotometricDistortion,
+    RandomZoom,
+    TrainingAugmentation,
+    TransformedDataset,
+    row_to_tensors,
+)
+from transformers_sem.image_processing_sem import SEMImageProcessor
+from transformers_sem.tasks import TASKS, LabelFormat, TaskSpec, to_label
+
+
+HEIGHT, WIDTH = 96, 128
+NYUD_TASKS = ["semseg", "depth", "normal", "boundary"]
+
+
+def slope_row() -> dict[str, Image.Image]:
+    """Every map of the row tells, in its own way, at which column (red, depth, normal) or row (green) a pixel stands."""
+    x, y = np.meshgrid((np.arange(WIDTH) + 0.5) / WIDTH, (np.arange(HEIGHT) + 0.5) / HEIGHT)
+    normal = np.stack([2 * x - 1, np.zeros_like(x), -np.ones_like(x)])
+    arrays = {
+        "image": np.round(np.stack([x, y, np.full_like(x, 0.5)], axis=-1) * 255).astype(np.uint8),
+        "semseg": (4 * x).astype(np.uint8) + 4 * (4 * y).astype(np.uint8),
+        "depth": 1 + x,
+        "normal": normal / np.linalg.norm(normal, axis=0),
+        "boundary": (y > 0.5).astype(np.float32),
+    }
+    return encode_row(arrays)
+
+
+@pytest.fixture
+def slope():
+    return row_to_tensors(slope_row(), NYUD_TASKS)
+
+
+@pytest.fixture
+def albedo(monkeypatch):
+    """A task that the package does not know: colours in [0, 1] that are interpolated, darker when enlarged."""
+    spec = TaskSpec(
+        name="albedo",
+        num_labels=3,
+        label_format=LabelFormat(
+            dtype=torch.float32,
+            num_channels=3,
+            invalid_value=float("nan"),
+            resampling="bilinear",
+            value_range=(0.0, 1.0),
+            is_valid_value=lambda labels: ~(labels.abs() > 1),
+            rule="[0, 1]",
+        ),
+        loss=losses.l1,
+        post_process=torch.sigmoid,
+        colorize=lambda values: values,
+        zoom_values=lambda values, zoom: values / zoom,
+        flip_values=lambda values: 1 - values,
+    )
+    monkeypatch.setitem(TASKS, "albedo", spec)
+    return spec
+
+
+def same(first: tuple, second: tuple) -> bool:
+    """Whether two samples have equal images and labels, NaN equal to NaN."""
+    pairs = [(first[0], second[0]), *((first[1][task], second[1][task]) for task in first[1])]
+    return all(a.shape == b.shape and torch.equal(a.nan_to_num(-7), b.nan_to_num(-7)) for a, b in pairs)
+
+
+def assert_valid_sample(image: Tensor, labels: dict[str, Tensor]) -> None:
+    """Types, sizes, and values that `to_label` would take again."""
+    assert isinstance(image, tv_tensors.Image)
+    assert image.dtype == torch.uint8
+    for task, label in labels.items():
+        assert isinstance(label, tv_tensors.Mask), task
+        assert label.shape[-2:] == image.shape[-2:], task
+        torch.testing.assert_close(to_label(task, label), label.as_subclass(Tensor), equal_nan=True)
+
+
+# Rows
+
+
+def test_row_to_tensors(slope):
+    image, labels = slope
+    shapes = {task: tuple(label.shape[:-2]) for task, label in labels.items()}
+    assert shapes == {"semseg": (), "depth": (1,), "normal": (3,), "boundary": ()}
+    assert_valid_sample(image, labels)
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "CMYK", "1"])
+def test_images_become_rgb(mode):
+    image, _ = row_to_tensors({"image": Image.new(mode, (5, 4))}, [])
+    assert (image.shape, image.dtype) == ((3, 4, 5), torch.uint8)
+
+
+@pytest.mark.parametrize("column", ["image", "depth"])
+@pytest.mark.parametrize("remove", [lambda row, key: row.pop(key), lambda row, key: row.update({key: None})])
+def test_missing_column_is_named(column, remove):
+    row = slope_row()
+    remove(row, column)
+    present = sorted(set(row) - {column})
+    with pytest.raises(ValueError) as error:
+        row_to_tensors(row, ["semseg", "depth"])
+    assert f"lacks ['{column}'] and has {present}" in str(error.value)
+
+
+def test_map_of_another_size_is_named():
+    row = {**slope_row(), "depth": Image.new("F", (7, 5), 1.0)}
+    with pytest.raises(ValueError, match=r"the depth map is \(5, 7\), the image \(96, 128\)"):
+        row_to_tensors(row, NYUD_TASKS)
+
+
+# Zoom
+
+
+@pytest.mark.parametrize("zoom", [0.5, 0.75, 1.0, 1.5, 2.0])
+def test_zoom_divides_depth_and_keeps_ids(slope, zoom):
+    image, labels = slope
+    zoomed_image, zoomed = RandomZoom(zoom, zoom)(image, labels)
+    assert_valid_sample(zoomed_image, zoomed)
+    assert zoomed_image.shape == (3, HEIGHT * zoom, WIDTH * zoom)
+    assert set(zoomed["depth"].unique().tolist()) <= set((labels["depth"].unique() / zoom).tolist())
+    assert zoomed["semseg"].unique().tolist() == labels["semseg"].unique().tolist()
+    assert zoomed["boundary"].unique().tolist() == [0, 1]
+
+
+def test_zoom_range(slope):
+    sizes = []
+    for seed in range(40):
+        torch.manual_seed(seed)
+        sizes.append(RandomZoom()(slope[0], {})[0].shape[-1])
+    assert 0.5 * WIDTH <= min(sizes) < 0.7 * WIDTH
+    assert 1.8 * WIDTH < max(sizes) <= 2 * WIDTH
+
+
+def test_zoom_of_depth_is_the_one_that_took_place():
+    row = {"image": Image.new("RGB", (7, 7)), "depth": Image.new("F", (7, 7), 1.0)}
+    image, labels = RandomZoom(0.65, 0.65)(*row_to_tensors(row, ["depth"]))
+    assert image.shape[-2:] == (5, 5)
+    torch.testing.assert_close(labels["depth"].as_subclass(Tensor), torch.full((1, 5, 5), 7 / 5))
+
+
+@pytest.mark.parametrize("zoom", [0.5, 0.8, 1.3, 2.0])
+def test_zoomed_normals_are_unit_vectors_or_invalid(zoom):
+    generator = torch.Generator().manual_seed(0)
+    normals = torch.nn.functional.normalize(torch.randn(3, 40, 60, generator=generator), dim=0)
+    normals[:, :20, 30:] = torch.nan
+    _, labels = RandomZoom(zoom, zoom)(tv_tensors.Image(torch.zeros(3, 40, 60)), {"normal": tv_tensors.Mask(normals)})
+    lengths = labels["normal"].norm(dim=0)
+    valid = lengths.isfinite()
+    torch.testing.assert_close(lengths[valid], torch.ones(int(valid.sum())))
+    assert valid.float().mean() > 0.3
+    assert lengths[: int(20 * zoom), int(np.ceil(30 * zoom)) :].isnan().all()
+
+
+@pytest.mark.parametrize("zoom", [0.5, 2.0])
+def test_holes_do_not_grow(zoom):
+    """Invalid pixels neither spread to their neighbours nor mix with them."""
+    normals = torch.zeros(3, 30, 30)
+    normals[2] = -1
+    normals[:, 10:20, 10:20] = torch.nan
+    resized = resize_label("normal", normals, [int(30 * zoom)] * 2)
+    assert resized.isnan().float().mean() == pytest.approx(1 / 9, abs=0.01)
+    assert resized[2].nanmean() == -1
+
+
+# Crop
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [((20, 30), (20, 30)), ((200, 30), (96, 30)), ((20, 200), (20, 128)), ((500, 500), (96, 128))],
+)
+def test_crop_size(slope, size, expected):
+    image, labels = RandomCrop(size)(*slope)
+    assert image.shape[-2:] == expected
+    assert_valid_sample(image, labels)
+
+
+@pytest.mark.parametrize(
+    ("ids", "varied"),
+    [
+        ([0, 0, 0, 1], True),
+        ([0, 0, 0, 0, 1], False),
+        ([3, 3, 3], False),
+        ([3, 255, 255, 255, 255, 7], True),
+        ([255, 255], False),
+    ],
+)
+def test_what_is_varied(ids, varied):
+    assert RandomCrop((1, 1)).is_varied(torch.tensor([ids]), "semseg") == varied
+
+
+def wide_sample(task: str) -> tuple[tv_tensors.Image, dict[str, tv_tensors.Mask]]:
+    """Class 0 on 90 % of the picture, and a strip of class 1 at its right."""
+    ids = torch.zeros(20, 200, dtype=torch.int64)
+    ids[:, 180:] = 1
+    return tv_tensors.Image(torch.arange(200, dtype=torch.uint8).expand(3, 20, 200)), {task: tv_tensors.Mask(ids)}
+
+
+def crop_starts(crop: RandomCrop, task: str) -> list[int]:
+    """First columns of the crops of a hundred seeds."""
+    starts = []
+    for seed in range(100):
+        torch.manual_seed(seed)
+        starts.append(int(crop(*wide_sample(task))[0][0, 0, 0]))
+    return starts
+
+
+def test_crop_is_retried_until_varied():
+    crop = RandomCrop((20, 40), num_tries=10)
+    once = crop_starts(RandomCrop((20, 40), num_tries=1), "semseg")
+    often = crop_starts(crop, "semseg")
+    # Of 161 columns the crop may start at, the 11 from 150 on show at least a quarter of class 1.
+    assert sum(start >= 150 for start in once) < 20
+    assert 30 < sum(start >= 150 for start in often) < 75  # 1 - (150 / 161) ** 10 = 51 %
+    assert all(later == first for first, later in zip(once, often, strict=True) if first >= 150)
+
+
+def test_crop_without_class_ids_is_not_retried():
+    once = crop_starts(RandomCrop((20, 40), num_tries=1), "saliency")
+    assert crop_starts(RandomCrop((20, 40), num_tries=10), "saliency") == once
+
+
+def test_share_of_one_accepts_any_crop():
+    once = crop_starts(RandomCrop((20, 40), num_tries=1), "semseg")
+    assert crop_starts(RandomCrop((20, 40), max_class_share=1.0), "semseg") == once
+
+
+# Flip
+
+
+def test_flip_twice_is_identity(slope):
+    flip = RandomHorizontalFlip(1.0)
+    flipped = flip(*slope)
+    assert not same(flipped, slope)
+    assert_valid_sample(*flipped)
+    assert same(flip(*flipped), slope)
+
+
+def test_flip_negates_x_of_normals(slope):
+    _, labels = slope
+    _, flipped = RandomHorizontalFlip(1.0)(*slope)
+    mirrored = labels["normal"].flip(-1)
+    torch.testing.assert_close(flipped["normal"][0], -mirrored[0])
+    torch.testing.assert_close(flipped["normal"][1:], mirrored[1:])
+
+
+@pytest.mark.parametrize(("p", "share"), [(0.0, 0.0), (0.5, 0.5), (1.0, 1.0)])
+def test_flip_probability(slope, p, share):
+    torch.manual_seed(0)
+    image = slope[0][:, :2]
+    flips = [not torch.equal(RandomHorizontalFlip(p)(image, {})[0], image) for _ in range(200)]
+    assert np.mean(flips) == pytest.approx(share, abs=0.1)
+
+
+# Colours
+
+
+def test_distortion_ranges():
+    ranges = {
+        "brightness_factor": (1 - 32 / 255, 1 + 32 / 255),
+        "contrast_factor": (0.5, 1.5),
+        "saturation_factor": (0.5, 1.5),
+        "hue_factor": (-0.1, 0.1),
+    }
+    torch.manual_seed(0)
+    distort = RandomPhotometricDistortion()
+    drawn = [distort.make_params([tv_tensors.Image(torch.zeros(3, 4, 4))]) for _ in range(300)]
+    assert all(params["channel_permutation"] is None for params in drawn)
+    for name, (low, high) in ranges.items():
+        values = [params[name] for params in drawn if params[name] is not None]
+        assert len(values) / len(drawn) == pytest.approx(0.5, abs=0.1)
+        assert low <= min(values) < low + 0.1 * (high - low)
+        assert high - 0.1 * (high - low) < max(values) <= high
+
+
+def test_distortion_leaves_labels_alone(slope):
+    samples = []
+    for probability in (0.0, 1.0):
+        torch.manual_seed(0)
+        samples.append(TrainingAugmentation((64, 80), distortion_probability=probability)(*slope))
+    (image, labels), (distorted, kept) = samples
+    assert not torch.equal(distorted, image)
+    assert same((image, kept), (image, labels))
+
+
+# All of it
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_image_and_maps_stay_aligned(slope, seed):
+    torch.manual_seed(seed)
+    image, labels = TrainingAugmentation((64, 80), distortion_probability=0.0)(*slope)
+    assert_valid_sample(image, labels)
+    x, y = image[0] / 255, image[1] / 255
+
+    zoom = ((1 + x) / labels["depth"][0]).median()
+    assert 0.5 <= zoom <= 2
+    torch.testing.assert_close(labels["depth"][0] * zoom, 1 + x, atol=0.02, rtol=0)
+
+    is_flipped = x[0, -1] < x[0, 0]
+    direction = -labels["normal"][0] / labels["normal"][2] * (-1 if is_flipped else 1)
+    torch.testing.assert_close((direction + 1) / 2, x, atol=0.02, rtol=0)
+
+    inside = (((4 * x) % 1 - 0.5).abs() < 0.4) & (((4 * y) % 1 - 0.5).abs() < 0.4)
+    assert inside.any()
+    assert torch.equal(labels["semseg"][inside], ((4 * x).long() + 4 * (4 * y).long())[inside])
+    away = (y - 0.5).abs() > 0.02
+    assert torch.equal(labels["boundary"][away], (y > 0.5).float()[away])
+
+
+def test_a_seed_fixes_the_augmentation(slope):
+    augment = TrainingAugmentation((64, 80))
+
+    def augment_with(seed: int, augment: TrainingAugmentation = augment) -> tuple:
+        torch.manual_seed(seed)
+        return augment(*slope)
+
+    assert same(augment_with(3), augment_with(3))
+    assert same(augment_with(3), augment_with(3, pickle.loads(pickle.dumps(augment))))
+    assert not same(augment_with(3), augment_with(4))
+
+
+def test_inputs_are_left_as_they_were(slope):
+    before = pickle.loads(pickle.dumps(slope))
+    torch.manual_seed(1)
+    TrainingAugmentation((64, 80), flip_probability=1.0)(*slope)
+    assert same(slope, before)
+
+
+@pytest.mark.parametrize("tasks", [[], ["normal"], ["saliency", "parsing"], [*TASKS]], ids=" ".join)
+def test_any_tasks_of_a_scene(tasks):
+    sample = row_to_tensors(encode_row(render_scene(1, 48, 64)), tasks)
+    torch.manual_seed(0)
+    image, labels = TrainingAugmentation((32, 40))(*sample)
+    assert list(labels) == tasks
+    assert_valid_sample(image, labels)
+
+
+def test_task_of_the_user(albedo):
+    colours = Image.new("RGB", (12, 8), (51, 102, 204))
+    row = {"image": colours, "albedo": colours, "semseg": Image.new("L", (12, 8), 3)}
+    augment = TrainingAugmentation((64, 64), zoom=(2.0, 2.0), flip_probability=1.0)
+    image, labels = augment(*row_to_tensors(row, ["albedo", "semseg"]))
+    assert image.shape == (3, 16, 24)
+    expected = 1 - torch.tensor([0.2, 0.4, 0.8]) / 2
+    torch.testing.assert_close(labels["albedo"].as_subclass(Tensor), expected[:, None, None].expand(3, 16, 24))
+
+
+# Data set
+
+
+class PlainProcessor:
+    """Calls for and returns what `SEMImageProcessor` does, without padding or normalising."""
+
+    def __call__(self, images, maps, return_tensors):
+        assert return_tensors == "pt"
+        assert all(type(value) is Tensor for value in (*images, *(label for (label,) in maps.values())))
+        return {
+            "pixel_values": torch.stack(images) / 255,
+            "labels": {task: torch.stack(labels) for task, labels in maps.items()},
+        }
+
+
+@pytest.mark.parametrize("augmentation", [None, TrainingAugmentation((32, 32))], ids=["plain", "augmented"])
+def test_transformed_dataset(augmentation):
+    dataset = TransformedDataset([slope_row()] * 2, NYUD_TASKS, PlainProcessor(), augmentation)
+    size = (HEIGHT, WIDTH) if augmentation is None else (32, 32)
+    batch = next(iter(torch.utils.data.DataLoader(dataset, batch_size=2)))
+    assert len(dataset) == 2
+    assert batch["pixel_values"].shape == (2, 3, *size)
+    shapes = {task: tuple(label.shape) for task, label in batch["labels"].items()}
+    assert shapes == {
+        "semseg": (2, *size),
+        "depth": (2, 1, *size),
+        "normal": (2, 3, *size),
+        "boundary": (2, *size),
+    }
+
+
+def test_transformed_dataset_without_augmentation_keeps_values(slope):
+    item = TransformedDataset([slope_row()], NYUD_TASKS, PlainProcessor())[0]
+    assert torch.equal(item["pixel_values"], slope[0] / 255)
+    assert all(torch.equal(item["labels"][task], label) for task, label in slope[1].items())
+
+
+def test_transformed_dataset_with_the_image_processor(slope):
+    """Smaller than the wanted size, a sample is padded with what is invalid, and its labels are not changed."""
+    processor = SEMImageProcessor(do_resize=False, do_pad=True, pad_size={"height": HEIGHT + 4, "width": WIDTH + 2})
+    item = TransformedDataset([slope_row()], NYUD_TASKS, processor)[0]
+    assert item["pixel_values"].shape == (3, HEIGHT + 4, WIDTH + 2)
+    assert item["pixel_values"].dtype == torch.float32
+    for task, label in item["labels"].items():
+        torch.testing.assert_close(label[..., 2:-2, 1:-1], slope[1][task].as_subclass(Tensor), equal_nan=True)
+        border = torch.cat([label[..., :2, :].flatten(), label[..., :1].flatten()])
+        assert ((border == TASKS[task].label_format.invalid_value) | border.isnan()).all()
+
+
+def test_workers_draw_their_own_augmentations(slope):
+    """And a seed fixes what each of them draws."""
+    processor = SEMImageProcessor(do_resize=False, do_pad=True, pad_size={"height": 64, "width": 80})
+    dataset = TransformedDataset([slope_row()] * 4, ["depth"], processor, TrainingAugmentation((64, 80)))
+
+    def load(seed: int) -> Tensor:
+        torch.manual_seed(seed)
+        loader = torch.utils.data.DataLoader(dataset, num_workers=2)
+        return torch.cat([batch["pixel_values"] for batch in loader])
+
+    first = load(0)
+    assert len(first.flatten(1).unique(dim=0)) == 4
+    assert torch.equal(first, load(0))
