@@ -6,7 +6,6 @@ The same command again resumes a run that was interrupted. Everything goes to `o
 (for `from_pretrained`), `evaluation.json`, `predictions.png`, `training.yaml`, `logs/` for TensorBoard, `checkpoints/`.
 """
 
-import argparse
 from pathlib import Path
 
 import torch
@@ -31,9 +30,7 @@ def build_model(config: TrainingConfig, benchmark: Benchmark) -> SEMForMultiTask
     tasks = config.tasks or list(benchmark.task_num_labels)
     model_config = SEMConfig(
         task_num_labels={task: benchmark.num_labels(task) for task in tasks},
-        task_id2label={
-            task: dict(enumerate(names)) for task, names in benchmark.class_names.items() if task in tasks
-        },
+        task_id2label={task: dict(enumerate(names)) for task, names in benchmark.class_names.items() if task in tasks},
         **config.model,
     )
     model = SEMForMultiTaskDensePrediction(model_config)

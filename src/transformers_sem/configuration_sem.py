@@ -149,7 +149,9 @@ class SEMConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs):
         self.backbone_config = _build_backbone_config(self.backbone_config)
         if self.task_num_labels is None:
-            self.task_num_labels = {name: get_task(name).num_labels for name in ("semseg", "depth", "normal", "boundary")}
+            self.task_num_labels = {
+                name: get_task(name).num_labels for name in ("semseg", "depth", "normal", "boundary")
+            }
         self._restore_task_order(kwargs.pop("tasks", None))
         self._fill_in_from_task_table()
         super().__post_init__(**kwargs)
@@ -159,7 +161,9 @@ class SEMConfig(PreTrainedConfig):
         if tasks is None:
             return
         if sorted(tasks) != sorted(self.task_num_labels):
-            raise ValueError(f"`tasks` orders the tasks of `task_num_labels`, {list(self.task_num_labels)}; got {tasks}.")
+            raise ValueError(
+                f"`tasks` orders the tasks of `task_num_labels`, {list(self.task_num_labels)}; got {tasks}."
+            )
         self.task_num_labels = {task: self.task_num_labels[task] for task in tasks}
 
     def _fill_in_from_task_table(self) -> None:

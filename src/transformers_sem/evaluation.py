@@ -79,7 +79,7 @@ class ConstantPredictor:
     def __init__(self, task_num_labels: dict[str, int]):
         self.task_num_labels = task_num_labels
         self.sums = {task: torch.zeros(width, dtype=torch.float64) for task, width in task_num_labels.items()}
-        self.counts = {task: 0 for task in task_num_labels}
+        self.counts = dict.fromkeys(task_num_labels, 0)
 
     def add(self, labels: dict[str, Tensor]) -> None:
         """Learns from the labels of one image."""

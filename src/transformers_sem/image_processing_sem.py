@@ -146,7 +146,17 @@ class SEMImageProcessor(TorchvisionBackend):
         return content_sizes, [largest] * len(sizes)
 
     def _preprocess_image(
-        self, image, content_size, padded_size, resample, do_rescale, rescale_factor, do_normalize, image_mean, image_std, **_
+        self,
+        image,
+        content_size,
+        padded_size,
+        resample,
+        do_rescale,
+        rescale_factor,
+        do_normalize,
+        image_mean,
+        image_std,
+        **_,
     ) -> Tensor:
         if tuple(image.shape[-2:]) != content_size:
             image = self.resize(image, SizeDict(height=content_size[0], width=content_size[1]), resample=resample)

@@ -151,7 +151,9 @@ class SEMMLP(nn.Sequential):
 
     def __init__(self, hidden_size: int, mlp_ratio: float):
         intermediate_size = int(hidden_size * mlp_ratio)
-        super().__init__(nn.Linear(hidden_size, intermediate_size), nn.GELU(), nn.Linear(intermediate_size, hidden_size))
+        super().__init__(
+            nn.Linear(hidden_size, intermediate_size), nn.GELU(), nn.Linear(intermediate_size, hidden_size)
+        )
 
 
 class SEMConvBlock(nn.Sequential):
@@ -553,7 +555,9 @@ class SEMModel(SEMPreTrainedModel):
 
     def __init__(self, config: SEMConfig):
         super().__init__(config)
-        self.bases_momentum = config.bases_momentum  # a training loop that accumulates over n batches takes its n-th root
+        self.bases_momentum = (
+            config.bases_momentum
+        )  # a training loop that accumulates over n batches takes its n-th root
         self.use_decoder = config.use_decoder
         self.backbone = build_backbone(config.backbone_config)
         strides, channels = backbone_strides(self.backbone), list(self.backbone.channels)

@@ -1,11 +1,28 @@
 """Pictures of predictions: which task is coloured how comes from the task table."""
 
+from dataclasses import dataclass, field
+
 import numpy as np
 from PIL import Image
 from torch import Tensor
 
 from .tasks import get_task
 from .visualization import draw_panel
+
+
+@dataclass
+class Prediction:
+    """One image, what the model sees in it and, where there are any, its labels.
+
+    Args:
+        image (`np.ndarray`): uint8 `(height, width, 3)`.
+        maps (`dict[str, Tensor]`): `{task: map}` in physical units, at the size of the image.
+        labels (`dict[str, Tensor]`): `{task: label}`, of the same size; none for a photo.
+    """
+
+    image: np.ndarray
+    maps: dict[str, Tensor]
+    labels: dict[str, Tensor] = field(default_factory=dict)
 
 
 def colorize_pair(task: str, prediction: Tensor, label: Tensor | None) -> list[np.ndarray | None]:
@@ -18,26 +35,23 @@ def colorize_pair(task: str, prediction: Tensor, label: Tensor | None) -> list[n
     return [colors[:, :width], colors[:, width:] if label is not None else None]
 
 
-def prediction_panel(
-    images: list[np.ndarray], predictions: list[dict[str, Tensor]], labels: list[dict[str, Tensor]] | None = None
-) -> Image.Image:
+def prediction_panel(predictions: list[Prediction]) -> Image.Image:
     """Draws images and all their predictions, with the ground truth below where there are labels.
 
     Args:
-        images (`list[np.ndarray]`): uint8 pictures `(height, width, 3)`.
-        predictions (`list[dict[str, Tensor]]`): `{task: map}` in physical units for each image, of the image's size.
-        labels (`list[dict[str, Tensor]]`, *optional*): `{task: label}` for each image.
+        predictions (`list[Prediction]`): At least one; all of the same tasks.
 
     Returns:
         `PIL.Image.Image`: one column for the image and each task.
     """
     rows, titles = [], []
-    for index, (image, maps) in enumerate(zip(images, predictions, strict=True)):
-        truth = labels[index] if labels is not None else {}
-        pairs = [colorize_pair(task, value, truth.get(task)) for task, value in maps.items()]
-        rows.append([image, *(predicted for predicted, _ in pairs)])
+    for prediction in predictions:
+        pairs = [
+            colorize_pair(task, task_map, prediction.labels.get(task)) for task, task_map in prediction.maps.items()
+        ]
+        rows.append([prediction.image, *(predicted for predicted, _ in pairs)])
         titles.append("prediction")
-        if truth:
+        if prediction.labels:
             rows.append([None, *(expected for _, expected in pairs)])
             titles.append("ground truth")
-    return draw_panel(rows, titles, ["image", *predictions[0]])
+    return draw_panel(rows, titles, ["image", *predictions[0].maps])

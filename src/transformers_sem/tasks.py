@@ -203,9 +203,7 @@ DEPTH = TaskSpec(
     loss=losses.l1,
     loss_weight=1.0,
     post_process=predict_depth,
-    metric=Metric(
-        statistics=metrics.depth_statistics, scores=metrics.depth_scores, main="rmse", lower_is_better=True
-    ),
+    metric=Metric(statistics=metrics.depth_statistics, scores=metrics.depth_scores, main="rmse", lower_is_better=True),
     colorize=visualization.colorize_depth,
     zoom_values=divide_by_zoom,
 )

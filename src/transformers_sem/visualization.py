@@ -76,7 +76,9 @@ def draw_panel(
     """
     font = ImageFont.load_default(size=16)
     margin, gap, header = 128, 6, 28
-    heights = [max(round(cell_width * cell.shape[0] / cell.shape[1]) for cell in row if cell is not None) for row in rows]
+    heights = [
+        max(round(cell_width * cell.shape[0] / cell.shape[1]) for cell in row if cell is not None) for row in rows
+    ]
     width = margin + len(column_titles) * (cell_width + gap)
     panel = Image.new("RGB", (width, header + sum(heights) + gap * len(rows)), "white")
     draw = ImageDraw.Draw(panel)

@@ -50,7 +50,7 @@ def test_same_seed_gives_same_scene_and_others_differ(scenes):
 
 def test_any_seed_works():
     # A tiny picture: what may fail is the furnishing, in rooms of extreme size.
-    for seed in (*range(1000, 1300), 2 * 10**12):
+    for seed in (*range(1000, 1120), 2 * 10**12):
         assert np.isfinite(render_scene(seed, 6, 8)["depth"]).all()
 
 

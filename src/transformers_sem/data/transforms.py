@@ -7,7 +7,6 @@ Normalising and padding belong to the image processor.
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import datasets

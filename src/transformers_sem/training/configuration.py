@@ -89,7 +89,9 @@ class TrainingConfig:
             ValueError: If a key is unknown, or a value of another type.
         """
         if not Path(path).is_file():
-            raise FileNotFoundError(f"There is no configuration {str(path)!r}; those of the project are in scripts/configs.")
+            raise FileNotFoundError(
+                f"There is no configuration {str(path)!r}; those of the project are in scripts/configs."
+            )
         values = yaml.safe_load(Path(path).read_text()) or {}
         for override in overrides:
             key, separator, value = override.partition("=")
@@ -146,7 +148,9 @@ def claim_output_dir(config: TrainingConfig) -> None:
         os.replace(unfinished, path)
         return
     earlier = asdict(TrainingConfig.load(path))
-    changed = [f"{key} {earlier[key]!r} -> {value!r}" for key, value in asdict(config).items() if earlier[key] != value]
+    changed = [
+        f"{key} {earlier[key]!r} -> {value!r}" for key, value in asdict(config).items() if earlier[key] != value
+    ]
     if changed:
         raise ValueError(
             f"{config.output_dir!r} holds a run of other settings ({'; '.join(changed)}), which cannot be resumed with "

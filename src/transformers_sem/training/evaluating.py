@@ -1,7 +1,6 @@
 """Running a model over labelled rows: the field's protocol, every image at its native size, padding ignored."""
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import datasets
@@ -15,23 +14,9 @@ from ..data.transforms import row_to_tensors
 from ..evaluation import ConstantPredictor, MultiTaskMetric, format_report
 from ..image_processing_sem import SEMImageProcessor
 from ..modeling_sem import SEMForMultiTaskDensePrediction
+from ..panels import Prediction
 from .configuration import TrainingConfig
 from .reporting import save_report
-
-
-@dataclass
-class Prediction:
-    """One image, what the model sees in it and, where there are any, its labels.
-
-    Args:
-        image (`np.ndarray`): uint8 `(height, width, 3)`.
-        maps (`dict[str, Tensor]`): `{task: map}` in physical units, at the size of the image.
-        labels (`dict[str, Tensor]`): `{task: label}`, the same size.
-    """
-
-    image: np.ndarray
-    maps: dict[str, Tensor]
-    labels: dict[str, Tensor]
 
 
 @torch.no_grad()
@@ -114,7 +99,9 @@ def evaluate_and_report(
     return format_report(scores, constant_scores)
 
 
-def fit_constant(rows: datasets.Dataset, task_num_labels: dict[str, int], accelerator: Accelerator) -> ConstantPredictor:
+def fit_constant(
+    rows: datasets.Dataset, task_num_labels: dict[str, int], accelerator: Accelerator
+) -> ConstantPredictor:
     """The best constant predictor of the training rows, the same on every rank."""
     constant = ConstantPredictor(task_num_labels)
     for row in _progress(rows, len(rows), "constant predictor", accelerator):
@@ -124,7 +111,9 @@ def fit_constant(rows: datasets.Dataset, task_num_labels: dict[str, int], accele
 
 
 def _add_image(metric: MultiTaskMetric, maps: dict[str, Tensor], labels: dict[str, Tensor]) -> None:
-    metric.add_batch({task: [value] for task, value in maps.items()}, {task: [label] for task, label in labels.items()})
+    metric.add_batch(
+        {task: [value] for task, value in maps.items()}, {task: [label] for task, label in labels.items()}
+    )
 
 
 def _sum_over_ranks(accelerator: Accelerator) -> Callable[[Tensor], Tensor]:

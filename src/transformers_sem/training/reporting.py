@@ -14,7 +14,7 @@ import torch
 from transformers import PreTrainedModel
 from transformers.image_processing_base import ImageProcessingMixin
 
-from ..panels import prediction_panel
+from ..panels import Prediction, prediction_panel
 
 
 def save_trained(model: PreTrainedModel, image_processor: ImageProcessingMixin, folder: Path) -> None:
@@ -44,12 +44,7 @@ def save_report(path: Path, scores: dict[str, float], constant_scores: dict[str,
 
 def save_panel(path: Path, predictions: Iterable[Prediction], num_images: int = 4) -> None:
     """Draws the first images with their predictions and their ground truth."""
-    shown = list(islice(predictions, num_images))
-    panel = prediction_panel(
-        [prediction.image for prediction in shown],
-        [prediction.maps for prediction in shown],
-        [prediction.labels for prediction in shown],
-    )
+    panel = prediction_panel(list(islice(predictions, num_images)))
     unfinished = path.with_name(f"unfinished_{path.name}")
     panel.save(unfinished)
     os.replace(unfinished, path)
@@ -60,4 +55,8 @@ def environment() -> dict[str, str]:
     packages = ("transformers-sem", "torch", "transformers", "timm", "datasets", "accelerate")
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     hardware = gpu or f"CPU ({platform.machine()}, {torch.get_num_threads()} threads)"
-    return {**{package: version(package) for package in packages}, "python": platform.python_version(), "hardware": hardware}
+    return {
+        **{package: version(package) for package in packages},
+        "python": platform.python_version(),
+        "hardware": hardware,
+    }
