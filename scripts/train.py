@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DataLoaderConfiguration, ProjectConfiguration, set_seed
+from accelerate.utils import ProjectConfiguration, set_seed
 from torch.optim.lr_scheduler import PolynomialLR
 from tqdm.auto import tqdm
 
@@ -18,7 +18,7 @@ from transformers_sem import SEMConfig, SEMForMultiTaskDensePrediction, SEMImage
 from transformers_sem.data import Benchmark, get_benchmark
 from transformers_sem.data.transforms import TrainingAugmentation, TransformedDataset
 from transformers_sem.training.checkpoints import resume, save_checkpoint
-from transformers_sem.training.configuration import TrainingConfig, claim_output_dir, read_command_line
+from transformers_sem.training.configuration import TrainingConfig, claim_output_dir, plain_errors, read_command_line
 from transformers_sem.training.evaluating import evaluate_and_report, predict_rows
 from transformers_sem.training.loading import build_train_loader
 from transformers_sem.training.progress import LossLog
@@ -86,39 +86,41 @@ def train(config: TrainingConfig, accelerator: Accelerator, model, dataset: Tran
 
 
 def main() -> None:
-    config = read_command_line(__doc__)
-    output_dir = Path(config.output_dir)
-    accelerator = Accelerator(
-        gradient_accumulation_steps=config.gradient_accumulation_steps,
-        mixed_precision=config.mixed_precision,
-        log_with="tensorboard",
-        project_config=ProjectConfiguration(str(output_dir), logging_dir=str(output_dir)),
-        dataloader_config=DataLoaderConfiguration(non_blocking=True),
-    )
-    benchmark = get_benchmark(config.dataset)
-    with accelerator.main_process_first():
-        claim_output_dir(config)
-        rows = benchmark.load(config.data_dir, **config.dataset_kwargs)
+    """Set up, train, save, evaluate, draw."""
+    with plain_errors():
+        config = read_command_line(__doc__)
+        benchmark = get_benchmark(config.dataset)
+        output_dir = Path(config.output_dir)
+        accelerator = Accelerator(
+            gradient_accumulation_steps=config.gradient_accumulation_steps,
+            mixed_precision=config.mixed_precision,
+            log_with="tensorboard",
+            project_config=ProjectConfiguration(str(output_dir), logging_dir=str(output_dir)),
+        )
+        config.images_per_forward(accelerator.num_processes)
+        with accelerator.main_process_first():
+            claim_output_dir(config)
+            rows = benchmark.load(config.data_dir, **config.dataset_kwargs)
+        set_seed(config.seed)
+        model = build_model(config, benchmark)
     accelerator.init_trackers("logs")
-    set_seed(config.seed)
-    model = build_model(config, benchmark)
     size = {"height": config.input_size[0], "width": config.input_size[1]}
     image_processor = SEMImageProcessor(size=size, pad_size=size, do_resize=False, do_pad=True)
     augmentation = TrainingAugmentation(tuple(config.input_size), zoom=tuple(config.zoom))
     dataset = TransformedDataset(rows["train"], model.config.tasks, image_processor, augmentation)
-    num_parameters = sum(parameter.numel() for parameter in model.parameters())
     accelerator.print(
-        f"{num_parameters / 1e6:.1f} M parameters, {len(rows['train'])} training and {len(rows['validation'])} "
+        f"{model.num_parameters() / 1e6:.1f} M parameters, {len(rows['train'])} training and {len(rows['validation'])} "
         f"validation images, tasks {', '.join(model.config.tasks)}; everything goes to {output_dir}/"
     )
     model = train(config, accelerator, model, dataset)
     if accelerator.is_main_process:
         save_trained(model, image_processor, output_dir)
-    accelerator.print(evaluate_and_report(config, accelerator, model, image_processor, rows))
+    report_path = output_dir / "evaluation.json"
+    accelerator.print(evaluate_and_report(config, accelerator, model, image_processor, rows, report_path))
     if accelerator.is_main_process:
         panel_path = output_dir / "predictions.png"
         save_panel(panel_path, predict_rows(model, image_processor, rows["validation"], batch_size=4))
-        print(f"Model, evaluation.json and {panel_path} are written.")
+        print(f"Written: {output_dir}/ (for from_pretrained), {report_path}, {panel_path}.")
     accelerator.end_training()
 
 

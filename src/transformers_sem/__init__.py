@@ -1,33 +1,37 @@
 """Synergy Embedding Models (SEM): one forward pass of one image, every dense prediction."""
 
-from transformers import AutoBackbone, AutoConfig, AutoImageProcessor, AutoModel, AutoModelForSemanticSegmentation
+import importlib
 
-from .backbone_timm import SEMTimmBackbone
-from .configuration_sem import SEMConfig, SEMTimmBackboneConfig
-from .evaluation import MultiTaskMetric
-from .image_processing_sem import SEMImageProcessor
-from .modeling_sem import SEMForMultiTaskDensePrediction, SEMModel
-from .tasks import TASKS, LabelFormat, Metric, TaskSpec, register_task
+from . import auto_registration
 
 
-AutoConfig.register(SEMConfig.model_type, SEMConfig, exist_ok=True)
-AutoBackbone.register(SEMTimmBackboneConfig, SEMTimmBackbone, exist_ok=True)
-AutoModel.register(SEMConfig, SEMModel, exist_ok=True)
-AutoModelForSemanticSegmentation.register(SEMConfig, SEMForMultiTaskDensePrediction, exist_ok=True)
-AutoImageProcessor.register(SEMConfig, image_processor_classes={"torchvision": SEMImageProcessor}, exist_ok=True)
+_EXPORTS = {
+    "SEMConfig": "configuration_sem",
+    "SEMTimmBackboneConfig": "configuration_sem",
+    "SEMTimmBackbone": "backbone_timm",
+    "SEMModel": "modeling_sem",
+    "SEMForMultiTaskDensePrediction": "modeling_sem",
+    "SEMImageProcessor": "image_processing_sem",
+    "TASKS": "tasks",
+    "LabelFormat": "tasks",
+    "Metric": "tasks",
+    "TaskSpec": "tasks",
+    "register_task": "tasks",
+    "MultiTaskMetric": "evaluation",
+}
+
+__all__ = list(_EXPORTS)
 
 
-__all__ = [
-    "TASKS",
-    "LabelFormat",
-    "Metric",
-    "MultiTaskMetric",
-    "SEMConfig",
-    "SEMForMultiTaskDensePrediction",
-    "SEMImageProcessor",
-    "SEMModel",
-    "SEMTimmBackbone",
-    "SEMTimmBackboneConfig",
-    "TaskSpec",
-    "register_task",
-]
+def __getattr__(name: str):
+    """Imports what is asked for (PEP 562): model classes cost seconds, a task table does not."""
+    if name not in _EXPORTS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f".{_EXPORTS[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_EXPORTS])
+
+
+auto_registration.register()

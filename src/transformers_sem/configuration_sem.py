@@ -234,6 +234,7 @@ def _build_backbone_config(backbone_config: dict | PreTrainedConfig | None) -> P
     return AutoConfig.for_model(**backbone_config)
 
 
+AutoConfig.register(SEMConfig.model_type, SEMConfig, exist_ok=True)
 AutoConfig.register(SEMTimmBackboneConfig.model_type, SEMTimmBackboneConfig, exist_ok=True)
 
 

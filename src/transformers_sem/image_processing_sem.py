@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torchvision.transforms.v2 import functional as tvF
+from transformers import AutoImageProcessor
 from transformers.image_processing_backends import TorchvisionBackend
 from transformers.image_processing_base import BatchFeature
 from transformers.image_processing_outputs import SemanticSegmentationPostProcessorOutput
@@ -16,6 +17,7 @@ from transformers.image_utils import (
 )
 from transformers.processing_utils import ImagesKwargs, Unpack
 
+from .configuration_sem import SEMConfig
 from .tasks import get_task, predict_depth, predict_ids, resize_label, to_label
 
 
@@ -317,6 +319,9 @@ def restore_map(
     if tuple(logits.shape[-2:]) == size:
         return logits
     return F.interpolate(logits[None], size=size, mode="bilinear", align_corners=False)[0]
+
+
+AutoImageProcessor.register(SEMConfig, image_processor_classes={"torchvision": SEMImageProcessor}, exist_ok=True)
 
 
 __all__ = ["SEMImageProcessor"]

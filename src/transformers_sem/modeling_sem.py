@@ -15,7 +15,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from timm.layers import LayerNorm2d
 from torch import Tensor, nn
-from transformers import AutoBackbone, PreTrainedModel
+from transformers import AutoBackbone, AutoModel, AutoModelForSemanticSegmentation, PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -779,6 +779,10 @@ class SEMForMultiTaskDensePrediction(SEMPreTrainedModel):
                 f"Labels of {task} are ids 0 to {num_labels - 1}, or {INVALID_ID} where invalid; got {stray[0].item()}. Map "
                 f"the ids of your data, or give `task_num_labels[{task!r}]` the width they need."
             )
+
+
+AutoModel.register(SEMConfig, SEMModel, exist_ok=True)
+AutoModelForSemanticSegmentation.register(SEMConfig, SEMForMultiTaskDensePrediction, exist_ok=True)
 
 
 __all__ = ["SEMForMultiTaskDensePrediction", "SEMModel", "SEMPreTrainedModel"]

@@ -2,12 +2,16 @@
 
 import argparse
 import os
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, get_args
 
 import yaml
+from datasets.exceptions import DatasetGenerationError
+from huggingface_hub.errors import StrictDataclassError
 
 
 SETTINGS_NAME = "training.yaml"
@@ -132,6 +136,17 @@ def read_command_line(description: str) -> TrainingConfig:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings, for example max_steps=100")
     arguments = parser.parse_args()
     return TrainingConfig.load(arguments.config, arguments.overrides)
+
+
+@contextmanager
+def plain_errors() -> Iterator[None]:
+    """Around the set-up of a script: what a person can mend is one line that says how, not a traceback."""
+    try:
+        yield
+    except (ValueError, OSError, StrictDataclassError) as error:
+        sys.exit(f"error: {error}")
+    except DatasetGenerationError as error:
+        sys.exit(f"error: {error.__cause__ or error}")
 
 
 def claim_output_dir(config: TrainingConfig) -> None:

@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import datasets
-import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor
@@ -21,13 +20,18 @@ from .reporting import save_report
 
 @torch.no_grad()
 def predict(
-    model: SEMForMultiTaskDensePrediction, image_processor: SEMImageProcessor, images: list[np.ndarray | Tensor]
+    model: SEMForMultiTaskDensePrediction, image_processor: SEMImageProcessor, images: list[Tensor]
 ) -> list[dict[str, Tensor]]:
-    """Predictions in physical units for images uint8 `(3, height, width)` or `(height, width, 3)` of any sizes."""
-    sizes = [tuple(image.shape[-2:]) if image.shape[0] == 3 else tuple(image.shape[:2]) for image in images]
+    """Predictions in physical units, at the size of each image.
+
+    Args:
+        model (`SEMForMultiTaskDensePrediction`): In evaluation mode.
+        image_processor (`SEMImageProcessor`): Of the model.
+        images (`list[Tensor]`): uint8 `(3, height, width)`, of any sizes that the processor brings to one.
+    """
     inputs = image_processor(images, return_tensors="pt").to(model.device)
-    outputs = model(**inputs)
-    maps = image_processor.post_process_dense_prediction(outputs, target_sizes=sizes)
+    sizes = [tuple(image.shape[-2:]) for image in images]
+    maps = image_processor.post_process_dense_prediction(model(**inputs), target_sizes=sizes)
     return [{task: value.cpu() for task, value in image_maps.items()} for image_maps in maps]
 
 
@@ -78,8 +82,9 @@ def evaluate_and_report(
     model: SEMForMultiTaskDensePrediction,
     image_processor: SEMImageProcessor,
     rows: datasets.DatasetDict,
+    path: Path,
 ) -> str:
-    """Evaluates on the validation rows, writes `evaluation.json`, and returns the table for the terminal."""
+    """Evaluates on the validation rows, writes the scores to `path`, and returns the table for the terminal."""
     model = model.to(accelerator.device)
     validation = rows["validation"]
     if config.num_evaluation_images is not None:
@@ -93,7 +98,6 @@ def evaluate_and_report(
         constant=fit_constant(rows["train"], model.config.task_num_labels, accelerator),
     )
     if accelerator.is_main_process:
-        path = Path(config.output_dir) / "evaluation.json"
         facts = {"dataset": config.dataset, "num_images": len(validation), "seed": config.seed}
         save_report(path, scores, constant_scores, **facts)
     return format_report(scores, constant_scores)

@@ -1,0 +1,29 @@
+"""Random logits and labels of any task in the table."""
+
+import torch
+from torch import Tensor
+
+from transformers_sem import TASKS
+
+
+def random_logits(task: str, num_images: int, size: tuple[int, int], num_labels: int | None = None) -> Tensor:
+    return torch.randn(num_images, num_labels or TASKS[task].num_labels, *size)
+
+
+def random_labels(task: str, num_images: int, size: tuple[int, int], invalid_share: float = 0.2) -> Tensor:
+    """Labels `(num_images, height, width)` or `(num_images, channels, height, width)` with some invalid pixels."""
+    label_format = TASKS[task].label_format
+    if label_format.dtype == torch.int64:
+        labels = torch.randint(TASKS[task].num_labels, (num_images, *size))
+    else:
+        channels = (label_format.num_channels,) if label_format.num_channels else ()
+        labels = torch.rand(num_images, *channels, *size)
+    if label_format.num_channels == 3:
+        labels = torch.nn.functional.normalize(labels - 0.5, dim=1)
+    invalid = torch.rand(num_images, *size) < invalid_share
+    invalid = invalid.unsqueeze(1) if label_format.num_channels else invalid
+    return labels.masked_fill(invalid, label_format.invalid_value)
+
+
+def invalid_labels(task: str, num_images: int, size: tuple[int, int]) -> Tensor:
+    return random_labels(task, num_images, size, invalid_share=1.1)

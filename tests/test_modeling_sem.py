@@ -1,0 +1,1046 @@
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+import torch.nn.functional as F
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForSemanticSegmentation,
+    ConvNextConfig,
+    Dinov2Config,
+    SwinConfig,
+)
+
+from tests.tiny import tiny_config
+from transformers_sem import TASKS, SEMConfig, SEMForMultiTaskDensePrediction, SEMModel
+from transformers_sem.modeling_sem import (
+    SEMFeatureReassembly,
+    SEMHierarchyAdaptiveAttention,
+    SEMInterTaskModule,
+    SEMIntraTaskModule,
+    SEMOffsetNetwork,
+    SEMStageWeighting,
+    aggregate_stages,
+    consensus,
+    deform_points,
+    expectation_maximization,
+    expectation_step,
+    maximization_step,
+    mean_over_images,
+    moving_average,
+    reference_grid,
+    sample_points,
+)
+
+
+NYUD_TASKS = {"semseg": 40, "depth": 1, "normal": 3, "boundary": 1}
+ALL_TASKS = {"semseg": 5, "depth": 1, "normal": 3, "boundary": 1, "parsing": 4, "saliency": 2}
+PLAIN_VIT = {"model_name": "test_vit", "out_indices": [1, 2, 4, 6], "drop_path_rate": 0.0}
+# design.md, 1.6: the paper's tables as configurations
+ROWS = {
+    "single task": {"use_decoder": False, "task_num_labels": {"depth": 1}},
+    "multi task": {"use_decoder": False},
+    "baseline": {"use_intra_task": False, "inter_task_stages": 0},
+    "with intra": {"inter_task_stages": 0},
+    "with inter": {"use_intra_task": False},
+    "sem": {},
+}
+SWITCHES = (
+    [{"num_intra_task_stages": number} for number in (1, 2, 3, 4)]
+    + [{"inter_task_stages": number} for number in (0, 1, 2, 3, 4)]
+    + [{"num_em_iterations": number} for number in (0, 1, 2, 3)]
+)
+
+
+def build_model(seed=0, **overrides):
+    torch.manual_seed(seed)
+    return SEMForMultiTaskDensePrediction(tiny_config(**overrides)).eval()
+
+
+@pytest.fixture(scope="module")
+def model():
+    """One model that the tests only read from, in evaluation mode."""
+    return build_model()
+
+
+def random_images(batch_size=2, height=64, width=96, seed=1):
+    return torch.randn(batch_size, 3, height, width, generator=torch.Generator().manual_seed(seed))
+
+
+def random_labels(task_num_labels, batch_size=2, height=64, width=96, seed=2):
+    """Labels in the task's format with some invalid pixels in each."""
+    rng = torch.Generator().manual_seed(seed)
+    labels = {}
+    for task, num_labels in task_num_labels.items():
+        label_format = TASKS[task].label_format
+        if label_format.dtype == torch.int64:
+            label = torch.randint(num_labels, (batch_size, height, width), generator=rng)
+        else:
+            channels = [label_format.num_channels] if label_format.num_channels else []
+            label = torch.rand(batch_size, *channels, height, width, generator=rng)
+            label = label.round() if task == "boundary" else label
+        label[..., :3, :5] = label_format.invalid_value
+        labels[task] = label
+    return labels
+
+
+def inter_task_modules(model):
+    return [module for module in model.modules() if isinstance(module, SEMInterTaskModule)]
+
+
+def bases_of(model):
+    return [module.initial_bases.clone() for module in inter_task_modules(model)]
+
+
+def record_outputs(modules):
+    """Forward hooks that append each module's output to the list returned."""
+    outputs = []
+    for module in modules:
+        module.register_forward_hook(lambda _, __, output: outputs.append(output))
+    return outputs
+
+
+def assert_same(actual, expected, **tolerance):
+    torch.testing.assert_close(actual, expected, **(tolerance or {"rtol": 0, "atol": 0}))
+
+
+def training_step(model, images, labels):
+    """Loss, gradients and the bases after one forward and backward pass in training mode."""
+    model.train()
+    loss = model(images, labels=labels).loss
+    loss.backward()
+    return loss.detach(), {name: value.grad for name, value in model.named_parameters()}, bases_of(model)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# EM against the golden values and against numpy
+
+
+def softmax(scores):
+    exponentials = np.exp(scores - scores.max(axis=-1, keepdims=True))
+    return exponentials / exponentials.sum(axis=-1, keepdims=True)
+
+
+def numpy_em(states, bases, num_iterations, temperature):
+    """States (N, C) and bases (K, C) -> responsibilities (N, K) and bases (K, C); plain loops over iterations."""
+    for _ in range(num_iterations):
+        responsibilities = softmax(states @ bases.T / temperature)
+        bases = (responsibilities / responsibilities.sum(axis=0)).T @ states
+        bases = bases / np.linalg.norm(bases, axis=1, keepdims=True)
+    return softmax(states @ bases.T / temperature), bases
+
+
+@pytest.mark.parametrize("num_iterations", [1, 3, 5])
+def test_em_steps_reproduce_emanet(golden, num_iterations):
+    arrays = {name: torch.from_numpy(values) for name, values in golden("em_attention").items()}
+    case = f"emanet_l2_R{num_iterations}"
+    states = arrays["x_bcn"].transpose(1, 2)
+    bases = arrays[f"{case}/mu0"].transpose(1, 2)
+    for _ in range(num_iterations):
+        responsibilities = expectation_step(states, bases)
+        bases = maximization_step(states, responsibilities)
+    assert_same(responsibilities, arrays[f"{case}/z_bnk"], rtol=0, atol=1e-5)
+    assert_same(bases.transpose(1, 2), arrays[f"{case}/mu_bck"], rtol=0, atol=1e-5)
+    assert_same((responsibilities @ bases).transpose(1, 2), arrays[f"{case}/recon_bcn"], rtol=0, atol=1e-5)
+    looped = expectation_maximization(states, arrays[f"{case}/mu0"][0].T, num_iterations)
+    assert_same(looped, bases, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("start", ["raw", "l2"])
+@pytest.mark.parametrize("temperature", ["1.0000", "0.5000", "5.6569"])
+@pytest.mark.parametrize("num_iterations", [1, 3, 5])
+def test_recomputed_responsibilities_reproduce_plain_em(golden, start, temperature, num_iterations):
+    arrays = golden("em_attention")
+    case = f"gmm/{start}/tau{temperature}_R{num_iterations}"
+    tau = math.sqrt(32) if temperature == "5.6569" else float(temperature)
+    states = torch.from_numpy(arrays["x_bcn"]).double().transpose(1, 2)
+    means = torch.from_numpy(arrays[f"{case}/mu_bkc"])
+    responsibilities = expectation_step(states, means, tau)
+    np.testing.assert_allclose(responsibilities, arrays[f"{case}/A_next_bnk"], rtol=0, atol=1e-6)
+    reconstructed = (responsibilities @ means).numpy()
+    np.testing.assert_allclose(reconstructed, arrays[f"{case}/recon_next_bnc"], rtol=1e-6, atol=1e-6)
+
+
+def build_inter_task_module(num_bases=5, hidden_size=8, **overrides):
+    torch.manual_seed(0)
+    module = SEMInterTaskModule(tiny_config(num_bases=num_bases, **overrides), hidden_size)
+    module.initial_bases.copy_(F.normalize(torch.randn(num_bases, hidden_size), dim=-1))
+    return module
+
+
+@pytest.mark.parametrize("num_iterations", [0, 1, 3])
+@pytest.mark.parametrize("temperature", [1.0, 0.3])
+def test_interaction_of_one_task_is_em(num_iterations, temperature):
+    module = build_inter_task_module(num_em_iterations=num_iterations, em_temperature=temperature)
+    states = torch.randn(2, 1, 30, 8)
+    reconstructed, bases = module.interact(states)
+    for image in range(2):
+        start = module.initial_bases.double().numpy()
+        expected = numpy_em(states[image, 0].double().numpy(), start, num_iterations, temperature)
+        np.testing.assert_allclose(bases[image], expected[1], atol=1e-5)
+        np.testing.assert_allclose(reconstructed[image, 0], expected[0] @ expected[1], atol=1e-5)
+
+
+def test_tasks_meet_in_the_mean_of_their_bases():
+    module = build_inter_task_module(num_em_iterations=2)
+    states = torch.randn(1, 3, 30, 8)
+    reconstructed, bases = module.interact(states)
+    start = module.initial_bases.double().numpy()
+    tasks = [numpy_em(states[0, task].double().numpy(), start, 2, 1.0) for task in range(3)]
+    mean = np.mean([task_bases for _, task_bases in tasks], axis=0)
+    np.testing.assert_allclose(bases[0], mean, atol=1e-5)
+    for task, (responsibilities, _) in enumerate(tasks):
+        np.testing.assert_allclose(reconstructed[0, task], responsibilities @ mean, atol=1e-5)
+
+
+def test_tasks_exchange_information_within_an_image_only():
+    module = build_inter_task_module()
+    states = torch.randn(2, 2, 30, 8)
+    changed = states.clone()
+    changed[0, 1] += torch.randn(30, 8)
+    before, after = module.interact(states)[0], module.interact(changed)[0]
+    assert not torch.allclose(before[0, 0], after[0, 0], atol=1e-4)
+    assert_same(after[1], before[1])
+
+
+def test_features_learn_through_the_last_responsibilities_only():
+    module = build_inter_task_module(num_em_iterations=3)
+    states = torch.randn(1, 2, 12, 8, requires_grad=True)
+    module.interact(states)[0].square().sum().backward()
+    detached = states.detach().requires_grad_()
+    task_bases = expectation_maximization(detached.detach(), module.initial_bases, 3)
+    reconstructed = expectation_step(detached, task_bases) @ consensus(task_bases).unsqueeze(1)
+    reconstructed.square().sum().backward()
+    assert states.grad.abs().max() > 0
+    assert_same(states.grad, detached.grad, rtol=1e-5, atol=1e-6)
+
+
+def test_responsibilities_sum_to_one():
+    responsibilities = expectation_step(torch.randn(3, 2, 50, 8) * 30, torch.randn(6, 8), 0.1)
+    assert (responsibilities >= 0).all()
+    assert_same(responsibilities.sum(dim=-1), torch.ones(3, 2, 50), rtol=0, atol=1e-5)
+
+
+def test_maximization_returns_unit_rows():
+    bases = maximization_step(torch.randn(2, 40, 8), torch.rand(2, 40, 6))
+    assert_same(bases.norm(dim=-1), torch.ones(2, 6), rtol=0, atol=1e-5)
+
+
+def test_em_finds_separable_clusters():
+    rng = torch.Generator().manual_seed(0)
+    centers = torch.linalg.qr(torch.randn(12, 12, generator=rng))[0][:4]
+    members = torch.arange(4).repeat_interleave(50)
+    states = 4 * centers[members] + 0.3 * torch.randn(200, 12, generator=rng)
+    start = F.normalize(centers + 0.25 * torch.randn(4, 12, generator=rng), dim=-1)
+    bases = expectation_maximization(states, start, num_iterations=10, temperature=0.2)
+    assert ((bases * centers).sum(dim=-1) > 0.99).all()
+    assert ((bases * centers).sum(dim=-1) > (start * centers).sum(dim=-1)).all()
+    assert torch.equal(expectation_step(states, bases, 0.2).argmax(dim=-1), members)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Deformable sampling and the mixing of stages
+
+
+@pytest.mark.parametrize("size", [(2, 2), (3, 5), (7, 7), (6, 8), (14, 20)])
+def test_reference_grid_is_the_first_deformable_attention_grid(golden, size):
+    expected = golden("deform_sampling")[f"ref_v2022/{size[0]}x{size[1]}"]
+    grid = reference_grid(*size, device=torch.device("cpu"))
+    np.testing.assert_allclose(grid.view(*size, 2), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("case", ["inside", "outside", "corners"])
+def test_sampled_values(golden, case):
+    arrays = golden("deform_sampling")
+    feature_map, points = (torch.from_numpy(arrays[key]) for key in ("gs/feature_bchw", f"gs/{case}/points_yx"))
+    sampled = sample_points(feature_map, points)
+    np.testing.assert_allclose(sampled, arrays[f"gs/{case}/sampled_bnc"], atol=1e-5)
+
+
+@pytest.mark.parametrize("case", ["inside", "outside"])
+def test_gradients_of_sampling(golden, case):
+    arrays = golden("deform_sampling")
+    feature_map, points = (
+        torch.from_numpy(arrays[key]).requires_grad_() for key in ("gs/feature_bchw", f"gs/{case}/points_yx")
+    )
+    weights = torch.from_numpy(arrays["gs/loss_channel_weights"])
+    (sample_points(feature_map, points) * weights).sum().backward()
+    np.testing.assert_allclose(points.grad, arrays[f"gs/{case}/grad_points_yx"], rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(feature_map.grad, arrays[f"gs/{case}/grad_feature"], rtol=1e-4, atol=1e-5)
+
+
+def test_sampling_at_pixel_centres_returns_the_pixels():
+    feature_map = torch.randn(1, 4, 3, 5)
+    rows, columns = torch.linspace(-1, 1, 3), torch.linspace(-1, 1, 5)
+    points = torch.cartesian_prod(rows, columns).unsqueeze(0)
+    assert_same(sample_points(feature_map, points)[0].T.view(4, 3, 5), feature_map[0], rtol=0, atol=1e-5)
+
+
+def test_sampling_keeps_coordinates_exact_in_half_precision():
+    ramp = torch.linspace(0, 1, 129).expand(1, 1, 129, 129)
+    points = torch.tensor([[[0.0, 0.3371]]])
+    assert sample_points(ramp.bfloat16(), points).item() == pytest.approx(0.5 + 0.3371 / 2, abs=0.004)
+
+
+def test_deformed_points_are_moved_and_clamped():
+    reference_points = torch.tensor([[-0.5, 0.5], [0.75, -0.75]])
+    offsets = torch.tensor([[[0.25, -0.25], [0.5, -0.5]]])
+    assert torch.equal(deform_points(reference_points, offsets), torch.tensor([[[-0.25, 0.25], [1.0, -1.0]]]))
+
+
+def test_stage_weights_sum_to_one_over_the_stages():
+    torch.manual_seed(0)
+    weighting = SEMStageWeighting(16, num_stages=4)
+    weights = weighting(torch.randn(2, 16, 5, 7), torch.rand(2, 30, 2) * 2 - 1)
+    assert weights.shape == (2, 30, 4)
+    assert weights.std() > 0
+    assert_same(weights.sum(dim=-1), torch.ones(2, 30), rtol=0, atol=1e-6)
+
+
+def test_aggregation_is_a_weighted_sum():
+    sampled_states, stage_weights = torch.randn(2, 3, 5, 4), torch.rand(2, 5, 3)
+    expected = np.zeros((2, 5, 4))
+    for image, stage, point in itertools.product(range(2), range(3), range(5)):
+        expected[image, point] += (
+            stage_weights[image, point, stage].item() * sampled_states[image, stage, point].numpy()
+        )
+    np.testing.assert_allclose(aggregate_stages(sampled_states, stage_weights), expected, atol=1e-6)
+
+
+def test_training_starts_on_the_uniform_grid(model):
+    networks = [module for module in model.modules() if isinstance(module, SEMOffsetNetwork)]
+    assert len(networks) == 4 * len(NYUD_TASKS)
+    for network in networks:
+        points = network(torch.randn(1, 16, 8, 16))
+        stride = network.pool.stride[0]
+        expected = reference_grid(8 // stride, 16 // stride, device=points.device)
+        assert torch.equal(points[0], expected)
+
+
+def test_offsets_move_points_by_at_most_one(model):
+    torch.manual_seed(0)
+    network = SEMOffsetNetwork(16, stride=2)
+    torch.nn.init.normal_(network.offset.weight, std=100.0)
+    torch.nn.init.zeros_(network.offset.bias)
+    points = network(torch.randn(1, 16, 8, 8))[0]
+    assert not torch.equal(points, reference_grid(4, 4, device=points.device))
+    assert points.abs().max() <= 1
+
+
+def test_every_stage_contributes_equally_many_points():
+    model = build_model()
+    points = record_outputs([module for module in model.modules() if isinstance(module, SEMOffsetNetwork)])
+    model(random_images(height=64, width=96))
+    assert {tuple(value.shape) for value in points} == {(2, 2 * 3, 2)}
+
+
+def test_stages_are_mixed_at_all_points_of_all_stages():
+    model = build_model()
+    attention = next(module for module in model.modules() if isinstance(module, SEMHierarchyAdaptiveAttention))
+    weights = record_outputs([attention.stage_weighting])
+    model(random_images())
+    assert weights[0].shape == (2, 4 * 6, 4)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# The bases as state
+
+
+def test_bases_start_as_different_unit_rows(model):
+    for bases in bases_of(model):
+        assert bases.shape[0] == 4
+        assert bases.dtype == torch.float32
+        assert_same(bases.norm(dim=-1), torch.ones(4), rtol=0, atol=1e-6)
+        assert torch.unique(bases, dim=0).shape == bases.shape
+
+
+@pytest.mark.parametrize(
+    "cast",
+    [
+        lambda model: model.to(torch.bfloat16),
+        lambda model: model.half(),
+        lambda model: model.to("cpu", torch.float16),
+        lambda model: model.bfloat16().float(),
+        lambda model: model.double(),
+    ],
+    ids=["to bfloat16", "half", "to float16", "there and back", "double"],
+)
+def test_casting_the_model_keeps_the_bases_exact(cast):
+    model = build_model()
+    expected = bases_of(model)
+    for actual, bases in zip(bases_of(cast(model)), expected, strict=True):
+        assert actual.dtype == torch.float32
+        assert torch.equal(actual, bases)
+
+
+def test_loading_in_half_precision_keeps_the_bases_exact(model, tmp_path):
+    model.save_pretrained(tmp_path)
+    loaded = SEMForMultiTaskDensePrediction.from_pretrained(tmp_path, dtype=torch.bfloat16)
+    assert next(loaded.parameters()).dtype == torch.bfloat16
+    for actual, expected in zip(bases_of(loaded), bases_of(model), strict=True):
+        assert actual.dtype == torch.float32
+        assert torch.equal(actual, expected)
+
+
+def test_casting_and_copying_do_not_tie_two_models():
+    model = build_model()
+    bases = bases_of(model)
+    copy = build_model(seed=1)
+    copy.load_state_dict(model.state_dict())
+    copy.train()(random_images())
+    assert_same(bases_of(model), bases)
+
+
+@pytest.mark.parametrize("gradient", [True, False])
+def test_bases_move_in_training(gradient):
+    model = build_model().train()
+    before = bases_of(model)
+    with torch.set_grad_enabled(gradient):
+        model(random_images())
+    for actual, bases in zip(bases_of(model), before, strict=True):
+        assert not torch.allclose(actual, bases, atol=1e-4)
+        assert_same(actual.norm(dim=-1), torch.ones(4), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("gradient", [True, False])
+def test_bases_stay_in_evaluation(gradient):
+    model = build_model()
+    before = bases_of(model)
+    with torch.set_grad_enabled(gradient):
+        model(random_images(), labels=random_labels(NYUD_TASKS))
+    assert_same(bases_of(model), before)
+
+
+def test_bases_are_no_parameters_and_carry_no_gradient():
+    model = build_model().train()
+    model(random_images(), labels=random_labels(NYUD_TASKS)).loss.backward()
+    assert not [name for name, _ in model.named_parameters() if "bases" in name]
+    assert not any(module.initial_bases.requires_grad for module in inter_task_modules(model))
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.5, 0.9])
+def test_bases_follow_the_moving_average(momentum):
+    model = build_model(bases_momentum=momentum).train()
+    before, outputs = bases_of(model), record_outputs(inter_task_modules(model))
+    model(random_images(batch_size=3))
+    for actual, bases, (_, consensus_bases) in zip(bases_of(model), before, outputs, strict=True):
+        average = momentum * bases.double().numpy() + (1 - momentum) * consensus_bases.double().numpy().mean(axis=0)
+        average /= np.linalg.norm(average, axis=1, keepdims=True)
+        np.testing.assert_allclose(actual, average, atol=1e-5)
+
+
+def test_momentum_one_keeps_the_bases():
+    model = build_model(bases_momentum=1.0).train()
+    before = bases_of(model)
+    model(random_images())
+    assert_same(bases_of(model), before, rtol=0, atol=1e-6)
+
+
+def test_momentum_can_be_set_for_gradient_accumulation():
+    model = build_model().train()
+    before = bases_of(model)
+    assert model.sem.bases_momentum == 0.9
+    model.sem.bases_momentum = 1.0
+    model(random_images())
+    assert_same(bases_of(model), before, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 3e38])
+def test_an_image_that_is_not_finite_leaves_the_bases_finite(value):
+    model = build_model().train()
+    images = random_images()
+    images[0, 0, 3, 5] = value
+    model(images)
+    assert all(bases.isfinite().all() for bases in bases_of(model))
+
+
+def test_moving_average_rejects_what_is_not_finite():
+    bases = F.normalize(torch.randn(4, 8), dim=-1)
+    broken = torch.randn(4, 8)
+    broken[1, 2] = torch.nan
+    assert torch.equal(moving_average(bases, broken, 0.9), bases)
+
+
+def test_gradient_checkpointing_changes_nothing():
+    images, labels = random_images(), random_labels(NYUD_TASKS)
+    expected = training_step(build_model(), images, labels)
+    model = build_model()
+    model.gradient_checkpointing_enable()
+    loss, gradients, bases = training_step(model, images, labels)
+    assert_same(loss, expected[0])
+    assert_same(bases, expected[2])
+    assert_same(gradients, expected[1], rtol=1e-5, atol=1e-6)
+
+
+def test_gradient_checkpointing_saves_activations():
+    """Checkpointed layers run once more in the backward pass, the encoder's and ours."""
+    model = build_model().train()
+    model.gradient_checkpointing_enable()
+    layers = [module for module in model.modules() if isinstance(module, SEMIntraTaskModule)]
+    layers += [model.sem.decoder.stages[0].blocks["depth"], model.sem.backbone.encoder.model.stages[0].blocks[0]]
+    outputs = record_outputs([next(layer.children()) for layer in layers])
+    loss = model(random_images(), labels=random_labels(NYUD_TASKS)).loss
+    num_calls = len(outputs)
+    loss.backward()
+    assert len(outputs) == 2 * num_calls
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Several ranks
+
+
+def join_group(rank, num_ranks, folder):
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/group", rank=rank, world_size=num_ranks)
+
+
+def average_share(rank, folder):
+    """Rank 0 holds three of eight images, rank 1 the others."""
+    join_group(rank, 2, folder)
+    values = torch.arange(16.0).view(8, 2)
+    torch.save(mean_over_images(values[:3] if rank == 0 else values[3:]), f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_mean_is_over_the_images_of_all_ranks(tmp_path):
+    # fork, which is quick, will do: the ranks add up a handful of numbers in one thread
+    mp.start_processes(average_share, args=(tmp_path,), nprocs=2, start_method="fork")
+    expected = torch.arange(16.0).view(8, 2).mean(dim=0)
+    for rank in range(2):
+        assert_same(torch.load(tmp_path / f"{rank}.pt"), expected, rtol=0, atol=1e-6)
+
+
+def train_share(rank, num_ranks, folder):
+    """Two steps on this rank's share of eight images; saves the bases and the weights."""
+    join_group(rank, num_ranks, folder)
+    model = DistributedDataParallel(build_model().train())
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    share = slice(rank * 8 // num_ranks, (rank + 1) * 8 // num_ranks)
+    for step in range(2):
+        labels = {"depth": random_labels({"depth": 1}, 8, seed=step)["depth"][share]}
+        # normal and the like have no part in the loss: their heads get zero, not nothing
+        outputs = model(random_images(8, seed=step)[share])
+        loss = sum(logits.square().mean() for logits in outputs.logits.values())
+        loss = loss + sum(logits.square().mean() for logits in outputs.auxiliary_logits.values())
+        (loss + labels["depth"].nan_to_num().mean()).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    torch.save((bases_of(model), list(model.parameters())), f"{folder}/{num_ranks}_{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_one_rank_and_two_ranks_learn_the_same(tmp_path):
+    for num_ranks in (1, 2):
+        folder = tmp_path / str(num_ranks)
+        folder.mkdir()
+        mp.spawn(train_share, args=(num_ranks, folder), nprocs=num_ranks)
+    alone = torch.load(tmp_path / "1" / "1_0.pt")
+    for rank in range(2):
+        together = torch.load(tmp_path / "2" / f"2_{rank}.pt")
+        assert_same(together[0], alone[0], rtol=0, atol=1e-5)
+        assert_same(together[1], alone[1], rtol=0, atol=1e-4)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Loss and gradients
+
+
+def test_loss_is_the_weighted_sum_with_intermediate_supervision():
+    model = build_model(auxiliary_loss_weight=0.25, task_loss_weights={"depth": 3.0})
+    labels = random_labels(NYUD_TASKS)
+    outputs = model(random_images(), labels=labels)
+    weights, expected = {"semseg": 1, "depth": 3, "normal": 10, "boundary": 50}, 0.0
+    for task, label in labels.items():
+        final, auxiliary = (
+            TASKS[task].loss(F.interpolate(logits[task], size=(64, 96), mode="bilinear"), label).item()
+            for logits in (outputs.logits, outputs.auxiliary_logits)
+        )
+        assert outputs.losses[task].item() == pytest.approx(final, rel=1e-6)
+        expected += weights[task] * (final + 0.25 * auxiliary)
+    assert outputs.loss.item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_any_subset_of_labels_adds_up(model):
+    images, labels = random_images(), random_labels(NYUD_TASKS)
+    singles = {task: model(images, labels={task: labels[task]}).loss.item() for task in labels}
+    for length in (2, 3, 4):
+        for tasks in itertools.combinations(labels, length):
+            outputs = model(images, labels={task: labels[task] for task in tasks})
+            assert list(outputs.losses) == list(tasks)
+            assert outputs.loss.item() == pytest.approx(sum(singles[task] for task in tasks), rel=1e-5)
+
+
+def test_loss_does_not_depend_on_the_order_of_the_labels(model):
+    images, labels = random_images(), random_labels(NYUD_TASKS)
+    reordered = dict(reversed(labels.items()))
+    assert torch.equal(model(images, labels=labels).loss, model(images, labels=reordered).loss)
+
+
+def test_loss_does_not_depend_on_the_order_of_the_tasks(model):
+    images, labels = random_images(), random_labels(NYUD_TASKS)
+    reordered = build_model(seed=1, task_num_labels=dict(reversed(NYUD_TASKS.items())))
+    reordered.load_state_dict(model.state_dict())
+    assert list(reordered(images).logits) == ["boundary", "normal", "depth", "semseg"]
+    assert_same(reordered(images, labels=labels).loss, model(images, labels=labels).loss, rtol=1e-5, atol=1e-6)
+    for trained in (twins := [build_model(), reordered.train()]):
+        trained.train()(images)
+    assert_same(bases_of(twins[0]), bases_of(twins[1]), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("task", ALL_TASKS)
+def test_a_batch_without_valid_labels_costs_nothing(task):
+    model = build_model(task_num_labels={task: ALL_TASKS[task]})
+    labels = random_labels({task: ALL_TASKS[task]})
+    labels[task][:] = TASKS[task].label_format.invalid_value
+    loss, gradients, _ = training_step(model, random_images(), labels)
+    assert loss == 0
+    assert all(gradient.isfinite().all() for gradient in gradients.values())
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        *ROWS.values(),
+        *SWITCHES,
+        {"task_num_labels": {"semseg": 5}},
+        {"task_num_labels": ALL_TASKS},
+        {"backbone_config": PLAIN_VIT},
+        {"backbone_config": PLAIN_VIT, "use_decoder": False},
+        {"use_auxiliary_heads": False},
+    ],
+    ids=str,
+)
+def test_gradient_reaches_every_parameter(overrides):
+    model = build_model(**overrides)
+    labels = random_labels(model.config.task_num_labels)
+    _, gradients, _ = training_step(model, random_images(), labels)
+    assert [name for name, gradient in gradients.items() if gradient is None] == []
+    assert [name for name, gradient in gradients.items() if not gradient.isfinite().all()] == []
+
+
+def test_offsets_learn_from_the_first_step():
+    _, gradients, _ = training_step(build_model(), random_images(), random_labels(NYUD_TASKS))
+    offsets = [gradient for name, gradient in gradients.items() if name.endswith("offset.weight")]
+    assert len(offsets) == 16
+    assert all(gradient.abs().max() > 0 for gradient in offsets)
+
+
+def test_auxiliary_logits_are_for_training_only(model):
+    images = random_images()
+    assert model(images).auxiliary_logits is None
+    auxiliary_logits = model(images, labels=random_labels({"depth": 1})).auxiliary_logits
+    assert {task: value.shape[1] for task, value in auxiliary_logits.items()} == NYUD_TASKS
+    assert build_model(use_auxiliary_heads=False).train()(images).auxiliary_logits is None
+
+
+def test_it_overfits_one_batch():
+    model = build_model(task_num_labels=ALL_TASKS, num_bases=8).train()
+    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+    images, labels = random_images(height=32, width=32), smooth_labels(32)
+    losses = []
+    for _ in range(60):
+        outputs = model(images, labels=labels)
+        outputs.loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append({task: value.item() for task, value in outputs.losses.items()} | {"loss": outputs.loss.item()})
+    assert {name for name in losses[0] if losses[-1][name] > losses[0][name] / 2} == set()
+
+
+def smooth_labels(size):
+    """Two images whose left halves differ from their right halves, the other way round in each."""
+    right = (torch.arange(size) >= size // 2).expand(2, size, size).clone()
+    right[1] = ~right[1]
+    ids, normal = right.long(), torch.stack([right, ~right, torch.zeros_like(right)], dim=1).float()
+    depth = 1.0 + 3.0 * right.float().unsqueeze(1)
+    return {
+        "semseg": ids,
+        "depth": depth,
+        "normal": normal,
+        "boundary": right.float(),
+        "parsing": ids + 1,
+        "saliency": ids,
+    }
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Inputs and outputs
+
+
+@pytest.mark.parametrize("size", [(97, 131), (64, 64), (160, 96), (33, 4), (5, 7)])
+@pytest.mark.parametrize("backbone_config", [None, PLAIN_VIT], ids=["pyramid", "plain"])
+def test_any_size(model, size, backbone_config):
+    if backbone_config is not None:
+        model = build_model(backbone_config=backbone_config)
+        size = tuple(max(length, 16) for length in size)
+    outputs = model(random_images(1, *size), labels=random_labels(NYUD_TASKS, 1, *size))
+    expected = {task: (1, width, -(-size[0] // 4), -(-size[1] // 4)) for task, width in NYUD_TASKS.items()}
+    assert {task: tuple(logits.shape) for task, logits in outputs.logits.items()} == expected
+    assert outputs.loss.isfinite()
+
+
+@pytest.mark.parametrize("tasks", [[task] for task in ALL_TASKS] + [["normal", "saliency"], list(ALL_TASKS)], ids=str)
+def test_any_subset_of_tasks(tasks):
+    widths = {task: ALL_TASKS[task] for task in tasks}
+    model = build_model(task_num_labels=widths)
+    outputs = model(random_images(1, 32, 32), labels=random_labels(widths, 1, 32, 32))
+    assert {task: logits.shape[1] for task, logits in outputs.logits.items()} == widths
+    assert list(outputs.losses) == tasks
+    assert outputs.loss.isfinite()
+
+
+def test_a_batch_is_its_images(model):
+    images = random_images(2, 64, 96)
+    together, singles = model(images).logits, [model(image.unsqueeze(0)).logits for image in images]
+    for task, logits in together.items():
+        assert_same(logits, torch.cat([single[task] for single in singles]), rtol=0, atol=1e-5)
+
+
+def test_evaluation_repeats_itself(model):
+    assert_same(model(random_images()).logits, model(random_images()).logits)
+
+
+def test_tuple_and_dict_agree(model):
+    images, labels = random_images(), random_labels(NYUD_TASKS)
+    outputs = model(images, labels=labels, output_hidden_states=True)
+    values = model(images, labels=labels, output_hidden_states=True, return_dict=False)
+    assert isinstance(values, tuple)
+    assert len(values) == len([field for field in outputs if outputs[field] is not None])
+    assert_same(values, outputs.to_tuple())
+
+
+def test_base_model_tuple_and_dict_agree(model):
+    assert_same(model.sem(random_images(), return_dict=False), model.sem(random_images()).to_tuple())
+
+
+def test_base_model_shapes(model):
+    outputs = model.sem(random_images(2, 64, 96), output_hidden_states=True)
+    assert outputs.last_hidden_state.shape == (2, 64, 2, 3)
+    assert {tuple(states.shape) for states in outputs.task_hidden_states.values()} == {(2, 8, 16, 24)}
+    assert {tuple(states.shape) for states in outputs.intra_task_hidden_states.values()} == {(2, 16, 2, 3)}
+    assert [tuple(states.shape[-2:]) for states in outputs.hidden_states] == [(16, 24), (8, 12), (4, 6), (2, 3)]
+
+
+def test_padding_is_taken_off(model):
+    """The image in the corner of a black one: what is seen of the padding does not change its logits."""
+    image = random_images(1, 40, 50)
+    padded = F.pad(image, (0, 14, 0, 24))
+    for task, logits in model(image).logits.items():
+        assert_same(logits, model(padded).logits[task][..., :10, :13], rtol=0, atol=1e-5)
+
+
+def test_eager_and_sdpa_agree():
+    model = build_model()
+    expected = model(random_images()).logits
+    assert model.config._attn_implementation == "sdpa"
+    model.set_attn_implementation("eager")
+    assert_same(model(random_images()).logits, expected, rtol=0, atol=1e-5)
+
+
+def test_bfloat16_autocast_is_close_to_float32(model):
+    """Within 3 % of the range of each task's logits: bfloat16 has three digits."""
+    expected = model(random_images()).logits
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        outputs = model(random_images(), labels=random_labels(NYUD_TASKS))
+    assert outputs.loss.dtype == torch.float32
+    for task, logits in outputs.logits.items():
+        error = (logits.float() - expected[task]).abs().max()
+        assert 0 < error < 0.03 * (expected[task].max() - expected[task].min())
+
+
+def test_em_runs_in_float32_under_autocast():
+    model = build_model()
+    outputs = record_outputs(inter_task_modules(model))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        model(random_images())
+    assert {consensus_bases.dtype for _, consensus_bases in outputs} == {torch.float32}
+
+
+def test_a_model_in_half_precision_runs(model):
+    logits = build_model().to(torch.bfloat16)(random_images().bfloat16()).logits
+    assert {value.dtype for value in logits.values()} == {torch.bfloat16}
+    for task, value in model(random_images()).logits.items():
+        assert (logits[task].float() - value).abs().max() < 0.05 * (value.max() - value.min())
+
+
+IMAGES, LABELS = torch.zeros(2, 3, 64, 96), torch.zeros(2, 64, 96)
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "words"),
+    [
+        (IMAGES[0], None, ["pixel_values", "batch_size, num_channels, height, width", "(3, 64, 96)"]),
+        (IMAGES[:, :2], None, ["3 channels", "got 2"]),
+        (IMAGES[..., :3], None, ["4 x 4", "64 x 3"]),
+        (IMAGES, {}, ["empty", "semseg", "boundary"]),
+        (IMAGES, {"saliency": LABELS.long()}, ["'saliency'", "semseg", "boundary"]),
+        (IMAGES, {"semsg": LABELS.long()}, ["'semsg'", "semseg"]),
+        (IMAGES, {"depth": LABELS}, ["depth", "(2, 1, height, width)", "(2, 64, 96)"]),
+        (IMAGES, {"normal": LABELS[:, None]}, ["normal", "(2, 3, height, width)", "(2, 1, 64, 96)"]),
+        (IMAGES, {"semseg": LABELS[:, None].long()}, ["semseg", "(2, height, width)", "(2, 1, 64, 96)"]),
+        (IMAGES, {"boundary": LABELS[:1]}, ["boundary", "(2, height, width)", "(1, 64, 96)"]),
+        (IMAGES, {"semseg": LABELS}, ["semseg", "int64", "float32"]),
+        (IMAGES, {"depth": LABELS[:, None].long()}, ["depth", "float32", "int64"]),
+        (IMAGES, {"semseg": LABELS.long() + 40}, ["semseg", "0 to 39", "255", "got 40"]),
+        (IMAGES, {"semseg": LABELS.long() - 1}, ["semseg", "0 to 39", "got -1"]),
+    ],
+    ids=lambda value: None if isinstance(value, torch.Tensor) else str(value)[:40],
+)
+def test_wrong_inputs_are_named(model, images, labels, words):
+    with pytest.raises(ValueError) as error:  # noqa: PT011
+        model(images, labels=labels)
+    assert [word for word in words if word not in str(error.value)] == []
+
+
+def test_an_image_below_one_patch_is_refused():
+    model = build_model(backbone_config=PLAIN_VIT)
+    with pytest.raises(ValueError, match=r"16 x 16.*15 x 32"):
+        model(torch.zeros(1, 3, 15, 32))
+    assert model(torch.zeros(1, 3, 16, 16)).logits["depth"].shape == (1, 1, 4, 4)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int32, torch.int16])
+def test_ids_of_other_integer_types_are_refused_or_right(model, dtype):
+    """Labels of ids are int64; what else is let through must give the same loss."""
+    labels = random_labels({"semseg": 40})
+    expected = model(random_images(), labels=labels).loss
+    try:
+        loss = model(random_images(), labels={"semseg": labels["semseg"].to(dtype)}).loss
+    except ValueError as error:
+        assert "int64" in str(error)  # noqa: PT017
+    else:
+        assert_same(loss, expected)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Saving and loading
+
+
+def trained_model(**overrides):
+    """A model whose weights and bases differ from their initial values, in evaluation mode."""
+    model = build_model(**overrides)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    training_step(model, random_images(), random_labels(model.config.task_num_labels))
+    optimizer.step()
+    return model.eval()
+
+
+@pytest.mark.parametrize("overrides", [*ROWS.values(), {"backbone_config": PLAIN_VIT}], ids=[*ROWS, "plain vit"])
+def test_reloading_is_exact(overrides, tmp_path):
+    model = trained_model(**overrides)
+    model.save_pretrained(tmp_path)
+    loaded = SEMForMultiTaskDensePrediction.from_pretrained(tmp_path)
+    assert not loaded.training
+    assert_same(loaded.state_dict(), model.state_dict())
+    assert_same(loaded(random_images()).logits, model(random_images()).logits)
+
+
+def test_auto_classes_load_a_checkpoint(tmp_path):
+    model = trained_model(task_num_labels=dict(reversed(NYUD_TASKS.items())))
+    model.save_pretrained(tmp_path)
+    images = random_images()
+    segmentation = AutoModelForSemanticSegmentation.from_pretrained(tmp_path)
+    assert isinstance(segmentation, SEMForMultiTaskDensePrediction)
+    assert_same(segmentation(images).logits, model(images).logits)
+    base = AutoModel.from_pretrained(tmp_path)
+    assert isinstance(base, SEMModel)
+    assert_same(bases_of(base), bases_of(model))
+    assert_same(base(images).task_hidden_states, model.sem(images).task_hidden_states)
+    config = AutoConfig.from_pretrained(tmp_path)
+    assert isinstance(config, SEMConfig)
+    assert config.tasks == ["boundary", "normal", "depth", "semseg"]
+
+
+def test_a_base_checkpoint_loads_into_the_head_model(tmp_path):
+    model = trained_model()
+    model.sem.save_pretrained(tmp_path)
+    loaded, report = SEMForMultiTaskDensePrediction.from_pretrained(tmp_path, output_loading_info=True)
+    assert {name.split(".")[0] for name in report["missing_keys"]} == {"heads", "auxiliary_heads"}
+    assert_same(loaded.sem.state_dict(), model.sem.state_dict())
+    assert all(value.isfinite().all() for value in loaded.state_dict().values())
+
+
+def test_other_tasks_keep_what_fits(tmp_path):
+    """Fine-tuning on other tasks: shared weights are loaded, new heads and bases are drawn sanely."""
+    trained_model().save_pretrained(tmp_path)
+    config = tiny_config(task_num_labels={"depth": 1, "saliency": 2}, num_bases=6)
+    loaded = SEMForMultiTaskDensePrediction.from_pretrained(tmp_path, config=config, ignore_mismatched_sizes=True)
+    for bases in bases_of(loaded):
+        assert bases.shape[0] == 6
+        assert_same(bases.norm(dim=-1), torch.ones(6), rtol=0, atol=1e-5)
+    assert all(logits.isfinite().all() for logits in loaded(random_images()).logits.values())
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# The paper's tables and figures as configurations
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_rows_of_the_ablation_have_their_modules(row):
+    model = build_model(**ROWS[row])
+    has_decoder, has_intra = row not in ("single task", "multi task"), row in ("with intra", "sem")
+    num_tasks, num_inter = len(model.config.tasks), 4 if row in ("with inter", "sem") else 0
+    assert (model.sem.decoder is not None) == has_decoder
+    assert (model.auxiliary_heads is not None) == has_decoder
+    assert (
+        len([module for module in model.modules() if isinstance(module, SEMIntraTaskModule)]) == num_tasks * has_intra
+    )
+    assert len(inter_task_modules(model)) == num_inter
+    stride = 4 if has_decoder else 32
+    logits = model(random_images(height=64, width=96)).logits
+    assert {tuple(value.shape[-2:]) for value in logits.values()} == {(64 // stride, 96 // stride)}
+
+
+def test_without_a_decoder_the_head_reads_the_deepest_map_of_a_plain_encoder():
+    model = build_model(use_decoder=False, backbone_config=PLAIN_VIT)
+    outputs = model.sem(random_images(height=64, width=96))
+    assert model(random_images(height=64, width=96)).logits["depth"].shape == (2, 1, 4, 6)
+    assert not any(isinstance(module, SEMFeatureReassembly) for module in model.modules())
+    for states in outputs.task_hidden_states.values():
+        assert torch.equal(states, outputs.last_hidden_state)
+
+
+@pytest.mark.parametrize("overrides", SWITCHES, ids=str)
+def test_switches_of_the_figure(overrides):
+    model = build_model(**overrides)
+    attention = next(module for module in model.modules() if isinstance(module, SEMHierarchyAdaptiveAttention))
+    assert len(attention.offset_networks) == overrides.get("num_intra_task_stages", 4)
+    depths = [stage for stage, module in enumerate(model.sem.decoder.stages) if module.inter_task is not None]
+    assert depths == list(range(overrides.get("inter_task_stages", 4)))
+    assert all(logits.isfinite().all() for logits in model(random_images()).logits.values())
+
+
+def test_more_iterations_change_the_prediction():
+    predictions = []
+    for number in (0, 1, 3):
+        model = build_model(num_em_iterations=number)
+        predictions.append(model(random_images()).logits["normal"])
+    assert not torch.allclose(predictions[0], predictions[1])
+    assert not torch.allclose(predictions[1], predictions[2])
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Encoders
+
+
+def feature_map_sizes(model, height, width):
+    """Sizes of the maps that reach the decoder, from shallow to deep."""
+    stages = record_outputs([stage.lateral for stage in model.sem.decoder.stages])
+    model(random_images(1, height, width))
+    return [tuple(feature_map.shape[-2:]) for feature_map in reversed(stages)]
+
+
+@pytest.mark.parametrize(
+    "encoder",
+    [
+        PLAIN_VIT,
+        {"model_name": "vit_tiny_patch16_224", "out_indices": [1, 2, 3, 4], "model_kwargs": {"depth": 4}},
+        {"model_name": "vit_tiny_patch16_224", "out_indices": [3, 6, 9, 12]},
+    ],
+    ids=["test_vit", "vit_tiny of depth 4", "vit_tiny"],
+)
+def test_a_plain_encoder_is_reassembled(encoder):
+    model = build_model(backbone_config=encoder)
+    assert model.sem.reassembly is not None
+    assert feature_map_sizes(model, 64, 96) == [(16, 24), (8, 12), (4, 6), (2, 3)]
+
+
+def test_reassembly_factors_can_be_given():
+    model = build_model(backbone_config=PLAIN_VIT, reassemble_factors=[2, 1, 1, 0.5], offset_strides=[4, 2, 2, 1])
+    assert feature_map_sizes(model, 64, 96) == [(8, 12), (4, 6), (4, 6), (2, 3)]
+    logits = model(random_images(2, 70, 96)).logits["depth"]
+    assert logits.shape == (2, 1, 9, 12)
+
+
+TRANSFORMERS_ENCODERS = {
+    "swin": SwinConfig(
+        embed_dim=8, depths=[1, 1, 1, 1], num_heads=[1, 1, 2, 2], window_size=4, out_indices=[1, 2, 3, 4]
+    ),
+    "convnext": ConvNextConfig(hidden_sizes=[8, 16, 24, 32], depths=[1, 1, 1, 1], out_indices=[1, 2, 3, 4]),
+    "dinov2": Dinov2Config(
+        hidden_size=32, num_hidden_layers=4, num_attention_heads=2, patch_size=16, out_indices=[1, 2, 3, 4]
+    ),
+}
+
+
+@pytest.mark.parametrize("name", TRANSFORMERS_ENCODERS)
+def test_encoders_of_transformers(name, tmp_path):
+    model = build_model(backbone_config=TRANSFORMERS_ENCODERS[name].to_dict())
+    assert feature_map_sizes(model, 64, 96) == [(16, 24), (8, 12), (4, 6), (2, 3)]
+    outputs = model(random_images(1, 97, 131), labels=random_labels(NYUD_TASKS, 1, 97, 131))
+    assert outputs.logits["normal"].shape == (1, 3, 25, 33)
+    outputs.loss.backward()
+    model.save_pretrained(tmp_path)
+    loaded = SEMForMultiTaskDensePrediction.from_pretrained(tmp_path)
+    assert_same(loaded(random_images()).logits, model(random_images()).logits)
+
+
+PATCH_14_ENCODERS = {
+    "transformers": Dinov2Config(
+        hidden_size=32, num_hidden_layers=4, num_attention_heads=2, patch_size=14, out_indices=[1, 2, 3, 4]
+    ).to_dict(),
+    "timm": {"model_name": "test_vit", "out_indices": [1, 2, 3, 4], "model_kwargs": {"patch_size": 14}},
+}
+
+
+@pytest.mark.parametrize("library", PATCH_14_ENCODERS)
+def test_patches_of_fourteen_pixels_keep_maps_and_image_aligned(library):
+    """The padded image holds whole patches, and a map cropped to the image covers all of it."""
+    model = build_model(backbone_config=PATCH_14_ENCODERS[library])
+    sem, size = model.sem, (70, 98)
+    padded = sem._pad(random_images(1, *size))
+    encoded = sem(random_images(1, *size)).last_hidden_state
+    assert [length % 14 for length in padded.shape[-2:]] == [0, 0]
+    assert tuple(encoded.shape[-2:]) == tuple(length // 14 for length in padded.shape[-2:])
+    pixels_per_row = padded.shape[-2] / feature_map_sizes(model, *size)[0][0]
+    num_rows = model(random_images(1, *size)).logits["depth"].shape[-2]
+    assert num_rows * pixels_per_row >= size[0] - 1e-6
+
+
+def test_a_backbone_of_too_few_maps_is_refused():
+    with pytest.raises(ValueError, match=r"4 stages.*it gives 3.*out_indices"):
+        build_model(backbone_config={"model_name": "test_convnext", "out_indices": [2, 3, 4]})
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# The size of the paper's model
+
+
+def count_operations(function):
+    with FlopCounterMode(display=False) as counter:
+        function()
+    return counter.get_total_flops() / 2
+
+
+@pytest.fixture(scope="module")
+def paper_model():
+    """The default model without memory: shapes only."""
+    with torch.device("meta"):
+        model = SEMForMultiTaskDensePrediction(SEMConfig()).eval()
+    # operations of fused attention are counted another way, so both sides write theirs out
+    model.set_attn_implementation("eager")
+    for module in model.modules():
+        if hasattr(module, "fused_attn"):
+            module.fused_attn = False
+    return model
+
+
+def test_the_default_has_at_most_360_million_parameters(paper_model):
+    assert 300e6 < paper_model.num_parameters() <= 360e6
+
+
+@torch.no_grad()
+def test_what_follows_the_encoder_costs_little(paper_model):
+    images = torch.empty(1, 3, 448, 576, device="meta")
+    encoder = count_operations(lambda: paper_model.sem.backbone(images))
+    everything = count_operations(lambda: paper_model(images))
+    assert encoder > 300e9  # 24 layers at 1008 tokens
+    assert 0 < everything - encoder <= 0.15 * encoder

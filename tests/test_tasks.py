@@ -1,0 +1,448 @@
+"""The task table: its numbers, its label formats, and a task of the user's own from training to picture."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+from transformers_sem import (
+    TASKS,
+    LabelFormat,
+    Metric,
+    MultiTaskMetric,
+    SEMConfig,
+    SEMForMultiTaskDensePrediction,
+    SEMImageProcessor,
+    TaskSpec,
+    register_task,
+)
+from transformers_sem.losses import INVALID_ID, l1
+from transformers_sem.panels import Prediction, prediction_panel
+from transformers_sem.tasks import get_task, resize_label, to_label
+
+from .samples import random_labels, random_logits
+from .tiny import tiny_config
+
+
+ID_TASKS = ["semseg", "parsing", "saliency"]
+NEAREST_TASKS = [task for task, spec in TASKS.items() if spec.label_format.resampling == "nearest-exact"]
+
+
+def assert_same(label, expected):
+    torch.testing.assert_close(label, expected, rtol=0, atol=0, equal_nan=True)
+
+
+# The numbers of the paper and of the recipe that it follows
+
+
+@pytest.mark.parametrize(
+    ("task", "num_labels", "loss_weight", "main", "lower_is_better"),
+    [
+        ("semseg", 40, 1, "miou", False),
+        ("depth", 1, 1, "rmse", True),
+        ("normal", 3, 10, "mean_error", True),
+        ("boundary", 1, 50, "pixel_maxf", False),
+        ("parsing", 7, 2, "miou", False),
+        ("saliency", 2, 5, "maxf", False),
+    ],
+)
+def test_published_numbers(task, num_labels, loss_weight, main, lower_is_better):
+    spec = TASKS[task]
+    assert (spec.name, spec.num_labels, spec.loss_weight) == (task, num_labels, loss_weight)
+    assert (spec.metric.main, spec.metric.lower_is_better) == (main, lower_is_better)
+
+
+@pytest.mark.parametrize("task", list(TASKS))
+def test_invalid_is_255_for_ids_and_boundaries_and_nan_for_measurements(task):
+    invalid_value = TASKS[task].label_format.invalid_value
+    assert np.isnan(invalid_value) if task in ("depth", "normal") else invalid_value == INVALID_ID
+
+
+# Reading maps
+
+
+IDS = np.array([[0, 1, 255], [1, 0, 1]])
+METRES = np.array([[0.0, 1.5, np.nan], [2.0, 9.9, 0.1]], dtype=np.float32)
+
+
+@pytest.mark.parametrize("task", ID_TASKS)
+@pytest.mark.parametrize(
+    "value",
+    [
+        Image.fromarray(IDS.astype(np.uint8)),
+        Image.fromarray(IDS.astype(np.uint8)).convert("P"),
+        Image.fromarray(IDS.astype(np.int32)),
+        IDS,
+        IDS.astype(np.uint8),
+        IDS.astype(np.uint16),
+        IDS.astype(np.float32),
+        IDS[None],
+        IDS[..., None],
+        torch.from_numpy(IDS),
+        torch.from_numpy(IDS).to(torch.uint8),
+    ],
+    ids=["L", "P", "I", "int64", "uint8", "uint16", "float32", "1HW", "HW1", "tensor", "uint8 tensor"],
+)
+def test_ids_are_read(task, value):
+    assert_same(to_label(task, value), torch.from_numpy(IDS))
+
+
+def test_a_black_and_white_picture_is_a_mask():
+    mask = np.array([[True, False], [False, True]])
+    assert to_label("saliency", Image.fromarray(mask)).tolist() == [[1, 0], [0, 1]]
+    assert to_label("boundary", Image.fromarray(mask)).tolist() == [[1, 0], [0, 1]]
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        Image.fromarray(METRES),
+        METRES,
+        METRES.astype(np.float64),
+        METRES[None],
+        METRES[..., None],
+        torch.from_numpy(METRES),
+    ],
+    ids=["F", "float32", "float64", "1HW", "HW1", "tensor"],
+)
+def test_metres_are_read(value):
+    assert_same(to_label("depth", value), torch.from_numpy(METRES)[None])
+
+
+def test_whole_metres_of_a_picture_are_metres():
+    picture = Image.fromarray(np.array([[3, 0], [7, 1]], dtype=np.uint8))
+    assert_same(to_label("depth", picture), torch.tensor([[[3.0, 0.0], [7.0, 1.0]]]))
+
+
+def test_a_boundary_picture_is_a_probability():
+    levels = np.array([[0, 51], [128, 255]], dtype=np.uint8)
+    assert_same(to_label("boundary", Image.fromarray(levels)), torch.from_numpy(levels / np.float32(255)))
+
+
+def test_a_boundary_array_keeps_its_invalid_pixels():
+    values = np.array([[0.0, 0.25], [1.0, 255.0]])
+    assert_same(to_label("boundary", values), torch.from_numpy(values).float())
+
+
+@pytest.mark.parametrize("channels", ["first", "last", "picture"])
+def test_normals_are_read_and_brought_to_unit_length(channels):
+    levels = np.array([[[255, 128, 128], [128, 0, 128]], [[128, 128, 128], [200, 200, 30]]], dtype=np.uint8)
+    vectors = levels / 255 * 2 - 1
+    values = {"first": vectors.transpose(2, 0, 1), "last": vectors, "picture": Image.fromarray(levels)}[channels]
+    expected = vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
+    expected[1, 0] = np.nan  # grey is the zero vector: unknown
+    expected = torch.from_numpy(expected.transpose(2, 0, 1)).float()
+    torch.testing.assert_close(to_label("normal", values), expected, equal_nan=True)
+
+
+@pytest.mark.parametrize("task", list(TASKS))
+def test_a_label_is_read_as_itself(task):
+    label = random_labels(task, 1, (5, 7))[0]
+    again = to_label(task, label)
+    assert again.dtype == TASKS[task].label_format.dtype
+    torch.testing.assert_close(again, label, equal_nan=True)
+
+
+def test_reading_leaves_the_array_alone():
+    values = METRES.copy()
+    to_label("depth", values).fill_(0)
+    np.testing.assert_array_equal(values, METRES)
+
+
+def test_an_unknown_task_is_named_with_the_known_ones():
+    with pytest.raises(ValueError, match=r"Unknown task 'flow'.*'boundary', 'depth'.*register_task"):
+        to_label("flow", METRES)
+
+
+@pytest.mark.parametrize(
+    ("task", "shape", "expected"),
+    [
+        ("semseg", (2, 4, 5), "semseg map has the shape (height, width); got (2, 4, 5)"),
+        ("boundary", (4, 5, 3), "boundary map has the shape (height, width); got (4, 5, 3)"),
+        ("depth", (4, 5, 3), "depth map has the shape (height, width); got (4, 5, 3)"),
+        ("normal", (4, 5), "normal map has the shape (3, height, width); got (4, 5)"),
+        ("normal", (4, 5, 4), "normal map has the shape (3, height, width); got (4, 5, 4)"),
+        ("saliency", (5,), "saliency map has the shape (height, width); got (5,)"),
+    ],
+)
+def test_a_wrong_shape_is_named(task, shape, expected):
+    with pytest.raises(ValueError) as error:
+        to_label(task, np.zeros(shape))
+    assert expected in str(error.value)
+
+
+BOUNDARY_LEVELS = np.array([[0, 51], [128, 255]], dtype=np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("task", "values", "expected"),
+    [
+        ("semseg", [[0, 300]], "class ids from 0, 255 invalid; got values from 0 to 300"),
+        ("semseg", [[0, -1]], "from -1 to 0"),
+        ("parsing", [[0.0, 1.5]], "from 0.0 to 1.5"),
+        ("semseg", [[0.0, np.nan]], "class ids"),
+        ("saliency", [[0, 2]], "0 or 1, 255 invalid; got values from 0 to 2"),
+        ("depth", [[-1.0, 2.0]], "metres >= 0, NaN invalid; got values from -1.0 to 2.0"),
+        ("depth", [[0.0, np.inf]], "from 0.0 to inf"),
+        ("boundary", [[0.0, 1.5]], "boundary in [0, 1], 255 invalid; got values from 0.0 to 1.5"),
+        ("boundary", [[0.0, np.nan]], "boundary in [0, 1]"),
+        ("boundary", BOUNDARY_LEVELS, "must be passed as a PIL image, not as its array"),
+        ("normal", np.full((3, 2, 2), 200, dtype=np.uint8), "must be passed as a PIL image, not as its array"),
+        (
+            "normal",
+            np.full((3, 2, 2), 1.5),
+            "unit vectors (x right, y down, z forward), NaN invalid; got values from 1.5",
+        ),
+    ],
+)
+def test_values_out_of_range_are_named(task, values, expected):
+    with pytest.raises(ValueError) as error:
+        to_label(task, np.asarray(values))
+    assert f"A {task} map holds" in str(error.value)
+    assert expected in str(error.value)
+
+
+def test_the_array_of_a_black_and_white_boundary_picture_raises():
+    """Its white would be read as 255, invalid, and every boundary would silently be lost."""
+    with pytest.raises(ValueError, match="PIL image"):
+        to_label("boundary", np.array([[0, 255], [255, 0]], dtype=np.uint8))
+
+
+# Flips, zooms, resampling
+
+
+@pytest.mark.parametrize("task", list(TASKS))
+def test_flipped_twice_is_the_same(task):
+    label, spec = random_labels(task, 1, (5, 8))[0], TASKS[task]
+    once = spec.flip_values(label.flip(-1))
+    assert not torch.equal(once, label)
+    assert_same(spec.flip_values(once.flip(-1)), label)
+
+
+def test_a_flip_mirrors_normals():
+    right = torch.tensor([0.8, 0.6, 0.0]).view(3, 1, 1)
+    assert_same(TASKS["normal"].flip_values(right), torch.tensor([-0.8, 0.6, 0.0]).view(3, 1, 1))
+
+
+@pytest.mark.parametrize("task", list(TASKS))
+def test_a_zoom_brings_things_nearer_and_changes_nothing_else(task):
+    label = random_labels(task, 1, (5, 8))[0]
+    assert_same(TASKS[task].zoom_values(label, 2.0), label / 2 if task == "depth" else label)
+
+
+@pytest.mark.parametrize("task", list(TASKS))
+def test_projection_keeps_what_the_task_allows(task):
+    label, spec = random_labels(task, 1, (5, 8))[0], TASKS[task]
+    torch.testing.assert_close(spec.project_values(label), label, equal_nan=True)
+
+
+def test_projection_brings_normals_to_unit_length():
+    vectors = torch.tensor([[0.0, 0.0, 0.9], [0.6, 0.8, 0.0], [0.1, 0.1, 0.1]]).T.unsqueeze(-1)
+    projected = TASKS["normal"].project_values(vectors)
+    expected = torch.tensor([[0.0, 0.0, 1.0], [0.6, 0.8, 0.0], [np.nan] * 3]).T.unsqueeze(-1)
+    torch.testing.assert_close(projected, expected, equal_nan=True)
+
+
+def nearest_indices(old, new):
+    return np.floor((np.arange(new) + 0.5) * old / new).astype(int)
+
+
+@pytest.mark.parametrize("size", [(6, 9), (31, 40), (12, 20), (7, 50)], ids=str)
+@pytest.mark.parametrize("task", NEAREST_TASKS)
+def test_nearest_labels_are_picked_from_pixel_centres(task, size):
+    label = random_labels(task, 1, (12, 20))[0]
+    rows, columns = nearest_indices(12, size[0]), nearest_indices(20, size[1])
+    resized = resize_label(task, label, size)
+    assert resized.dtype == label.dtype
+    assert_same(resized, label[..., rows[:, None], columns])
+
+
+@pytest.mark.parametrize("size", [(8, 8), (16, 32), (48, 48), (35, 21)], ids=str)
+@pytest.mark.parametrize("task", list(TASKS))
+def test_holes_neither_grow_nor_shrink(task, size):
+    label, invalid_value = random_labels(task, 1, (16, 16), invalid_share=0)[0], TASKS[task].label_format.invalid_value
+    label[..., 4:12, 4:12] = invalid_value
+    resized = resize_label(task, label, size)
+    hole = resized.isnan() | (resized == INVALID_ID)
+    assert hole.float().mean() == pytest.approx(1 / 4, abs=0.08 if task == "normal" else 0.06)
+
+
+@pytest.mark.parametrize("size", [(8, 8), (48, 30)], ids=str)
+def test_resized_normals_have_unit_length(size):
+    normals = F.interpolate(random_labels("normal", 1, (4, 4), invalid_share=0), scale_factor=4)[0]
+    normals[:, :5, :5] = torch.nan
+    lengths = resize_label("normal", normals, size).norm(dim=0)
+    valid = lengths.isfinite()
+    torch.testing.assert_close(lengths[valid], torch.ones_like(lengths[valid]))
+    assert 0.6 < valid.float().mean() < 0.95
+
+
+def test_invalid_normals_do_not_tint_their_neighbours():
+    normals = torch.zeros(3, 8, 8)
+    normals[2] = -1
+    normals[:, 2:6, 2:6] = torch.nan
+    resized = resize_label("normal", normals, (20, 20))
+    valid = resized.isfinite().all(dim=0)
+    assert_same(resized[:, valid], torch.tensor([0.0, 0.0, -1.0])[:, None].expand(3, int(valid.sum())))
+
+
+# Predictions and colours
+
+
+@pytest.mark.parametrize("task", list(TASKS))
+def test_predictions_are_in_physical_units(task):
+    logits = 3 * random_logits(task, 2, (4, 5))
+    prediction = TASKS[task].post_process(logits)
+    assert prediction.shape == ((2, 3, 4, 5) if task == "normal" else (2, 4, 5))
+    assert prediction.dtype == (torch.int64 if task in ("semseg", "parsing") else torch.float32)
+    if task == "normal":
+        torch.testing.assert_close(prediction.norm(dim=1), torch.ones(2, 4, 5))
+    else:
+        assert prediction.min() >= 0
+    if task in ("boundary", "saliency"):
+        assert prediction.max() <= 1
+
+
+def test_probabilities_of_two_logits_and_of_one_agree():
+    logits = torch.randn(1, 1, 4, 5)
+    two_logits = torch.cat([torch.zeros_like(logits), logits], dim=1)
+    torch.testing.assert_close(TASKS["saliency"].post_process(two_logits), TASKS["boundary"].post_process(logits))
+
+
+@pytest.mark.parametrize("kind", ["prediction", "label"])
+@pytest.mark.parametrize("task", list(TASKS))
+def test_colours_are_an_rgb_picture(task, kind):
+    spec = TASKS[task]
+    prediction, label = spec.post_process(random_logits(task, 1, (4, 5)))[0], random_labels(task, 1, (4, 5))[0]
+    values = prediction if kind == "prediction" else label.reshape(prediction.shape)
+    colors = spec.colorize(values.numpy())
+    assert (colors.shape, colors.dtype) == ((4, 5, 3), np.uint8)
+    assert len(np.unique(colors.reshape(-1, 3), axis=0)) > 1
+
+
+# Tasks from user code
+
+
+def l1_statistics(prediction, label, num_labels):
+    valid = label.isfinite().all(dim=0)
+    return {"error": (prediction - label)[:, valid].abs().sum() / num_labels, "num_valid": valid.sum()}
+
+
+def l1_scores(statistics):
+    return {"mean_absolute_error": (statistics["error"] / statistics["num_valid"].clamp(min=1)).item()}
+
+
+def colorize_albedo(albedo):
+    return np.nan_to_num(255 * albedo).astype(np.uint8).transpose(1, 2, 0)
+
+
+ALBEDO_FORMAT = LabelFormat(
+    dtype=torch.float32,
+    num_channels=3,
+    invalid_value=float("nan"),
+    resampling="bilinear",
+    value_range=(0.0, 1.0),
+    is_valid_value=lambda labels: ~((labels < 0) | (labels > 1)),
+    rule="red, green and blue in [0, 1], NaN invalid",
+)
+ALBEDO_METRIC = Metric(statistics=l1_statistics, scores=l1_scores, main="mean_absolute_error", lower_is_better=True)
+TASK_NUM_LABELS = {"semseg": 5, "albedo": 3}
+
+
+def albedo_task(metric):
+    return TaskSpec(
+        name="albedo",
+        num_labels=3,
+        label_format=ALBEDO_FORMAT,
+        loss=l1,
+        loss_weight=4.0,
+        post_process=lambda logits: logits.float().clamp(0, 1),
+        metric=metric,
+        colorize=colorize_albedo,
+    )
+
+
+@pytest.fixture(params=[ALBEDO_METRIC, None], ids=["with metric", "without metric"])
+def albedo(request):
+    spec = albedo_task(request.param)
+    register_task(spec)
+    yield spec
+    TASKS.pop("albedo", None)
+
+
+def albedo_batch(processor):
+    """One image that shows its own albedo, with one unknown pixel, and classes by brightness."""
+    colors = torch.linspace(0, 255, 40 * 60 * 3).reshape(40, 60, 3).to(torch.uint8).numpy()
+    values = colors.astype(np.float32) / 255
+    values[3, 4] = np.nan
+    maps = {"semseg": colors[..., 0] // 64, "albedo": values}
+    inputs = processor(Image.fromarray(colors), maps=maps, return_tensors="pt")
+    return colors, {task: to_label(task, value) for task, value in maps.items()}, inputs
+
+
+def train(model, inputs, num_steps):
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    losses = []
+    for _ in range(num_steps):
+        loss = model(**inputs).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    return losses
+
+
+def test_a_task_of_ones_own_from_training_to_picture(albedo, tmp_path):
+    processor = SEMImageProcessor(size={"height": 32, "width": 64})
+    colors, labels, inputs = albedo_batch(processor)
+    assert inputs["labels"]["albedo"].shape == (1, 3, 32, 64)
+    config = tiny_config(task_num_labels=TASK_NUM_LABELS)
+    assert config.task_loss_weights == {"semseg": 1.0, "albedo": 4.0}
+
+    model = SEMForMultiTaskDensePrediction(config).train()
+    losses = train(model, inputs, num_steps=3)
+    assert losses[-1] < losses[0]
+
+    model.save_pretrained(tmp_path)
+    reloaded = SEMForMultiTaskDensePrediction.from_pretrained(tmp_path).eval()
+    with torch.no_grad():
+        outputs = reloaded(inputs["pixel_values"])
+        torch.testing.assert_close(outputs.logits, dict(model.eval()(inputs["pixel_values"]).logits))
+    maps = processor.post_process_dense_prediction(outputs, target_sizes=[(40, 60)])[0]
+    assert maps["albedo"].shape == (3, 40, 60)
+    assert 0 <= maps["albedo"].min() <= maps["albedo"].max() <= 1
+
+    metric = MultiTaskMetric(TASK_NUM_LABELS)
+    metric.add_batch(
+        {task: [value] for task, value in maps.items()}, {task: [label] for task, label in labels.items()}
+    )
+    known = labels["albedo"].isfinite()
+    expected = {"albedo/mean_absolute_error": (maps["albedo"] - labels["albedo"])[known].abs().mean().item()}
+    scores = metric.compute()
+    assert {key: scores[key] for key in scores if key.startswith("albedo")} == (
+        pytest.approx(expected, rel=1e-4) if albedo.metric else {}
+    )
+    panel = prediction_panel([Prediction(colors, maps, labels)])
+    assert panel.width > 3 * 224
+
+
+def test_a_checkpoint_with_a_task_that_is_not_registered_says_so(tmp_path):
+    register_task(albedo_task(None))
+    try:
+        tiny_config(task_num_labels=TASK_NUM_LABELS).save_pretrained(tmp_path)
+    finally:
+        del TASKS["albedo"]
+    with pytest.raises(ValueError, match=r"Unknown task 'albedo'.*register_task"):
+        SEMConfig.from_pretrained(tmp_path)
+
+
+def test_a_task_is_registered_once(albedo):
+    assert get_task("albedo") is albedo
+    with pytest.raises(ValueError, match="Task 'albedo' exists already"):
+        register_task(albedo)
+
+
+def test_the_tasks_of_the_package_cannot_be_replaced():
+    with pytest.raises(ValueError, match="Task 'depth' exists already"):
+        register_task(TASKS["depth"])

@@ -1,0 +1,20 @@
+"""The smallest model that has every part of SEM: a timm test encoder, eight channels, four bases."""
+
+from transformers_sem import SEMConfig
+
+
+TINY_BACKBONE = {"model_name": "test_convnext", "out_indices": [1, 2, 3, 4], "drop_path_rate": 0.0}
+
+
+def tiny_config(**overrides) -> SEMConfig:
+    values = {
+        "backbone_config": dict(TINY_BACKBONE),
+        "hidden_size": 16,
+        "num_attention_heads": 2,
+        "mlp_ratio": 2.0,
+        "decoder_hidden_sizes": [16, 16, 8, 8],
+        "decoder_num_attention_heads": [2, 2, 1, 1],
+        "num_bases": 4,
+        "num_em_iterations": 2,
+    }
+    return SEMConfig(**{**values, **overrides})
