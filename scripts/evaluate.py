@@ -21,7 +21,9 @@ def main() -> None:
     """Load, evaluate, report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, type=Path, help="folder that scripts/train.py wrote")
-    parser.add_argument("--output", type=Path, help="where to write the scores (default: evaluation.json in the model)")
+    parser.add_argument(
+        "--output", type=Path, help="where to write the scores (default: evaluation.json in the model)"
+    )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that replace those of the run")
     arguments = parser.parse_args()
     accelerator = Accelerator()

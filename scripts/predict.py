@@ -33,7 +33,9 @@ def find_photos(inputs: list[Path]) -> list[Path]:
     photos = []
     for path in inputs:
         if not path.exists():
-            raise FileNotFoundError(f"There is no file or folder {str(path)!r}; --input takes photos and folders of them.")
+            raise FileNotFoundError(
+                f"There is no file or folder {str(path)!r}; --input takes photos and folders of them."
+            )
         if path.is_dir():
             photos += sorted(child for child in path.iterdir() if child.suffix.lower() in endings)
         else:
@@ -43,7 +45,9 @@ def find_photos(inputs: list[Path]) -> list[Path]:
     stems = [photo.stem for photo in photos]
     twins = sorted({stem for stem in stems if stems.count(stem) > 1})
     if twins:
-        raise ValueError(f"Several photos are called {twins}; results are named after photos. Rename them or split the call.")
+        raise ValueError(
+            f"Several photos are called {twins}; results are named after photos. Rename them or split the call."
+        )
     return photos
 
 

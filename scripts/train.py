@@ -44,6 +44,13 @@ def build_model(config: TrainingConfig, benchmark: Benchmark) -> SEMForMultiTask
     return model
 
 
+def build_image_processor(config: TrainingConfig) -> SEMImageProcessor:
+    """Pads to `input_size`, the field's protocol, or stretches to `network_size`."""
+    height, width = config.network_size or config.input_size
+    size, stretch = {"height": height, "width": width}, config.network_size is not None
+    return SEMImageProcessor(size=size, pad_size=size, do_resize=stretch, do_pad=not stretch)
+
+
 def train(config: TrainingConfig, accelerator: Accelerator, model, dataset: TransformedDataset):
     """Trains for `max_steps` optimiser steps, from the newest checkpoint where there is one."""
     optimizer = torch.optim.Adam(model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
@@ -104,8 +111,7 @@ def main() -> None:
         set_seed(config.seed)
         model = build_model(config, benchmark)
     accelerator.init_trackers("logs")
-    size = {"height": config.input_size[0], "width": config.input_size[1]}
-    image_processor = SEMImageProcessor(size=size, pad_size=size, do_resize=False, do_pad=True)
+    image_processor = build_image_processor(config)
     augmentation = TrainingAugmentation(tuple(config.input_size), zoom=tuple(config.zoom))
     dataset = TransformedDataset(rows["train"], model.config.tasks, image_processor, augmentation)
     accelerator.print(

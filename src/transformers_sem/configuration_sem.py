@@ -4,7 +4,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.backbone_utils import BackboneConfigMixin
 
-from .tasks import get_task
+from .tasks import NYUD_V2_TASKS, get_task
 
 
 @strict
@@ -62,8 +62,7 @@ class SEMConfig(PreTrainedConfig):
             Resizing of each encoder stage to strides 4, 8, 16, 32. `None` takes it from the backbone:
             `[4, 2, 1, 0.5]` where all its maps share one stride, nothing where they form a pyramid already.
         task_num_labels (`dict[str, int]`, *optional*):
-            Head width of each task, in order; `None` is NYUD-v2 `{"semseg": 40, "depth": 1, "normal": 3,
-            "boundary": 1}`.
+            Head width of each task, in order; `None` is NYUD-v2: 40 classes, depth, normals, boundaries.
         task_id2label (`dict[str, dict[int, str]]`, *optional*):
             Class names of tasks that have classes.
         task_loss_weights (`dict[str, float]`, *optional*):
@@ -112,8 +111,8 @@ class SEMConfig(PreTrainedConfig):
 
     ```python
     >>> from transformers_sem import SEMConfig
-    >>> SEMConfig().task_num_labels
-    {'semseg': 40, 'depth': 1, 'normal': 3, 'boundary': 1}
+    >>> SEMConfig(num_em_iterations=3).num_em_iterations
+    3
 
     ```
     """
@@ -149,9 +148,7 @@ class SEMConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs):
         self.backbone_config = _build_backbone_config(self.backbone_config)
         if self.task_num_labels is None:
-            self.task_num_labels = {
-                name: get_task(name).num_labels for name in ("semseg", "depth", "normal", "boundary")
-            }
+            self.task_num_labels = {task.name: task.num_labels for task in NYUD_V2_TASKS}
         self._restore_task_order(kwargs.pop("tasks", None))
         self._fill_in_from_task_table()
         super().__post_init__(**kwargs)
@@ -190,7 +187,7 @@ class SEMConfig(PreTrainedConfig):
     def validate_tasks(self):
         """Every task has a head of positive width, and as many names as classes."""
         if not self.task_num_labels:
-            raise ValueError("`task_num_labels` is empty; name at least one task, as in {'depth': 1}.")
+            raise ValueError("`task_num_labels` is empty; name at least one task.")
         for task, num_labels in self.task_num_labels.items():
             if num_labels < 1:
                 raise ValueError(f"A head needs at least one channel; `task_num_labels[{task!r}]` is {num_labels}.")

@@ -14,16 +14,6 @@ class MultiTaskMetric:
 
     Args:
         task_num_labels (`dict[str, int]`): Head width of each task.
-
-    ```python
-    >>> import torch
-    >>> from transformers_sem import MultiTaskMetric
-    >>> metric = MultiTaskMetric({"depth": 1})
-    >>> metric.add_batch({"depth": [torch.full((2, 2), 3.0)]}, {"depth": [torch.full((1, 2, 2), 2.0)]})
-    >>> metric.compute()["depth/rmse"]
-    1.0
-
-    ```
     """
 
     def __init__(self, task_num_labels: dict[str, int]):

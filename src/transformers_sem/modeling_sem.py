@@ -673,8 +673,8 @@ class SEMForMultiTaskDensePrediction(SEMPreTrainedModel):
     >>> config = SEMConfig(backbone_config=encoder, hidden_size=64, decoder_hidden_sizes=[64, 32, 16, 8])
     >>> model = SEMForMultiTaskDensePrediction(config).eval()
     >>> outputs = model(torch.zeros(1, 3, 96, 128))
-    >>> {task: tuple(logits.shape) for task, logits in outputs.logits.items()}
-    {'semseg': (1, 40, 24, 32), 'depth': (1, 1, 24, 32), 'normal': (1, 3, 24, 32), 'boundary': (1, 1, 24, 32)}
+    >>> [tuple(logits.shape) for logits in outputs.logits.values()]
+    [(1, 40, 24, 32), (1, 1, 24, 32), (1, 3, 24, 32), (1, 1, 24, 32)]
 
     ```
     """

@@ -283,6 +283,7 @@ SALIENCY = TaskSpec(
     colorize=visualization.colorize_probability,
 )
 
+NYUD_V2_TASKS = (SEMSEG, DEPTH, NORMAL, BOUNDARY)  # what a configuration learns that does not say otherwise
 TASKS: dict[str, TaskSpec] = {task.name: task for task in (SEMSEG, DEPTH, NORMAL, BOUNDARY, PARSING, SALIENCY)}
 
 

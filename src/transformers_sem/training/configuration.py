@@ -30,6 +30,8 @@ class TrainingConfig:
         model (`dict`): Fields of [`SEMConfig`] besides the tasks.
         pretrained_backbone (`bool | str`): Start from timm's weights, from its cache or the Hub, or from a file.
         input_size (`list[int]`): Height and width of the training crops and of the padded evaluation images.
+        network_size (`list[int]`, *optional*): Stretch crops and evaluation images to this height and width, for a
+            smaller network input; `None` leaves them at `input_size`.
         zoom (`list[float]`): Range of the random zoom.
         max_steps (`int`): Optimiser steps.
         batch_size (`int`): Images per optimiser step, over all ranks and accumulated micro-batches.
@@ -56,6 +58,7 @@ class TrainingConfig:
     model: dict = field(default_factory=dict)
     pretrained_backbone: bool | str = True
     input_size: list = field(default_factory=lambda: [448, 576])
+    network_size: list | None = None
     zoom: list = field(default_factory=lambda: [0.5, 2.0])
     max_steps: int = 40_000
     batch_size: int = 4
