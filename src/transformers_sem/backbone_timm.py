@@ -3,7 +3,7 @@
 import timm
 import torch
 from torch import Tensor, nn
-from transformers import AutoBackbone, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.backbone_utils import BackboneMixin
 from transformers.modeling_outputs import BackboneOutput
@@ -111,9 +111,6 @@ class SEMTimmBackbone(BackboneMixin, PreTrainedModel):
         return BackboneOutput(
             feature_maps=feature_maps, hidden_states=feature_maps if output_hidden_states else None, attentions=None
         )
-
-
-AutoBackbone.register(SEMTimmBackboneConfig, SEMTimmBackbone, exist_ok=True)
 
 
 __all__ = ["SEMTimmBackbone"]

@@ -107,7 +107,8 @@ class SEMConfig(PreTrainedConfig):
             Standard deviation of new weights.
 
     Raises:
-        ValueError: If a task is unknown or the values contradict each other.
+        ValueError: If a task is unknown.
+        StrictDataclassError: If a value has the wrong type, or values contradict each other.
 
     ```python
     >>> from transformers_sem import SEMConfig
@@ -195,11 +196,22 @@ class SEMConfig(PreTrainedConfig):
             if names is not None and sorted(names) != list(range(num_labels)):
                 raise ValueError(
                     f"`task_id2label[{task!r}]` must name the ids 0 to {num_labels - 1}, one per label of the head; got "
-                    f"{len(names)} names for the ids {min(names)} to {max(names)}."
+                    f"{len(names)} names, {sorted(names)}."
                 )
+
+    def _check_positive(self) -> None:
+        for field in ("hidden_size", "num_attention_heads", "mlp_ratio", "num_bases", "em_temperature"):
+            if getattr(self, field) <= 0:
+                raise ValueError(f"`{field}` must be above 0; got {getattr(self, field)}.")
+        for field in ("offset_strides", "decoder_hidden_sizes", "decoder_num_attention_heads", "sr_ratios"):
+            if not getattr(self, field) or min(getattr(self, field)) < 1:
+                raise ValueError(f"Every entry of `{field}` must be above 0; got {getattr(self, field)}.")
+        if self.num_em_iterations < 0:
+            raise ValueError(f"`num_em_iterations` must not be below 0; got {self.num_em_iterations}.")
 
     def validate_architecture(self):
         """The per-stage lists have one entry per encoder stage, and widths divide by heads."""
+        self._check_positive()
         num_stages = len(self.decoder_hidden_sizes)
         for field in ("offset_strides", "decoder_num_attention_heads", "sr_ratios"):
             if len(getattr(self, field)) != num_stages:

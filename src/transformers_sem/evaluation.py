@@ -1,6 +1,6 @@
 """From predictions to numbers, and the constant predictor every model must beat."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -20,17 +20,26 @@ class MultiTaskMetric:
         self.task_num_labels = {task: width for task, width in task_num_labels.items() if get_task(task).metric}
         self.statistics: dict[str, dict[str, Tensor]] = {}
 
-    def add_batch(self, predictions: dict[str, Iterable[Tensor]], references: dict[str, Iterable[Tensor]]) -> None:
+    def add_batch(self, predictions: dict[str, Sequence[Tensor]], references: dict[str, Sequence[Tensor]]) -> None:
         """Adds images.
 
         Args:
-            predictions (`dict[str, Iterable[Tensor]]`): For each task one map per image, in physical units.
-            references (`dict[str, Iterable[Tensor]]`): For each task one label per image, of the same size.
+            predictions (`dict[str, Sequence[Tensor]]`): For each task one map per image, in physical units.
+            references (`dict[str, Sequence[Tensor]]`): For each task one label per image, of the same size.
 
         Raises:
-            ValueError: If a prediction and its label differ in size.
+            ValueError: If a task is missing, the numbers of images differ, or a prediction and its label differ in size.
         """
         for task, num_labels in self.task_num_labels.items():
+            if task not in predictions or task not in references:
+                raise ValueError(
+                    f"Predictions and references need the task {task!r}; got {[*predictions]}, {[*references]}."
+                )
+            counts = len(predictions[task]), len(references[task])
+            if counts[0] != counts[1]:
+                raise ValueError(
+                    f"Give one {task} label per prediction; got {counts[1]} labels for {counts[0]} predictions."
+                )
             for prediction, reference in zip(predictions[task], references[task], strict=True):
                 if prediction.shape[-2:] != reference.shape[-2:]:
                     raise ValueError(

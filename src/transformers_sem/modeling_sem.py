@@ -7,6 +7,7 @@ Letters: B batch, T tasks, S encoder stages (shallow to deep), C channels, N poi
 "Going Beyond Multi-Task Dense Prediction with Synergy Embedding Models", CVPR 2024.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -561,7 +562,8 @@ class SEMModel(SEMPreTrainedModel):
         self.use_decoder = config.use_decoder
         self.backbone = build_backbone(config.backbone_config)
         strides, channels = backbone_strides(self.backbone), list(self.backbone.channels)
-        self.min_size = self.size_divisor = self.output_stride = max(strides)
+        self.min_size = min(strides)
+        self.size_divisor = self.deepest_stride = self.output_stride = max(strides)
         self.output_channels = channels[-1]
         self.reassembly = self.intra_task = self.decoder = None
         if config.use_decoder:
@@ -575,16 +577,16 @@ class SEMModel(SEMPreTrainedModel):
                 f"The decoder has {num_stages} stages (`decoder_hidden_sizes`), so the backbone must give as many feature "
                 f"maps; it gives {len(strides)}. Set its `out_indices`."
             )
-        self.min_size = min(strides)
         factors = config.reassemble_factors
         if factors is None and len(set(strides)) == 1:
             factors = [2.0 ** (num_stages - 2 - stage) for stage in range(num_stages)]  # 4, 2, 1, 0.5
         if factors is not None:
             widths = list(reversed(config.decoder_hidden_sizes))
             self.reassembly = SEMFeatureReassembly(channels, widths, factors)
-            strides, channels = [round(s / f) for s, f in zip(strides, factors, strict=True)], widths
-        self.size_divisor = max(s * r for s, r in zip(strides, config.offset_strides, strict=True))
-        self.size_divisor = max(self.size_divisor, *strides)
+            strides, channels = [s / f for s, f in zip(strides, factors, strict=True)], widths
+        # every stage has a whole number of pixels, and of deformed points
+        self.size_divisor = round(max(*strides, *(s * r for s, r in zip(strides, config.offset_strides, strict=True))))
+        self.deepest_stride = max(strides)
         self.output_stride, self.output_channels = min(strides), config.decoder_hidden_sizes[-1]
         self.intra_task = SEMIntraTask(config, channels)
         self.decoder = SEMDecoder(config, channels)
@@ -617,7 +619,7 @@ class SEMModel(SEMPreTrainedModel):
         return SEMModelOutput(
             last_hidden_state=last_hidden_state,
             task_hidden_states=self._crop(task_maps, pixel_values.shape[-2:], self.output_stride),
-            intra_task_hidden_states=self._crop(intra_task_maps, pixel_values.shape[-2:], self.size_divisor),
+            intra_task_hidden_states=self._crop(intra_task_maps, pixel_values.shape[-2:], self.deepest_stride),
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
@@ -656,9 +658,9 @@ class SEMModel(SEMPreTrainedModel):
         return F.pad(pixel_values, (0, -width % self.size_divisor, 0, -height % self.size_divisor))
 
     @staticmethod
-    def _crop(task_maps: dict[str, Tensor] | None, size: tuple[int, int], stride: int) -> dict[str, Tensor] | None:
+    def _crop(task_maps: dict[str, Tensor] | None, size: tuple[int, int], stride: float) -> dict[str, Tensor] | None:
         """Takes the padding off again."""
-        height, width = -(-size[0] // stride), -(-size[1] // stride)
+        height, width = (math.ceil(edge / stride) for edge in size)
         return task_maps and {task: task_map[..., :height, :width] for task, task_map in task_maps.items()}
 
 
@@ -781,6 +783,7 @@ class SEMForMultiTaskDensePrediction(SEMPreTrainedModel):
             )
 
 
+AutoBackbone.register(SEMTimmBackboneConfig, SEMTimmBackbone, exist_ok=True)
 AutoModel.register(SEMConfig, SEMModel, exist_ok=True)
 AutoModelForSemanticSegmentation.register(SEMConfig, SEMForMultiTaskDensePrediction, exist_ok=True)
 

@@ -337,12 +337,17 @@ def to_label(task: str, value: Image.Image | np.ndarray | Tensor) -> Tensor:
     label_format = spec.label_format
     values = _picture_values(value, label_format) if isinstance(value, Image.Image) else value
     labels = torch.as_tensor(np.array(values) if isinstance(values, np.ndarray) else values)
+    if label_format.value_range is not None and labels.dtype == torch.uint8 and (labels > 1).any():
+        raise ValueError(
+            f"A {task} map holds {label_format.rule}; got 8-bit levels up to {labels.max().item()}. An 8-bit picture of a "
+            "measurement must be passed as a PIL image, not as its array."
+        )
     labels = labels.float() if labels.is_floating_point() else labels.long()
     labels = _arrange_channels(task, labels, label_format.num_channels)
     if not label_format.is_valid_value(labels).all():
         raise ValueError(
-            f"A {task} map holds {label_format.rule}; got values from {labels.min().item()} to {labels.max().item()} "
-            f"({labels.dtype}). An 8-bit picture of a measurement must be passed as a PIL image, not as its array."
+            f"A {task} map holds {label_format.rule}; got values from {labels.min().item()} to "
+            f"{labels.max().item()} ({labels.dtype})."
         )
     return spec.project_values(labels.to(label_format.dtype))
 

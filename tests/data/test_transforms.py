@@ -20,7 +20,7 @@ from transformers_sem.data.transforms import (
     row_to_tensors,
 )
 from transformers_sem.image_processing_sem import SEMImageProcessor
-from transformers_sem.tasks import TASKS, LabelFormat, TaskSpec, to_label
+from transformers_sem.tasks import TASKS, LabelFormat, TaskSpec, resize_label, to_label
 
 
 HEIGHT, WIDTH = 96, 128

@@ -1,0 +1,225 @@
+"""The defaults are the paper's numbers, and a configuration survives saving, whatever its tasks and encoder."""
+
+import pytest
+from huggingface_hub.errors import StrictDataclassError
+from transformers import AutoConfig, Dinov2Config, SwinConfig
+
+from transformers_sem import TASKS, SEMConfig, SEMTimmBackboneConfig
+
+from .tiny import TINY_BACKBONE, tiny_config
+
+
+PASCAL = {"semseg": 21, "parsing": 7, "saliency": 2, "normal": 3, "boundary": 1}
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("task_num_labels", {"semseg": 40, "depth": 1, "normal": 3, "boundary": 1}),
+        ("task_loss_weights", {"semseg": 1, "depth": 1, "normal": 10, "boundary": 50}),
+        ("hidden_size", 512),
+        ("offset_strides", (8, 4, 2, 1)),
+        ("num_attention_heads", 8),
+        ("mlp_ratio", 4),
+        ("decoder_hidden_sizes", (512, 256, 128, 64)),
+        ("decoder_num_attention_heads", (8, 4, 2, 1)),
+        ("sr_ratios", (1, 2, 4, 8)),
+        ("use_decoder", True),
+        ("use_intra_task", True),
+        ("num_intra_task_stages", 4),
+        ("inter_task_stages", 4),
+        ("num_bases", 64),
+        ("num_em_iterations", 5),
+        ("em_temperature", 1),
+        ("bases_momentum", 0.9),
+        ("use_auxiliary_heads", True),
+        ("auxiliary_loss_weight", 1),
+        ("reassemble_factors", None),
+        ("task_loss_kwargs", {}),
+        ("task_id2label", {}),
+    ],
+)
+def test_defaults_are_the_papers(field, value):
+    assert getattr(SEMConfig(), field) == value
+
+
+def test_default_encoder_is_the_papers():
+    encoder = SEMConfig().backbone_config
+    assert encoder.model_name == "vit_large_patch16_384.augreg_in21k_ft_in1k"
+    assert list(encoder.out_indices) == [6, 12, 18, 24]
+    assert encoder.drop_path_rate == 0.15
+    assert encoder.num_channels == 3
+
+
+def test_pascal_loss_weights_are_the_papers():
+    weights = SEMConfig(task_num_labels=PASCAL).task_loss_weights
+    assert weights == {"semseg": 1, "parsing": 2, "saliency": 5, "normal": 10, "boundary": 50}
+
+
+def reload(config, folder):
+    config.save_pretrained(folder)
+    return SEMConfig.from_pretrained(folder)
+
+
+def plain(value):
+    """JSON has no tuples."""
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    return [plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {},
+        {"task_num_labels": PASCAL},
+        {"task_num_labels": {"depth": 1}, "use_decoder": False},
+        {"task_loss_weights": {"depth": 0.5}, "task_loss_kwargs": {"boundary": {"positive_weight": 0.8}}},
+        {"task_loss_kwargs": {"boundary": {"positive_weight": None}}},
+        {"reassemble_factors": [4, 2, 1, 0.5], "hidden_size": 64, "num_em_iterations": 0},
+        {"backbone_config": TINY_BACKBONE},
+    ],
+    ids=["defaults", "pascal", "single task", "weights", "none", "sizes", "timm"],
+)
+def test_saved_and_reloaded(values, tmp_path):
+    config = SEMConfig(**values)
+    reloaded = reload(config, tmp_path)
+    expected, found = (plain(one.to_dict()) for one in (config, reloaded))
+    assert {key for key in expected | found if expected.get(key) != found.get(key)} <= {"transformers_version"}
+    assert type(reloaded.backbone_config) is SEMTimmBackboneConfig
+
+
+@pytest.mark.parametrize(
+    "tasks", [["normal", "depth"], ["depth", "normal"], ["boundary", "semseg", "normal", "depth"], list(TASKS)[::-1]]
+)
+def test_the_order_of_the_tasks_is_kept(tasks, tmp_path):
+    config = SEMConfig(task_num_labels={task: TASKS[task].num_labels for task in tasks})
+    for again in (
+        config,
+        reload(config, tmp_path),
+        SEMConfig(**config.to_dict()),
+        SEMConfig.from_dict(config.to_dict()),
+    ):
+        assert again.tasks == list(again.task_num_labels) == list(again.task_loss_weights) == tasks
+
+
+def test_class_names_keep_their_integer_ids(tmp_path):
+    names = {index: f"class {index}" for index in range(12)}
+    reloaded = reload(SEMConfig(task_num_labels={"semseg": 12}, task_id2label={"semseg": names}), tmp_path)
+    assert reloaded.task_id2label == {"semseg": names}
+    assert list(reloaded.task_id2label["semseg"]) == list(range(12))
+
+
+def test_auto_config_loads_it(tmp_path):
+    tiny_config(hidden_size=32).save_pretrained(tmp_path)
+    config = AutoConfig.from_pretrained(tmp_path)
+    assert type(config) is SEMConfig
+    assert config.hidden_size == 32
+
+
+# Encoders
+
+
+def test_a_timm_encoder_is_a_dictionary_without_a_model_type(tmp_path):
+    values = {
+        "model_name": "test_vit",
+        "out_indices": [1, 2, 3, 4],
+        "drop_path_rate": 0.3,
+        "model_kwargs": {"depth": 4},
+    }
+    reloaded = reload(SEMConfig(backbone_config=values), tmp_path).backbone_config
+    assert type(reloaded) is SEMTimmBackboneConfig
+    assert {field: plain(getattr(reloaded, field)) for field in values} == values
+
+
+def test_stages_may_be_named():
+    assert list(SEMTimmBackboneConfig(out_features=["stage2", "stage4"]).out_indices) == [2, 4]
+    assert SEMTimmBackboneConfig(out_indices=[2, 4]).out_features == ["stage2", "stage4"]
+
+
+@pytest.mark.parametrize(
+    ("backbone_config", "config_class"),
+    [
+        (
+            {"model_type": "dinov2", "num_hidden_layers": 4, "hidden_size": 24, "out_indices": [1, 2, 3, 4]},
+            Dinov2Config,
+        ),
+        (
+            {"model_type": "swin", "embed_dim": 12, "out_features": ["stage1", "stage2", "stage3", "stage4"]},
+            SwinConfig,
+        ),
+        (Dinov2Config(num_hidden_layers=8, out_indices=[2, 4, 6, 8]), Dinov2Config),
+    ],
+    ids=["dinov2", "swin", "object"],
+)
+def test_any_transformers_encoder(backbone_config, config_class, tmp_path):
+    config = SEMConfig(backbone_config=backbone_config)
+    reloaded = reload(config, tmp_path)
+    for encoder in (config.backbone_config, reloaded.backbone_config):
+        assert type(encoder) is config_class
+        assert len(encoder.out_features) == 4
+    given = backbone_config if isinstance(backbone_config, dict) else backbone_config.to_dict()
+    stored = plain(reloaded.backbone_config.to_dict())
+    assert {key: stored[key] for key in given if key in stored} == {
+        key: plain(given[key]) for key in given if key in stored
+    }
+
+
+def test_the_given_dictionaries_are_left_alone():
+    backbone_config, names = dict(TINY_BACKBONE), {"depth": 1, "semseg": 2}
+    config = SEMConfig(
+        backbone_config=backbone_config, task_num_labels=names, task_id2label={"semseg": {0: "a", 1: "b"}}
+    )
+    assert backbone_config == TINY_BACKBONE
+    assert names == {"depth": 1, "semseg": 2}
+    assert config.tasks == ["depth", "semseg"]
+
+
+# Errors
+
+
+CONTRADICTIONS = [
+    ({"task_num_labels": {"flow": 2}}, ["'flow'", "'depth'", "register_task"]),
+    ({"task_num_labels": {}}, ["`task_num_labels` is empty"]),
+    ({"task_num_labels": {"depth": 0}}, ["task_num_labels['depth']", "is 0"]),
+    ({"task_loss_weights": {"parsing": 1.0}}, ["`task_loss_weights`", "'parsing'", "'semseg', 'depth'"]),
+    ({"task_id2label": {"parsing": {0: "a"}}}, ["`task_id2label`", "'parsing'"]),
+    ({"task_loss_kwargs": {"parsing": {}}}, ["`task_loss_kwargs`", "'parsing'"]),
+    (
+        {"task_num_labels": {"semseg": 3}, "task_id2label": {"semseg": {0: "a", 1: "b"}}},
+        ["task_id2label['semseg']", "0 to 2", "2 names"],
+    ),
+    ({"task_num_labels": {"semseg": 2}, "task_id2label": {"semseg": {1: "a", 2: "b"}}}, ["0 to 1", "[1, 2]"]),
+    ({"task_num_labels": {"semseg": 2}, "task_id2label": {"semseg": {}}}, ["task_id2label['semseg']", "0 to 1"]),
+    ({"task_num_labels": {"depth": 1}, "tasks": ["depth", "normal"]}, ["`tasks`", "'normal'"]),
+    ({"offset_strides": [8, 4, 2]}, ["`offset_strides`", "4", "[8, 4, 2]"]),
+    ({"decoder_num_attention_heads": [8]}, ["`decoder_num_attention_heads`", "4", "[8]"]),
+    ({"sr_ratios": [1, 2, 4, 8, 16]}, ["`sr_ratios`", "4", "[1, 2, 4, 8, 16]"]),
+    ({"reassemble_factors": [4, 2]}, ["`reassemble_factors`", "4", "[4, 2]"]),
+    ({"num_intra_task_stages": 0}, ["`num_intra_task_stages`", "1 to 4", "got 0"]),
+    ({"num_intra_task_stages": 5}, ["`num_intra_task_stages`", "1 to 4", "got 5"]),
+    ({"inter_task_stages": -1}, ["`inter_task_stages`", "0 to 4", "got -1"]),
+    ({"inter_task_stages": 5}, ["`inter_task_stages`", "0 to 4", "got 5"]),
+    ({"hidden_size": 500}, ["divide by their attention heads", "500", "8"]),
+    ({"decoder_num_attention_heads": [8, 4, 2, 3]}, ["divide by their attention heads", "(8, 8, 4, 2, 3)"]),
+    ({"num_attention_heads": 0}, ["heads", "0"]),
+    ({"bases_momentum": 1.5}, ["`bases_momentum`", "0 to 1", "1.5"]),
+    ({"bases_momentum": -0.1}, ["`bases_momentum`", "0 to 1", "-0.1"]),
+    ({"num_bases": 0}, ["`num_bases`", "0"]),
+    ({"num_em_iterations": -1}, ["`num_em_iterations`", "-1"]),
+    ({"em_temperature": 0}, ["`em_temperature`", "0"]),
+    ({"hidden_size": "512"}, ["hidden_size", "512"]),
+    (
+        {"backbone_config": {"model_name": "test_vit", "out_indices": [0, 1]}},
+        ["`out_indices`", "from 1", "[0, 1]"],
+    ),
+    ({"backbone_config": {"model_type": "no_such_model"}}, ["no_such_model"]),
+]
+
+
+@pytest.mark.parametrize(("values", "expected"), CONTRADICTIONS, ids=[str(values) for values, _ in CONTRADICTIONS])
+def test_contradictions_are_named(values, expected):
+    with pytest.raises((ValueError, StrictDataclassError)) as error:
+        SEMConfig(**values)
+    for part in expected:
+        assert part in str(error.value)

@@ -1,0 +1,434 @@
+"""Images and maps stay aligned on the way in, and predictions find the way back to the photo, to the pixel."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from transformers import AutoImageProcessor
+from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+
+from transformers_sem import TASKS, SEMImageProcessor
+from transformers_sem.image_processing_sem import centre_padding, shrink_to_fit
+from transformers_sem.modeling_sem import SEMMultiTaskOutput
+from transformers_sem.tasks import to_label
+
+from .samples import random_labels, random_logits
+
+
+PAD_ONLY = {"do_resize": False, "do_pad": True}
+
+
+def size_of(height, width):
+    return {"height": height, "width": width}
+
+
+def random_image(height=40, width=60):
+    return torch.randint(256, (height, width, 3), dtype=torch.uint8).numpy()
+
+
+def normalized(image):
+    """`(height, width, 3)` uint8 -> `(3, height, width)`."""
+    values = (image / 255 - np.array(IMAGENET_DEFAULT_MEAN)) / np.array(IMAGENET_DEFAULT_STD)
+    return torch.from_numpy(values.transpose(2, 0, 1)).float()
+
+
+def random_maps(size, num_images=1):
+    return {task: list(random_labels(task, num_images, size)) for task in TASKS}
+
+
+def assert_same(found, expected):
+    torch.testing.assert_close(found, expected, rtol=0, atol=0, equal_nan=True)
+
+
+def is_invalid(task, label):
+    invalid_value = TASKS[task].label_format.invalid_value
+    return label.isnan() if np.isnan(invalid_value) else label == invalid_value
+
+
+# Images
+
+
+@pytest.mark.parametrize(
+    "images",
+    [
+        lambda image: Image.fromarray(image),
+        lambda image: image,
+        lambda image: image.transpose(2, 0, 1),
+        lambda image: torch.from_numpy(image).permute(2, 0, 1),
+        lambda image: torch.from_numpy(image),
+        lambda image: [Image.fromarray(image)],
+        lambda image: [torch.from_numpy(image).permute(2, 0, 1)],
+        lambda image: torch.from_numpy(image).permute(2, 0, 1)[None],
+        lambda image: image[None],
+        lambda image: Image.fromarray(np.dstack([image, np.full(image.shape[:2], 255, dtype=np.uint8)])),
+    ],
+    ids=["PIL", "HWC", "CHW", "tensor CHW", "tensor HWC", "list of PIL", "list of tensor", "BCHW", "BHWC", "RGBA"],
+)
+def test_kinds_of_images(images):
+    image = random_image()
+    pixel_values = SEMImageProcessor(do_resize=False)(images(image), return_tensors="pt")["pixel_values"]
+    torch.testing.assert_close(pixel_values, normalized(image)[None])
+
+
+@pytest.mark.parametrize("mode", ["L", "1", "LA", "P", "CMYK"])
+def test_pictures_without_rgb(mode):
+    picture = Image.fromarray(random_image()).convert(mode)
+    pixel_values = SEMImageProcessor(do_resize=False)(picture, return_tensors="pt")["pixel_values"]
+    torch.testing.assert_close(pixel_values, normalized(np.asarray(picture.convert("RGB")))[None])
+
+
+@pytest.mark.parametrize("kind", [np.asarray, torch.from_numpy], ids=["array", "tensor"])
+def test_grey_arrays_become_rgb(kind):
+    grey = random_image()[..., 0]
+    pixel_values = SEMImageProcessor(do_resize=False)(kind(grey[None]), return_tensors="pt")["pixel_values"]
+    torch.testing.assert_close(pixel_values, normalized(np.repeat(grey[..., None], 3, axis=-1))[None])
+
+
+def test_the_default_size_is_the_papers():
+    images = [random_image(30, 50), random_image(50, 30)]
+    assert SEMImageProcessor()(images, return_tensors="pt")["pixel_values"].shape == (2, 3, 448, 576)
+
+
+def test_steps_can_be_switched_off_for_one_call():
+    image = random_image()
+    processor = SEMImageProcessor(do_resize=False)
+    batch = processor(image, do_rescale=False, do_normalize=False, return_tensors="pt")
+    assert_same(batch["pixel_values"], torch.from_numpy(image).permute(2, 0, 1)[None])
+    torch.testing.assert_close(processor(image, return_tensors="pt")["pixel_values"], normalized(image)[None])
+
+
+@pytest.mark.parametrize(("return_tensors", "kind"), [("pt", torch.Tensor), ("np", np.ndarray), (None, list)])
+def test_kinds_of_output(return_tensors, kind):
+    batch = SEMImageProcessor(size=size_of(8, 12))(
+        [random_image()] * 2, maps=random_maps((40, 60), 2), return_tensors=return_tensors
+    )
+    assert type(batch["pixel_values"]) is kind
+    assert {type(labels) for labels in batch["labels"].values()} == {kind}
+    assert {len(labels) for labels in batch["labels"].values()} == {2}
+
+
+# Images and maps together
+
+
+def two_halves(split):
+    """A photo that is white right of `split`, and maps that say so."""
+    right = np.zeros((40, 60), dtype=bool)
+    right[:, split:] = True
+    image = np.repeat(255 * right[..., None], 3, axis=-1).astype(np.uint8)
+    facing = np.where(right, 1.0, -1.0)
+    maps = {
+        "semseg": right.astype(np.uint8),
+        "depth": 1.0 + right,
+        "normal": np.stack([facing, 0 * facing, 0 * facing]),
+        "boundary": right.astype(float),
+        "saliency": right.astype(np.uint8),
+    }
+    return image, maps
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"size": size_of(80, 120)},
+        {"size": size_of(32, 96)},
+        {"size": size_of(20, 30)},
+        {"size": size_of(40, 120), "do_pad": True, "pad_size": size_of(51, 140)},
+        {**PAD_ONLY, "pad_size": size_of(47, 64)},
+        {**PAD_ONLY, "pad_size": size_of(30, 30)},
+    ],
+    ids=str,
+)
+def test_maps_stay_aligned_with_the_image(settings):
+    image, maps = two_halves(split=24)
+    batch = SEMImageProcessor(**settings)(image, maps=maps, return_tensors="pt", do_normalize=False)
+    ids, white = batch["labels"]["semseg"][0], batch["pixel_values"][0, 0]
+    inside = ids != 255
+    assert ((white - ids).abs() < 0.5)[inside].float().mean() > 0.97
+    assert_same(batch["labels"]["depth"][0, 0][inside], 1.0 + ids[inside])
+    assert_same(batch["labels"]["boundary"][0][inside], ids[inside].float())
+    assert_same(batch["labels"]["saliency"][0], ids)
+    facing = batch["labels"]["normal"][0, 0]
+    known = facing.isfinite()
+    assert (facing.sign() == 2 * ids - 1)[inside & known].float().mean() > 0.97
+    assert_same(batch["labels"]["depth"][0, 0].isnan(), ~inside)
+    assert (white[~inside] == 0).all()
+
+
+@pytest.mark.parametrize("task", list(TASKS))
+def test_resized_labels_keep_what_the_task_allows(task):
+    label = random_labels(task, 1, (40, 60))[0]
+    batch = SEMImageProcessor(size=size_of(64, 72))(random_image(), maps={task: [label]}, return_tensors="pt")
+    resized = batch["labels"][task][0]
+    assert resized.dtype == TASKS[task].label_format.dtype
+    if task == "normal":
+        lengths = resized.norm(dim=0)
+        torch.testing.assert_close(lengths[lengths.isfinite()], torch.ones_like(lengths[lengths.isfinite()]))
+        return
+    rows, columns = (torch.arange(64) + 0.5) * 40 / 64, (torch.arange(72) + 0.5) * 60 / 72
+    assert_same(resized, label[..., rows.long()[:, None], columns.long()])
+
+
+def test_maps_without_resizing_are_the_labels():
+    maps = random_maps((40, 60))
+    labels = SEMImageProcessor(do_resize=False)(random_image(), maps=maps, return_tensors="pt")["labels"]
+    assert list(labels) == list(TASKS)
+    for task, label in labels.items():
+        torch.testing.assert_close(label[0], maps[task][0], equal_nan=True)
+
+
+def test_maps_may_be_pictures_arrays_and_tensors_single_or_batched():
+    ids = torch.randint(7, (2, 40, 60))
+    depth = torch.rand(2, 1, 40, 60)
+    processor = SEMImageProcessor(do_resize=False)
+    kinds = {
+        "semseg": [Image.fromarray(image.numpy().astype(np.uint8)) for image in ids],
+        "parsing": ids,
+        "depth": depth.numpy(),
+    }
+    labels = processor([random_image()] * 2, maps=kinds, return_tensors="pt")["labels"]
+    assert_same(labels["semseg"], ids)
+    assert_same(labels["parsing"], ids)
+    assert_same(labels["depth"], depth)
+    for single in (ids[0], ids[0].numpy(), Image.fromarray(ids[0].numpy().astype(np.uint8)), ids[:1]):
+        batch = processor(random_image(), maps={"semseg": single}, return_tensors="pt")
+        assert_same(batch["labels"]["semseg"], ids[:1])
+
+
+# Padding
+
+
+def test_padding_is_centred_and_invalid():
+    image, maps = random_image(), random_maps((40, 60))
+    batch = SEMImageProcessor(**PAD_ONLY, pad_size=size_of(45, 63))(image, maps=maps, return_tensors="pt")
+    inside = torch.zeros(45, 63, dtype=torch.bool)
+    inside[2:42, 1:61] = True  # the odd row and column are below and right
+    torch.testing.assert_close(batch["pixel_values"][0, :, 2:42, 1:61], normalized(image))
+    assert (batch["pixel_values"][..., ~inside] == 0).all()
+    for task, labels in batch["labels"].items():
+        torch.testing.assert_close(labels[0, ..., 2:42, 1:61], maps[task][0], equal_nan=True)
+        assert is_invalid(task, labels[..., ~inside]).all()
+
+
+def test_images_are_padded_to_the_largest_of_the_batch():
+    images = [random_image(40, 60), random_image(51, 33)]
+    maps = {"semseg": [np.zeros(image.shape[:2], dtype=np.uint8) for image in images]}
+    batch = SEMImageProcessor(**PAD_ONLY)(images, maps=maps, return_tensors="pt")
+    assert batch["pixel_values"].shape == (2, 3, 51, 60)
+    assert [(labels == 0).sum().item() for labels in batch["labels"]["semseg"]] == [40 * 60, 51 * 33]
+
+
+def test_too_large_images_are_shrunk_before_padding():
+    images = [np.full((100, 200, 3), 255, dtype=np.uint8), np.full((20, 10, 3), 255, dtype=np.uint8)]
+    maps = {"semseg": [np.zeros(image.shape[:2], dtype=np.uint8) for image in images]}
+    processor = SEMImageProcessor(**PAD_ONLY, pad_size=size_of(64, 64))
+    batch = processor(images, maps=maps, return_tensors="pt", do_normalize=False)
+    wide, small = batch["pixel_values"][:, 0]
+    assert (wide[16:48] > 0.99).all()
+    assert (wide[:16] == 0).all() and (wide[48:] == 0).all()
+    assert (small > 0).sum() == 20 * 10
+    assert_same(batch["labels"]["semseg"] == 0, batch["pixel_values"][:, 0] > 0)
+
+
+@pytest.mark.parametrize(
+    ("size", "largest", "expected"),
+    [
+        ((40, 60), (64, 64), (40, 60)),
+        ((100, 200), (64, 64), (32, 64)),
+        ((200, 100), (64, 64), (64, 32)),
+        ((64, 65), (64, 64), (63, 64)),
+        ((1000, 2), (64, 64), (64, 1)),
+    ],
+)
+def test_shrinking_keeps_the_shape(size, largest, expected):
+    assert shrink_to_fit(size, largest) == expected
+
+
+def test_padding_adds_up():
+    for extra_rows in range(4):
+        left, top, right, bottom = centre_padding((10, 20), (10 + extra_rows, 25))
+        assert (top + bottom, left + right) == (extra_rows, 5)
+        assert 0 <= bottom - top <= 1 and right - left == 1
+
+
+# The way back
+
+
+def logits_of_ids(ids, num_labels):
+    return F.one_hot(ids, num_labels).movedim(-1, -3).float()
+
+
+def outputs_of(**logits):
+    return SEMMultiTaskOutput(logits=logits)
+
+
+@pytest.mark.parametrize("sizes", [[(40, 60)], [(40, 60), (33, 21), (45, 63)]], ids=str)
+def test_padding_is_taken_off_exactly(sizes):
+    maps = [torch.randint(7, size) for size in sizes]
+    processor = SEMImageProcessor(**PAD_ONLY, pad_size=size_of(45, 63))
+    batch = processor([random_image(*size) for size in sizes], maps={"parsing": maps}, return_tensors="pt")
+    padded = batch["labels"]["parsing"]
+    outputs = outputs_of(parsing=logits_of_ids(padded.where(padded != 255, 0), 7), depth=padded[:, None].float())
+    predictions = processor.post_process_dense_prediction(outputs, target_sizes=sizes)
+    for prediction, ids in zip(predictions, maps, strict=True):
+        assert_same(prediction["parsing"], ids)
+        assert_same(prediction["depth"], ids.float())
+
+
+def test_padding_to_the_largest_of_the_batch_is_taken_off_exactly():
+    sizes = [(40, 60), (51, 33)]
+    maps = [torch.randint(7, size) for size in sizes]
+    processor = SEMImageProcessor(**PAD_ONLY)
+    batch = processor([random_image(*size) for size in sizes], maps={"parsing": maps}, return_tensors="pt")
+    padded = batch["labels"]["parsing"]
+    outputs = outputs_of(parsing=logits_of_ids(padded.where(padded != 255, 0), 7))
+    predictions = processor.post_process_dense_prediction(outputs, target_sizes=torch.tensor(sizes))
+    for prediction, ids in zip(predictions, maps, strict=True):
+        assert_same(prediction["parsing"], ids)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"size": size_of(32, 48)},
+        {"size": size_of(32, 48), "do_pad": True, "pad_size": size_of(64, 64)},
+        {**PAD_ONLY, "pad_size": size_of(32, 32)},
+        {**PAD_ONLY, "pad_size": size_of(128, 160)},
+    ],
+    ids=str,
+)
+def test_labels_come_back_through_quarter_resolution(settings):
+    """Two halves, processed, seen by a model at a quarter of the size and brought back to the photo."""
+    image, maps = two_halves(split=24)
+    processor = SEMImageProcessor(**settings)
+    labels = processor(image, maps=maps, return_tensors="pt")["labels"]["semseg"]
+    logits = F.interpolate(logits_of_ids(labels.where(labels != 255, 0), 2), scale_factor=1 / 4, mode="area")
+    prediction = processor.post_process_dense_prediction(outputs_of(semseg=logits), target_sizes=[(40, 60)])[0]
+    agreement = prediction["semseg"] == torch.from_numpy(maps["semseg"])
+    assert agreement.shape == (40, 60)
+    assert agreement.float().mean() > 0.9
+    assert agreement[:, :20].all() and agreement[10:30, 29:58].all()
+
+
+def test_predictions_without_target_sizes_have_the_size_of_the_logits():
+    outputs = outputs_of(**{task: random_logits(task, 2, (6, 9)) for task in TASKS})
+    predictions = SEMImageProcessor().post_process_dense_prediction(outputs)
+    assert [list(prediction) for prediction in predictions] == [list(TASKS)] * 2
+    for index, prediction in enumerate(predictions):
+        for task, value in prediction.items():
+            assert_same(value, TASKS[task].post_process(outputs.logits[task])[index])
+
+
+@pytest.mark.parametrize("method", ["dense_prediction", "semantic_segmentation", "depth_estimation"])
+@pytest.mark.parametrize("sizes", [[(4, 5)], [(4, 5)] * 3, []], ids=len)
+def test_a_wrong_number_of_target_sizes_raises(method, sizes):
+    outputs = outputs_of(semseg=torch.zeros(2, 5, 4, 4), depth=torch.zeros(2, 1, 4, 4))
+    with pytest.raises(ValueError, match=f"got {len(sizes)} for a batch of 2"):
+        getattr(SEMImageProcessor(), f"post_process_{method}")(outputs, target_sizes=sizes)
+
+
+@pytest.mark.parametrize("target_sizes", [None, [(40, 60), (20, 30)]], ids=["logits", "target sizes"])
+def test_semantic_segmentation(target_sizes):
+    outputs = outputs_of(depth=torch.zeros(2, 1, 8, 12), parsing=torch.randn(2, 7, 8, 12))
+    processor = SEMImageProcessor(size=size_of(32, 48))
+    expected = processor.post_process_dense_prediction(outputs, target_sizes)
+    ids = processor.post_process_semantic_segmentation(outputs, target_sizes)
+    scored = processor.post_process_semantic_segmentation(outputs, target_sizes, return_segmentation_scores=True)
+    for image_ids, result, prediction in zip(ids, scored, expected, strict=True):
+        assert_same(image_ids, prediction["parsing"])
+        assert_same(result["segmentation"], image_ids)
+        assert result["segmentation_scores"].shape == (7, *image_ids.shape)
+        assert_same(result.segmentation_scores.argmax(dim=0), image_ids)
+
+
+@pytest.mark.parametrize("target_sizes", [None, [(40, 60), (20, 30)]], ids=["logits", "target sizes"])
+def test_depth_estimation(target_sizes):
+    outputs = outputs_of(semseg=torch.zeros(2, 5, 8, 12), depth=torch.randn(2, 1, 8, 12))
+    processor = SEMImageProcessor(size=size_of(32, 48))
+    results = processor.post_process_depth_estimation(outputs, target_sizes)
+    expected = processor.post_process_dense_prediction(outputs, target_sizes)
+    for result, prediction, size in zip(results, expected, target_sizes or [(8, 12)] * 2, strict=True):
+        assert_same(result["predicted_depth"], prediction["depth"])
+        assert result["predicted_depth"].shape == size
+        assert result["predicted_depth"].min() == 0
+
+
+def test_a_model_without_the_task_says_so():
+    outputs = outputs_of(normal=torch.zeros(1, 3, 4, 4))
+    for post_process in ("post_process_semantic_segmentation", "post_process_depth_estimation"):
+        with pytest.raises(ValueError, match=r"\['normal'\].*post_process_dense_prediction"):
+            getattr(SEMImageProcessor(), post_process)(outputs)
+
+
+# Errors
+
+
+@pytest.mark.parametrize(
+    ("maps", "expected"),
+    [
+        ({"depth": [np.ones((40, 61))]}, "A depth map has the size of its image, 40 x 60; got 40 x 61"),
+        ({"semseg": [np.ones((40, 60))] * 2}, "Give one semseg map per image; got 2 for 1 images"),
+        ({"semseg": []}, "Give one semseg map per image; got 0 for 1 images"),
+        ({"flow": [np.ones((40, 60))]}, "Unknown task 'flow'"),
+        ({"normal": [np.ones((40, 60))]}, "A normal map has the shape (3, height, width); got (40, 60)"),
+        ({"saliency": [np.full((40, 60), 7)]}, "A saliency map holds 0 or 1, 255 invalid; got values from 7 to 7"),
+        ({"semseg": np.ones((2, 40, 60))}, "semseg"),
+    ],
+    ids=["size", "too many", "none", "unknown", "shape", "values", "batch"],
+)
+def test_a_wrong_map_is_named(maps, expected):
+    with pytest.raises(ValueError) as error:
+        SEMImageProcessor()(random_image(), maps=maps, return_tensors="pt")
+    assert expected in str(error.value)
+
+
+def test_an_incomplete_size_is_named():
+    with pytest.raises(ValueError, match="height and a width"):
+        SEMImageProcessor(size={"shortest_edge": 64})(random_image(), return_tensors="pt")
+
+
+# Batches, saving
+
+
+@pytest.mark.parametrize("arguments", [(torch.bfloat16,), ("cpu", torch.bfloat16)], ids=str)
+def test_casting_a_batch_keeps_the_labels(arguments):
+    maps = random_maps((40, 60))
+    batch = SEMImageProcessor(size=size_of(8, 12))(random_image(), maps=maps, return_tensors="pt")
+    expected = {task: label.clone() for task, label in batch["labels"].items()}
+    cast = batch.to(*arguments)
+    assert cast["pixel_values"].dtype == torch.bfloat16
+    for task, label in cast["labels"].items():
+        assert_same(label, expected[task])
+
+
+def test_moving_a_batch_moves_the_labels():
+    batch = SEMImageProcessor(size=size_of(8, 12))(random_image(), maps=random_maps((40, 60)), return_tensors="pt")
+    moved = batch.to("meta")
+    assert {label.device.type for label in moved["labels"].values()} == {"meta"}
+
+
+def test_moving_a_batch_without_labels():
+    batch = SEMImageProcessor(size=size_of(8, 12))(random_image(), return_tensors="pt").to(torch.bfloat16)
+    assert list(batch) == ["pixel_values"]
+
+
+@pytest.mark.parametrize("loader", [SEMImageProcessor, AutoImageProcessor])
+def test_saved_and_reloaded(loader, tmp_path):
+    settings = {**PAD_ONLY, "pad_size": size_of(45, 63), "image_mean": [0.5, 0.4, 0.3]}
+    processor = SEMImageProcessor(**settings)
+    processor.save_pretrained(tmp_path)
+    reloaded = loader.from_pretrained(tmp_path)
+    assert type(reloaded) is SEMImageProcessor
+    assert reloaded.to_dict() == processor.to_dict()
+    image = random_image()
+    assert_same(
+        reloaded(image, return_tensors="pt")["pixel_values"], processor(image, return_tensors="pt")["pixel_values"]
+    )
+
+
+def test_labels_are_what_to_label_reads():
+    picture = Image.fromarray(np.full((40, 60, 3), (128, 128, 0), dtype=np.uint8))
+    labels = SEMImageProcessor(do_resize=False)(random_image(), maps={"normal": picture}, return_tensors="pt")[
+        "labels"
+    ]
+    assert_same(labels["normal"][0], to_label("normal", picture))
