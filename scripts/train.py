@@ -106,10 +106,11 @@ def main() -> None:
         )
         config.images_per_forward(accelerator.num_processes)
         with accelerator.main_process_first():
-            claim_output_dir(config)
             rows = benchmark.load(config.data_dir, **config.dataset_kwargs)
         set_seed(config.seed)
         model = build_model(config, benchmark)
+        if accelerator.is_main_process:
+            claim_output_dir(config)  # last: a run that could not start holds no folder
     accelerator.init_trackers("logs")
     image_processor = build_image_processor(config)
     augmentation = TrainingAugmentation(tuple(config.input_size), zoom=tuple(config.zoom))

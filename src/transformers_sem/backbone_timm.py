@@ -72,6 +72,11 @@ class SEMTimmBackbone(BackboneMixin, PreTrainedModel):
             tensor._is_hf_initialized = tensor.device.type != "meta"
         self.post_init()
 
+    @classmethod
+    def is_custom_code(cls) -> bool:
+        """`False`: `_init_weights` keeps to loaded weights itself, and must see modules without tensors of their own."""
+        return False
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         """Rebuilds timm's buffers, and draws weights a checkpoint lacks from a freshly built encoder."""
@@ -92,6 +97,8 @@ class SEMTimmBackbone(BackboneMixin, PreTrainedModel):
         """
         overlay = {"file": file} if file else None
         try:
+            if file:
+                self._check_names(timm.models.load_state_dict(file))
             pretrained = build_timm_encoder(self.config, pretrained=True, pretrained_cfg_overlay=overlay)
         except Exception as error:
             raise OSError(
@@ -99,6 +106,12 @@ class SEMTimmBackbone(BackboneMixin, PreTrainedModel):
                 "the path of a file, or start from random weights with pretrained_backbone=false."
             ) from error
         self.encoder.load_state_dict(pretrained.state_dict())
+
+    def _check_names(self, state_dict: dict[str, Tensor]) -> None:
+        """In silence, timm skips what a file lacks, and would start from random weights."""
+        missing = sorted(set(self.encoder.model.state_dict()) - set(state_dict))
+        if missing:
+            raise ValueError(f"the file lacks {len(missing)} tensors of this encoder, among them {missing[:3]}")
 
     @can_return_tuple
     def forward(self, pixel_values: Tensor, output_hidden_states: bool | None = None, **kwargs) -> BackboneOutput:

@@ -422,7 +422,7 @@ class SEMInterTaskModule(nn.Module):
         """
         task_bases = expectation_maximization(states, self.initial_bases, self.num_iterations, self.temperature)
         if self.num_iterations == 0:
-            task_bases = task_bases.expand(*states.shape[:2], *task_bases.shape)
+            task_bases = task_bases.repeat(*states.shape[:2], 1, 1)  # not expand: the moving average writes in place
         responsibilities = expectation_step(states, task_bases, self.temperature)  # (B, T, N, K)
         consensus_bases = consensus(task_bases)
         return responsibilities @ consensus_bases.unsqueeze(1), consensus_bases
@@ -538,6 +538,11 @@ class SEMPreTrainedModel(PreTrainedModel):
     _supports_flash_attn = True
     _supports_attention_backend = True
     _keep_in_fp32_modules_strict = ["initial_bases"]
+
+    @classmethod
+    def is_custom_code(cls) -> bool:
+        """`False`: `_init_weights` keeps to loaded weights itself, and must see modules without tensors of their own."""
+        return False
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -768,7 +773,8 @@ class SEMForMultiTaskDensePrediction(SEMPreTrainedModel):
                 raise ValueError(
                     f"Labels of {task} have the shape ({', '.join(map(str, expected))}); got {tuple(label.shape)}."
                 )
-            if label.dtype.is_floating_point != label_format.dtype.is_floating_point:
+            both_float = label.dtype.is_floating_point and label_format.dtype.is_floating_point
+            if label.dtype != label_format.dtype and not both_float:
                 raise ValueError(f"Labels of {task} are {label_format.dtype}; got {label.dtype}.")
             if not label.dtype.is_floating_point and not torch.compiler.is_compiling():
                 self._check_ids(task, label, num_labels=logits[task].shape[1])

@@ -1,7 +1,7 @@
 """The data sets, by the names that configurations use."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import datasets
 
@@ -44,8 +44,12 @@ class Benchmark:
             **kwargs: Fields of the builder's configuration.
 
         Raises:
-            ValueError: If the data must be on disk and `data_dir` does not say where.
+            ValueError: If the data must be on disk and `data_dir` does not say where, or a field is unknown.
         """
+        known = [field.name for field in fields(self.builder.BUILDER_CONFIG_CLASS)]
+        unknown = sorted(set(kwargs) - set(known))
+        if unknown:
+            raise ValueError(f"Unknown fields {unknown} of {self.builder.__name__}; known are {known}.")
         if self.needs_data_dir:
             if data_dir is None:
                 raise ValueError(f"{self.builder.__name__} is read from disk; say where with data_dir=FOLDER.")

@@ -3,7 +3,7 @@
 import argparse
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -12,6 +12,8 @@ from typing import Any, get_args
 import yaml
 from datasets.exceptions import DatasetGenerationError
 from huggingface_hub.errors import StrictDataclassError
+
+from ..configuration_sem import SEMConfig
 
 
 SETTINGS_NAME = "training.yaml"
@@ -86,6 +88,11 @@ class TrainingConfig:
                 names = " or ".join(kind.__name__ for kind in types)
                 raise ValueError(f"`{spec.name}` is of type {names}; got {value!r} (write 1.0e-5, not 1e-5).")
             setattr(self, spec.name, value)
+        for name in ("input_size", "network_size", "zoom"):
+            value = getattr(self, name)
+            if value is not None and (len(value) != 2 or not all(isinstance(edge, (int, float)) for edge in value)):
+                raise ValueError(f"`{name}` is two numbers; got {value!r}.")
+        refuse_unknown("fields of `model`", self.model, [spec.name for spec in fields(SEMConfig)])
 
     @classmethod
     def load(cls, path: str | Path, overrides: Sequence[str] = ()) -> "TrainingConfig":
@@ -99,16 +106,14 @@ class TrainingConfig:
             raise FileNotFoundError(
                 f"There is no configuration {str(path)!r}; those of the project are in scripts/configs."
             )
-        values = yaml.safe_load(Path(path).read_text()) or {}
+        values = _parse_yaml(Path(path).read_text(), str(path)) or {}
         for override in overrides:
             key, separator, value = override.partition("=")
             if not separator:
                 raise ValueError(f"An override has the form key=value; got {override!r}.")
-            _set_nested(values, key.split("."), yaml.safe_load(value))
+            _set_nested(values, key.split("."), _parse_yaml(value, override))
         known = [spec.name for spec in fields(cls)]
-        unknown = sorted(set(values) - set(known))
-        if unknown:
-            raise ValueError(f"Unknown settings {unknown}; known settings are {known}.")
+        refuse_unknown("settings", values, known)
         return cls(**values)
 
     def images_per_forward(self, num_processes: int) -> int:
@@ -126,9 +131,29 @@ class TrainingConfig:
         return self.batch_size // num_parts
 
 
+def refuse_unknown(kind: str, given: Iterable[str], known: Sequence[str]) -> None:
+    """Names what is given but not known.
+
+    Raises:
+        ValueError: If there is any.
+    """
+    unknown = sorted(set(given) - set(known))
+    if unknown:
+        raise ValueError(f"Unknown {kind} {unknown}; known are {list(known)}.")
+
+
+def _parse_yaml(text: str, source: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{source!r} is not YAML: {error}") from error
+
+
 def _set_nested(values: dict, keys: list[str], value: Any) -> None:
     for key in keys[:-1]:
         values = values.setdefault(key, {})
+        if not isinstance(values, dict):
+            raise ValueError(f"`{'.'.join(keys)}` reaches inside `{key}`, which is {values!r} and has no inside.")
     values[keys[-1]] = value
 
 
@@ -147,9 +172,9 @@ def plain_errors() -> Iterator[None]:
     try:
         yield
     except (ValueError, OSError, StrictDataclassError) as error:
-        sys.exit(f"error: {error}")
+        sys.exit("error: " + " ".join(str(error).split()))
     except DatasetGenerationError as error:
-        sys.exit(f"error: {error.__cause__ or error}")
+        sys.exit("error: " + " ".join(str(error.__cause__ or error).split()))
 
 
 def claim_output_dir(config: TrainingConfig) -> None:

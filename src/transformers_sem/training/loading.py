@@ -2,10 +2,15 @@
 
 from collections.abc import Iterator
 
+import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ..data.transforms import TransformedDataset
+
+
+# Streams of randomness that must not repeat each other
+ORDER, AUGMENTATION = 0, 1
 
 
 class PositionSampler(Sampler):
@@ -29,7 +34,7 @@ class PositionSampler(Sampler):
         for position in range(self.start, self.stop):
             if position // self.num_rows != epoch:
                 epoch = position // self.num_rows
-                generator = torch.Generator().manual_seed(_mix(self.seed, epoch))
+                generator = torch.Generator().manual_seed(_derive_seed(self.seed, ORDER, epoch))
                 order = torch.randperm(self.num_rows, generator=generator).tolist()
             yield position, order[position % self.num_rows]
 
@@ -46,13 +51,13 @@ class PositionSeededDataset(Dataset):
     def __getitem__(self, key: tuple[int, int]) -> dict:
         position, row = key
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(_mix(self.seed, position))
+            torch.manual_seed(_derive_seed(self.seed, AUGMENTATION, position))
             return self.dataset[row]
 
 
-def _mix(seed: int, number: int) -> int:
-    """One seed of two numbers; no two pairs below 2^31 share one."""
-    return (seed << 32) + number
+def _derive_seed(*numbers: int) -> int:
+    """A seed of 32 bits, all that torch's CPU generator keeps, in which every number counts."""
+    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
 
 
 def build_train_loader(
@@ -63,6 +68,7 @@ def build_train_loader(
         PositionSeededDataset(dataset, seed),
         batch_size=batch_size,
         sampler=PositionSampler(len(dataset), start=first_sample, stop=num_samples, seed=seed),
+        generator=torch.Generator(),  # or starting to load would draw from the generator that a resumed run restored
         num_workers=num_workers,
         persistent_workers=num_workers > 0,
         pin_memory=torch.cuda.is_available(),
