@@ -337,3 +337,15 @@ def test_predicting_an_empty_folder_or_two_of_one_name(trained, run_script, tmp_
     assert "no picture" in error_line(run_script("predict.py", *arguments, tmp_path / "empty"))
     twins = [save_photo(tmp_path / "photo.png"), save_photo(tmp_path / "photo.jpg")]
     assert "['photo']" in error_line(run_script("predict.py", *arguments, *twins))
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# benchmark.py
+
+
+def test_cost_of_the_paper_model(run_script):
+    result = run_script("benchmark.py", "cost", "--config", SCRIPTS / "configs" / "vit_large_nyud_v2.yaml")
+    table = dict(line.split(maxsplit=1) for line in result.output.splitlines() if line.startswith(("encoder", "all")))
+    # figures of the bare ViT-L/16 counted elsewhere: 304.1 M parameters with its last norm, 355.5 GMAC
+    assert table["encoder"].split() == ["303.7", "355.5"]
+    assert float(table["all"].split()[0]) <= 360
