@@ -75,9 +75,13 @@ def normal_statistics(prediction: Tensor, label: Tensor, num_labels: int) -> dic
     """
     valid = label.isfinite().all(dim=0) & (label != 0).any(dim=0)
     prediction, label = prediction[:, valid].double(), label[:, valid].double()
-    label = label / label.norm(dim=0)
-    angle = 2 * torch.atan2((prediction - label).norm(dim=0), (prediction + label).norm(dim=0))
+    label = label / _length(label)
+    angle = 2 * torch.atan2(_length(prediction - label), _length(prediction + label))
     return {"degrees": angle.rad2deg().sum(), "num_valid": valid.sum()}
+
+
+def _length(vectors: Tensor) -> Tensor:
+    return vectors.square().sum(dim=0).sqrt()  # torch's norm over a leading axis is 40 times slower
 
 
 def normal_scores(statistics: dict[str, Tensor]) -> dict[str, float]:

@@ -112,7 +112,7 @@ def predict_depth(logits: Tensor) -> Tensor:
 
 def predict_unit_vectors(logits: Tensor) -> Tensor:
     """Unit vectors, float32 `(batch_size, 3, height, width)`."""
-    return F.normalize(logits.float(), dim=1)
+    return losses.unit_length(logits.float())
 
 
 def predict_binary_probability(logits: Tensor) -> Tensor:
