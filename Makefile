@@ -23,7 +23,7 @@ test: .venv/installed  ## Run the tests: CPU, offline, under three minutes
 	OMP_NUM_THREADS=1 .venv/bin/python -m pytest --numprocesses 2 --dist loadfile
 
 test-slow: .venv/installed  ## Run the slow tests too
-	.venv/bin/python -m pytest -m "not gpu"
+	.venv/bin/python -m pytest -m "not gpu and not benchmark"
 
 test-gpu: .venv/installed  ## Run the tests that need a CUDA device
 	.venv/bin/python -m pytest -m gpu

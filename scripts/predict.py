@@ -29,7 +29,7 @@ def find_photos(inputs: list[Path]) -> list[Path]:
         FileNotFoundError: If an input is not there, or there is no picture in any.
         ValueError: If two photos would be written under one name.
     """
-    endings = set(Image.registered_extensions())
+    endings = {ending for ending, kind in Image.registered_extensions().items() if kind in Image.OPEN}
     photos = []
     for path in inputs:
         if not path.exists():

@@ -14,7 +14,7 @@ from accelerate.utils import ProjectConfiguration, set_seed
 from torch.optim.lr_scheduler import PolynomialLR
 from tqdm.auto import tqdm
 
-from transformers_sem import SEMConfig, SEMForMultiTaskDensePrediction, SEMImageProcessor
+from transformers_sem import SEMConfig, SEMForMultiTaskDensePrediction, SEMImageProcessor, SEMTimmBackbone
 from transformers_sem.data import Benchmark, get_benchmark
 from transformers_sem.data.transforms import TrainingAugmentation, TransformedDataset
 from transformers_sem.training.checkpoints import resume, save_checkpoint
@@ -35,6 +35,8 @@ def build_model(config: TrainingConfig, benchmark: Benchmark) -> SEMForMultiTask
     )
     model = SEMForMultiTaskDensePrediction(model_config)
     if config.pretrained_backbone:
+        if not isinstance(model.sem.backbone, SEMTimmBackbone):
+            raise ValueError("pretrained_backbone loads timm encoders only; set it to false for another backbone.")
         file = config.pretrained_backbone if isinstance(config.pretrained_backbone, str) else None
         model.sem.backbone.load_timm_weights(file)
     if config.gradient_checkpointing:
@@ -89,7 +91,7 @@ def train(config: TrainingConfig, accelerator: Accelerator, model, dataset: Tran
         if step % config.save_every == 0 or step == config.max_steps:
             save_checkpoint(accelerator, checkpoints, step, config.keep_checkpoints)
     bar.close()
-    return accelerator.unwrap_model(model)
+    return accelerator.unwrap_model(model, keep_fp32_wrapper=False)
 
 
 def main() -> None:

@@ -18,12 +18,12 @@ PASCAL = {"semseg": 21, "parsing": 7, "saliency": 2, "normal": 3, "boundary": 1}
         ("task_num_labels", {"semseg": 40, "depth": 1, "normal": 3, "boundary": 1}),
         ("task_loss_weights", {"semseg": 1, "depth": 1, "normal": 10, "boundary": 50}),
         ("hidden_size", 512),
-        ("offset_strides", (8, 4, 2, 1)),
+        ("offset_strides", [8, 4, 2, 1]),
         ("num_attention_heads", 8),
         ("mlp_ratio", 4),
-        ("decoder_hidden_sizes", (512, 256, 128, 64)),
-        ("decoder_num_attention_heads", (8, 4, 2, 1)),
-        ("sr_ratios", (1, 2, 4, 8)),
+        ("decoder_hidden_sizes", [512, 256, 128, 64]),
+        ("decoder_num_attention_heads", [8, 4, 2, 1]),
+        ("sr_ratios", [1, 2, 4, 8]),
         ("use_decoder", True),
         ("use_intra_task", True),
         ("num_intra_task_stages", 4),
@@ -223,3 +223,15 @@ def test_contradictions_are_named(values, expected):
         SEMConfig(**values)
     for part in expected:
         assert part in str(error.value)
+
+
+def test_other_tasks_for_a_saved_model(tmp_path):
+    tiny_config(task_num_labels={"semseg": 2, "depth": 1}, task_id2label={"semseg": {0: "a", 1: "b"}}).save_pretrained(
+        tmp_path
+    )
+    config = SEMConfig.from_pretrained(tmp_path, task_num_labels={"saliency": 2, "depth": 1, "semseg": 3}, num_bases=7)
+    assert config.tasks == ["saliency", "depth", "semseg"]
+    assert config.task_loss_weights == {"saliency": 5.0, "depth": 1.0, "semseg": 1.0}
+    assert (config.task_id2label, config.num_bases) == ({}, 7)
+    with pytest.raises(ValueError, match="Unknown task 'semsg'"):
+        SEMConfig.from_pretrained(tmp_path, task_num_labels={"semsg": 2})

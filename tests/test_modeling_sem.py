@@ -29,6 +29,7 @@ from transformers_sem.modeling_sem import (
     SEMStageWeighting,
     aggregate_stages,
     consensus,
+    cover,
     deform_points,
     expectation_maximization,
     expectation_step,
@@ -730,11 +731,23 @@ def test_base_model_shapes(model):
 
 def test_padding_is_taken_off(model):
     """The image in the corner of a black one gives the same logits, but for the border that the head's 3x3 sees."""
-    image = random_images(1, 40, 50)
-    padded = F.pad(image, (0, 14, 0, 24))
+    image = random_images(1, 40, 52)
+    padded = F.pad(image, (0, 12, 0, 24))
     for task, logits in model(image).logits.items():
         inside = (..., slice(0, 9), slice(0, 12))
         assert_same(logits[inside], model(padded).logits[task][inside], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(("stride", "width"), [(4, 131), (4, 128), (16, 97), (32, 131), (3.5, 100)])
+def test_cells_cover_the_image_and_no_more(stride, width):
+    """A ramp of pixel positions, sampled at the cells of the padded image, is the same ramp at the image's pixels."""
+    num_cells = math.ceil(width / stride) + 2
+    ramp = ((torch.arange(num_cells) + 0.5) * stride).expand(1, 1, num_cells, num_cells)
+    covered = cover(ramp, (width, width), stride)
+    assert covered.shape[-1] == math.ceil(width / stride)
+    restored = F.interpolate(covered, size=(width, width), mode="bilinear")[0, 0, 0]
+    inside = slice(math.ceil(stride), -math.ceil(stride))
+    assert_same(restored[inside], (torch.arange(width) + 0.5)[inside], rtol=0, atol=0.03 * stride)
 
 
 def test_eager_and_sdpa_agree():
@@ -780,13 +793,17 @@ IMAGES, LABELS = torch.zeros(2, 3, 64, 96), torch.zeros(2, 64, 96)
         (IMAGES[0], None, ["pixel_values", "batch_size, num_channels, height, width", "(3, 64, 96)"]),
         (IMAGES[:, :2], None, ["3 channels", "got 2"]),
         (IMAGES[..., :3], None, ["4 x 4", "64 x 3"]),
-        (IMAGES, {}, ["empty", "semseg", "boundary"]),
+        (IMAGES, {}, ["at least one", "semseg", "boundary"]),
+        (IMAGES, LABELS, ["at least one", "semseg"]),
+        (IMAGES, {"semseg": [0]}, ["semseg", "tensor", "list"]),
+        (IMAGES, {"semseg": LABELS[:, :10].long()}, ["semseg", "(2, 64, 96)", "(2, 10, 96)"]),
+        (IMAGES.byte(), None, ["floats", "uint8"]),
         (IMAGES, {"saliency": LABELS.long()}, ["'saliency'", "semseg", "boundary"]),
         (IMAGES, {"semsg": LABELS.long()}, ["'semsg'", "semseg"]),
-        (IMAGES, {"depth": LABELS}, ["depth", "(2, 1, height, width)", "(2, 64, 96)"]),
-        (IMAGES, {"normal": LABELS[:, None]}, ["normal", "(2, 3, height, width)", "(2, 1, 64, 96)"]),
-        (IMAGES, {"semseg": LABELS[:, None].long()}, ["semseg", "(2, height, width)", "(2, 1, 64, 96)"]),
-        (IMAGES, {"boundary": LABELS[:1]}, ["boundary", "(2, height, width)", "(1, 64, 96)"]),
+        (IMAGES, {"depth": LABELS}, ["depth", "(2, 1, 64, 96)", "(2, 64, 96)"]),
+        (IMAGES, {"normal": LABELS[:, None]}, ["normal", "(2, 3, 64, 96)", "(2, 1, 64, 96)"]),
+        (IMAGES, {"semseg": LABELS[:, None].long()}, ["semseg", "(2, 64, 96)", "(2, 1, 64, 96)"]),
+        (IMAGES, {"boundary": LABELS[:1]}, ["boundary", "(2, 64, 96)", "(1, 64, 96)"]),
         (IMAGES, {"semseg": LABELS}, ["semseg", "int64", "float32"]),
         (IMAGES, {"depth": LABELS[:, None].long()}, ["depth", "float32", "int64"]),
         (IMAGES, {"semseg": LABELS.long() + 40}, ["semseg", "0 to 39", "255", "got 40"]),

@@ -206,7 +206,7 @@ def test_a_killed_run_resumes_to_the_same_weights(trained, run_script, tmp_path)
 def test_other_settings_do_not_go_on_with_a_run(trained, run_script):
     before = (trained / "training.yaml").read_text()
     result = run_script("train.py", "--config", QUICKSTART, *SETTINGS, f"output_dir={trained}", "learning_rate=0.5")
-    assert "learning_rate 0.001 -> 0.5" in error_line(result)
+    assert "learning_rate 0.002 -> 0.5" in error_line(result)
     assert (trained / "training.yaml").read_text() == before
 
 

@@ -110,9 +110,11 @@ def test_metres_are_read(value):
     assert_same(to_label("depth", value), torch.from_numpy(METRES)[None])
 
 
-def test_whole_metres_of_a_picture_are_metres():
-    picture = Image.fromarray(np.array([[3, 0], [7, 1]], dtype=np.uint8))
-    assert_same(to_label("depth", picture), torch.tensor([[[3.0, 0.0], [7.0, 1.0]]]))
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_an_integer_picture_of_depth_is_refused(dtype):
+    """Its unit is anybody's guess: millimetres would become kilometres."""
+    with pytest.raises(ValueError, match="metres.*floating-point picture"):
+        to_label("depth", Image.fromarray(np.array([[3, 0], [7, 1]], dtype=dtype)))
 
 
 def test_a_boundary_picture_is_a_probability():

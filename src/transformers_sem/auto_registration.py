@@ -5,10 +5,10 @@ whoever only wants a configuration. Each of our modules registers its classes at
 the module that holds the Auto class, which is before anybody can ask that class for anything.
 """
 
-import importlib.util
+import importlib
 import sys
 from importlib.abc import MetaPathFinder
-from importlib.machinery import ModuleSpec
+from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
 
 
@@ -26,11 +26,9 @@ class _RegisterAfterImport(MetaPathFinder):
     def find_spec(self, name: str, path=None, target: ModuleType | None = None) -> ModuleSpec | None:
         if name not in REGISTRATIONS:
             return None
-        sys.meta_path.remove(self)  # or the next line would end up here again
-        try:
-            spec = importlib.util.find_spec(name)
-        finally:
-            sys.meta_path.insert(0, self)
+        spec = PathFinder.find_spec(name, path)
+        if spec is None:
+            return None
         execute = spec.loader.exec_module
 
         def execute_and_register(module: ModuleType) -> None:

@@ -19,6 +19,7 @@ ANY_SIZE_KWARGS = {
     "eva": {"dynamic_img_size": True},
     "swin_transformer": {"strict_img_size": False},
     "swin_transformer_v2": {"strict_img_size": False},
+    "swin_transformer_v2_cr": {"strict_img_size": False},
 }
 
 
@@ -40,7 +41,8 @@ def build_timm_encoder(config: SEMTimmBackboneConfig, **pretrained_kwargs) -> nn
         feature_cls="getter",
         in_chans=config.num_channels,
         out_indices=[index - 1 for index in config.out_indices],
-        drop_path_rate=config.drop_path_rate,
+        # not every timm model knows stochastic depth
+        **({"drop_path_rate": config.drop_path_rate} if config.drop_path_rate else {}),
         **{**ANY_SIZE_KWARGS.get(timm_module, {}), **config.model_kwargs},
         **pretrained_kwargs,
     )

@@ -1,5 +1,7 @@
 """Configuration of SEM and of the timm encoder it stands on."""
 
+from dataclasses import fields
+
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.backbone_utils import BackboneConfigMixin
@@ -119,6 +121,7 @@ class SEMConfig(PreTrainedConfig):
     """
 
     model_type = "sem"
+    keys_to_ignore_at_inference = ["losses", "auxiliary_logits", "hidden_states", "attentions"]
     sub_configs = {"backbone_config": AutoConfig}
 
     backbone_config: dict | PreTrainedConfig | None = None
@@ -148,11 +151,30 @@ class SEMConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs):
         self.backbone_config = _build_backbone_config(self.backbone_config)
+        for field in ("offset_strides", "decoder_hidden_sizes", "decoder_num_attention_heads", "sr_ratios"):
+            setattr(self, field, list(getattr(self, field)))  # as JSON will bring them back
         if self.task_num_labels is None:
             self.task_num_labels = {task.name: task.num_labels for task in NYUD_V2_TASKS}
         self._restore_task_order(kwargs.pop("tasks", None))
         self._fill_in_from_task_table()
         super().__post_init__(**kwargs)
+
+    @classmethod
+    def from_dict(cls, config_dict: dict, **kwargs):
+        """Builds a configuration; fields among `kwargs` replace those of the dictionary before anything is checked.
+
+        New `task_num_labels` leave the entries of tasks that have changed to the task table.
+        """
+        known = {field.name for field in fields(cls)} - {field.name for field in fields(PreTrainedConfig)}
+        changes = {name: kwargs.pop(name) for name in sorted(known & set(kwargs))}
+        config_dict = dict(config_dict)
+        if "task_num_labels" in changes:
+            config_dict.pop("tasks", None)
+            widths, new_widths = config_dict.get("task_num_labels") or {}, changes["task_num_labels"] or {}
+            for name in ("task_id2label", "task_loss_weights", "task_loss_kwargs"):
+                entries = config_dict.get(name) or {}
+                config_dict[name] = {t: entries[t] for t in entries if widths.get(t) == new_widths.get(t)}
+        return super().from_dict({**config_dict, **changes}, **kwargs)
 
     def _restore_task_order(self, tasks: list[str] | None) -> None:
         """JSON files of transformers sort their keys; the list `tasks` beside the widths keeps the order."""
@@ -221,6 +243,10 @@ class SEMConfig(PreTrainedConfig):
                 )
         if self.reassemble_factors is not None and len(self.reassemble_factors) != num_stages:
             raise ValueError(f"`reassemble_factors` needs {num_stages} entries; got {self.reassemble_factors}.")
+        if any(factor <= 0 or max(factor, 1 / factor) % 1 for factor in self.reassemble_factors or []):
+            raise ValueError(
+                f"`reassemble_factors` are whole numbers or one over a whole number; got {self.reassemble_factors}."
+            )
         if not 1 <= self.num_intra_task_stages <= num_stages:
             raise ValueError(f"`num_intra_task_stages` is 1 to {num_stages}; got {self.num_intra_task_stages}.")
         if not 0 <= self.inter_task_stages <= num_stages:

@@ -42,7 +42,8 @@ class SEMImageProcessor(TorchvisionBackend):
 
     Two ways to a common size: `do_resize` stretches to `size`; `do_pad` centres the image in `pad_size`, shrinking it
     first, shape kept, only where it is too large (the field's evaluation protocol is `do_resize=False, do_pad=True`).
-    Post-processing takes either back, given the original sizes.
+    Post-processing takes either back, given the original sizes; it goes by the attributes of the processor, so set those
+    rather than overriding them for one call.
 
     Args:
         do_resize (`bool`, *optional*, defaults to `True`):
@@ -98,6 +99,8 @@ class SEMImageProcessor(TorchvisionBackend):
         Raises:
             ValueError: If a map's task, number, size, shape or values do not fit.
         """
+        if maps is not None and not isinstance(maps, dict):
+            raise ValueError(f"`maps` is {{task: maps}}; got {type(maps).__name__}.")
         return super().preprocess(images, maps, **kwargs)
 
     def _preprocess_image_like_inputs(

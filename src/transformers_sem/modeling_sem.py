@@ -59,7 +59,7 @@ class SEMMultiTaskOutput(ModelOutput):
     """Output of [`SEMForMultiTaskDensePrediction`].
 
     Args:
-        loss (`torch.FloatTensor` of shape `(1,)`, *optional*):
+        loss (`torch.FloatTensor` of shape `()`, *optional*):
             Weighted sum over the tasks that have labels, with intermediate supervision.
         losses (`dict[str, torch.FloatTensor]`, *optional*):
             Loss of each task on its final logits, unweighted.
@@ -93,6 +93,22 @@ def to_tokens(feature_map: Tensor) -> Tensor:
 def to_map(tokens: Tensor, size: tuple[int, int]) -> Tensor:
     """`(B, H * W, C)` -> `(B, C, H, W)`."""
     return tokens.transpose(1, 2).unflatten(2, size)
+
+
+def cover(feature_map: Tensor, size: tuple[int, int], stride: float) -> Tensor:
+    """Takes the padding off a map of stride `stride`, so that its cells cover an image of `size`, no more and no less."""
+    cells = [math.ceil(edge / stride) for edge in size]
+    if all(edge == count * stride for edge, count in zip(size, cells, strict=True)):
+        return feature_map[..., : cells[0], : cells[1]]
+    # The last cells reach beyond the image: narrower cells, or every resizing to the image would shift what it shows
+    rows, columns = (
+        (torch.arange(count, device=feature_map.device) + 0.5) * (2 * edge / (count * stride * full)) - 1
+        for edge, count, full in zip(size, cells, feature_map.shape[-2:], strict=True)
+    )
+    grid = torch.stack(torch.meshgrid(rows, columns, indexing="ij"), dim=-1).flip(-1)  # grid_sample wants (x, y)
+    grid = grid.expand(len(feature_map), -1, -1, -1)
+    covered = F.grid_sample(feature_map.float(), grid, mode="bilinear", padding_mode="border", align_corners=False)
+    return covered.to(feature_map.dtype)
 
 
 def resize(feature_map: Tensor, size: tuple[int, int]) -> Tensor:
@@ -176,14 +192,14 @@ def build_backbone(backbone_config) -> PreTrainedModel:
 
 
 def backbone_strides(backbone: PreTrainedModel) -> tuple[int, ...]:
-    """Stride of each feature map. transformers' backbones do not say it, so it is read off their configuration."""
+    """Stride of each feature map; transformers' backbones do not say it, so a twin without weights is asked."""
     if isinstance(backbone, SEMTimmBackbone):
         return backbone.strides
-    patch_size = getattr(backbone.config, "patch_size", 4)  # convolutional pyramids without patches start at 4
-    patch_size = patch_size if isinstance(patch_size, int) else patch_size[0]
-    if len(set(backbone.channels)) == 1:  # a plain encoder keeps width and stride; every pyramid widens
-        return (patch_size,) * len(backbone.channels)
-    return tuple(patch_size * 2 ** (index - 1) for index in backbone.config.out_indices)
+    size = 224  # divides by the patches of 14 and 16 pixels and by the strides of every pyramid
+    with torch.device("meta"):
+        twin = AutoBackbone.from_config(backbone.config)
+        feature_maps = twin(torch.empty(1, backbone.config.num_channels, size, size)).feature_maps
+    return tuple(round(size / feature_map.shape[-1]) for feature_map in feature_maps)
 
 
 class SEMFeatureReassembly(nn.ModuleList):
@@ -535,7 +551,6 @@ class SEMPreTrainedModel(PreTrainedModel):
     accepts_loss_kwargs = False
     _no_split_modules = ["SEMTimmBackbone", "SEMIntraTaskModule", "SEMDecoderStage", "SEMTaskHead"]
     _supports_sdpa = True
-    _supports_flash_attn = True
     _supports_attention_backend = True
     _keep_in_fp32_modules_strict = ["initial_bases"]
 
@@ -590,7 +605,8 @@ class SEMModel(SEMPreTrainedModel):
             self.reassembly = SEMFeatureReassembly(channels, widths, factors)
             strides, channels = [s / f for s, f in zip(strides, factors, strict=True)], widths
         # every stage has a whole number of pixels, and of deformed points
-        self.size_divisor = round(max(*strides, *(s * r for s, r in zip(strides, config.offset_strides, strict=True))))
+        steps = [s * r for s, r in zip(strides, config.offset_strides, strict=True)]
+        self.size_divisor = math.lcm(round(max(strides)), *(round(step) for step in steps))
         self.deepest_stride = max(strides)
         self.output_stride, self.output_channels = min(strides), config.decoder_hidden_sizes[-1]
         self.intra_task = SEMIntraTask(config, channels)
@@ -610,6 +626,9 @@ class SEMModel(SEMPreTrainedModel):
             ValueError: If the images have another number of dimensions or channels, or are smaller than a patch.
         """
         self._check_pixel_values(pixel_values)
+        size = pixel_values.shape[-2:]
+        for name in ("output_hidden_states", "output_attentions"):
+            kwargs.setdefault(name, getattr(self.config, name))
         outputs = self.backbone.forward_with_filtered_kwargs(self._pad(pixel_values), **kwargs)
         feature_maps = list(outputs.feature_maps)
         last_hidden_state = feature_maps[-1]
@@ -623,8 +642,11 @@ class SEMModel(SEMPreTrainedModel):
                 self.update_initial_bases(stage_bases)
         return SEMModelOutput(
             last_hidden_state=last_hidden_state,
-            task_hidden_states=self._crop(task_maps, pixel_values.shape[-2:], self.output_stride),
-            intra_task_hidden_states=self._crop(intra_task_maps, pixel_values.shape[-2:], self.deepest_stride),
+            task_hidden_states={
+                task: cover(task_map, size, self.output_stride) for task, task_map in task_maps.items()
+            },
+            intra_task_hidden_states=intra_task_maps
+            and {task: cover(task_map, size, self.deepest_stride) for task, task_map in intra_task_maps.items()},
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
@@ -646,6 +668,10 @@ class SEMModel(SEMPreTrainedModel):
                 f"`pixel_values` has the shape (batch_size, num_channels, height, width); got "
                 f"{tuple(pixel_values.shape)}. Use the image processor, or add a batch dimension."
             )
+        if not pixel_values.is_floating_point():
+            raise ValueError(
+                f"`pixel_values` are normalised floats; got {pixel_values.dtype}. Use the image processor."
+            )
         num_channels, height, width = pixel_values.shape[1:]
         if num_channels != self.config.backbone_config.num_channels:
             raise ValueError(
@@ -661,12 +687,6 @@ class SEMModel(SEMPreTrainedModel):
         """Zeros at the right and bottom up to a multiple of `size_divisor`, so that every stage has its exact stride."""
         height, width = pixel_values.shape[-2:]
         return F.pad(pixel_values, (0, -width % self.size_divisor, 0, -height % self.size_divisor))
-
-    @staticmethod
-    def _crop(task_maps: dict[str, Tensor] | None, size: tuple[int, int], stride: float) -> dict[str, Tensor] | None:
-        """Takes the padding off again."""
-        height, width = (math.ceil(edge / stride) for edge in size)
-        return task_maps and {task: task_map[..., :height, :width] for task, task_map in task_maps.items()}
 
 
 class SEMForMultiTaskDensePrediction(SEMPreTrainedModel):
@@ -729,7 +749,10 @@ class SEMForMultiTaskDensePrediction(SEMPreTrainedModel):
             auxiliary_logits = {
                 task: head(outputs.intra_task_hidden_states[task]) for task, head in self.auxiliary_heads.items()
             }
-        loss, losses = (None, None) if labels is None else self.compute_loss(logits, auxiliary_logits, labels)
+        loss, losses = None, None
+        if labels is not None:
+            self._check_labels(logits, labels, size=tuple(pixel_values.shape[-2:]))
+            loss, losses = self.compute_loss(logits, auxiliary_logits, labels)
         return SEMMultiTaskOutput(
             loss=loss,
             losses=losses,
@@ -743,7 +766,6 @@ class SEMForMultiTaskDensePrediction(SEMPreTrainedModel):
         self, logits: dict[str, Tensor], auxiliary_logits: dict[str, Tensor] | None, labels: dict[str, Tensor]
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Weighted sum over the tasks, on logits upsampled to the label size, and each task's own loss."""
-        self._check_labels(logits, labels)
         losses = {task: self.task_loss(task, logits[task], labels[task]) for task in logits if task in labels}
         total = sum(self.config.task_loss_weights[task] * loss for task, loss in losses.items())
         if auxiliary_logits is not None:
@@ -758,20 +780,22 @@ class SEMForMultiTaskDensePrediction(SEMPreTrainedModel):
         logits = resize(logits.float(), labels.shape[-2:])
         return get_task(task).loss(logits, labels, **self.config.task_loss_kwargs.get(task, {}))
 
-    def _check_labels(self, logits: dict[str, Tensor], labels: dict[str, Tensor]) -> None:
-        if not labels:
-            raise ValueError(f"`labels` is empty; give labels for at least one of the tasks {list(logits)}, or None.")
+    def _check_labels(self, logits: dict[str, Tensor], labels: dict[str, Tensor], size: tuple[int, int]) -> None:
+        if not isinstance(labels, dict) or not labels:
+            raise ValueError(f"`labels` is {{task: tensor}} of at least one of the tasks {list(logits)}, or None.")
         for task, label in labels.items():
             if task not in logits:
                 raise ValueError(f"`labels` names the task {task!r}, which this model lacks; it has {list(logits)}.")
-            label_format = get_task(task).label_format
-            num_channels = label_format.num_channels
-            expected_ndim = 4 if num_channels else 3
-            batch_size = len(logits[task])
-            if label.ndim != expected_ndim or len(label) != batch_size or (num_channels not in (0, label.shape[1])):
-                expected = (batch_size, *([num_channels] if num_channels else []), "height", "width")
+            if not isinstance(label, Tensor):
                 raise ValueError(
-                    f"Labels of {task} have the shape ({', '.join(map(str, expected))}); got {tuple(label.shape)}."
+                    f"Labels of {task} are a tensor; got {type(label).__name__}. Use the image processor."
+                )
+            label_format = get_task(task).label_format
+            channels = [label_format.num_channels] if label_format.num_channels else []
+            expected = (len(logits[task]), *channels, *size)
+            if label.shape != expected:
+                raise ValueError(
+                    f"Labels of {task} have the batch and the size of the images, {expected}; got {tuple(label.shape)}."
                 )
             both_float = label.dtype.is_floating_point and label_format.dtype.is_floating_point
             if label.dtype != label_format.dtype and not both_float:

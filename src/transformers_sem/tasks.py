@@ -312,6 +312,11 @@ def get_task(name: str) -> TaskSpec:
 def _picture_values(picture: Image.Image, label_format: LabelFormat) -> np.ndarray:
     """Values of a picture: 8-bit levels stand for `value_range` where the task has one."""
     values = np.asarray(picture)
+    if label_format.value_range is None and label_format.dtype.is_floating_point and values.dtype.kind != "f":
+        raise ValueError(
+            f"A map of {label_format.rule} is a floating-point picture (mode F); got mode {picture.mode}. Convert it to the "
+            "unit first and pass an array."
+        )
     if label_format.value_range is None or values.dtype != np.uint8:
         return values
     low, high = label_format.value_range

@@ -76,9 +76,7 @@ def draw_panel(
     """
     font = ImageFont.load_default(size=16)
     margin, gap, header = 128, 6, 28
-    heights = [
-        max(round(cell_width * cell.shape[0] / cell.shape[1]) for cell in row if cell is not None) for row in rows
-    ]
+    heights = [max(_cell_height(cell, cell_width) for cell in row if cell is not None) for row in rows]
     width = margin + len(column_titles) * (cell_width + gap)
     panel = Image.new("RGB", (width, header + sum(heights) + gap * len(rows)), "white")
     draw = ImageDraw.Draw(panel)
@@ -89,8 +87,12 @@ def draw_panel(
         draw.text((8, top + height / 2), title, "black", font, anchor="lm")
         for column, cell in enumerate(row):
             if cell is not None:
-                size = (cell_width, round(cell_width * cell.shape[0] / cell.shape[1]))
+                size = (cell_width, _cell_height(cell, cell_width))
                 picture = Image.fromarray(cell).resize(size, Image.Resampling.LANCZOS)
                 panel.paste(picture, (margin + column * (cell_width + gap), top))
         top += height + gap
     return panel
+
+
+def _cell_height(cell: np.ndarray, cell_width: int) -> int:
+    return max(1, round(cell_width * cell.shape[0] / cell.shape[1]))

@@ -6,6 +6,7 @@ import yaml
 from datasets.exceptions import DatasetGenerationError
 
 from transformers_sem import SEMConfig
+from transformers_sem.data import BENCHMARKS
 from transformers_sem.training.configuration import TrainingConfig, claim_output_dir, plain_errors
 
 
@@ -188,12 +189,15 @@ def test_defects_of_the_program_keep_their_traceback():
 # The files in scripts/configs
 
 
+TASKS_OF = {name: benchmark.task_num_labels for name, benchmark in BENCHMARKS.items()}
+
+
 def test_every_file_builds_a_model_configuration(repository):
     paths = sorted((repository / "scripts" / "configs").glob("*.yaml"))
     assert len(paths) >= 9
     for path in paths:
         config = TrainingConfig.load(path)
-        model_config = SEMConfig(**config.model)
+        model_config = SEMConfig(task_num_labels=TASKS_OF.get(config.dataset), **config.model)
         assert timm.models.is_model(timm.models.get_arch_name(model_config.backbone_config.model_name)), path
         assert len(model_config.backbone_config.out_indices) == len(model_config.decoder_hidden_sizes), path
     output_dirs = [TrainingConfig.load(path).output_dir for path in paths]

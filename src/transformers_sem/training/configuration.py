@@ -17,6 +17,7 @@ from ..configuration_sem import SEMConfig
 
 
 SETTINGS_NAME = "training.yaml"
+WITHOUT_EFFECT_ON_WEIGHTS = ("num_workers", "log_every", "save_every", "keep_checkpoints", "num_evaluation_images")
 
 
 @dataclass(kw_only=True)
@@ -92,6 +93,19 @@ class TrainingConfig:
             value = getattr(self, name)
             if value is not None and (len(value) != 2 or not all(isinstance(edge, (int, float)) for edge in value)):
                 raise ValueError(f"`{name}` is two numbers; got {value!r}.")
+        if self.network_size is not None and self.zoom[0] < 1:
+            raise ValueError(
+                f"With `network_size`, crops are stretched, so `zoom` starts at 1 or above; got {self.zoom}."
+            )
+        for name in ("max_steps", "batch_size", "gradient_accumulation_steps", "log_every", "save_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"`{name}` is 1 or more; got {getattr(self, name)}.")
+        if not 0 < self.zoom[0] <= self.zoom[1]:
+            raise ValueError(f"`zoom` is a range above 0, the lower end first; got {self.zoom}.")
+        backbone = self.model.get("backbone_config") or {}
+        if "model_type" not in backbone:
+            known = ["model_name", "num_channels", "drop_path_rate", "model_kwargs", "out_indices", "out_features"]
+            refuse_unknown("fields of `model.backbone_config`", backbone, known)
         refuse_unknown("fields of `model`", self.model, [spec.name for spec in fields(SEMConfig)])
 
     @classmethod
@@ -192,7 +206,9 @@ def claim_output_dir(config: TrainingConfig) -> None:
         return
     earlier = asdict(TrainingConfig.load(path))
     changed = [
-        f"{key} {earlier[key]!r} -> {value!r}" for key, value in asdict(config).items() if earlier[key] != value
+        f"{key} {earlier[key]!r} -> {value!r}"
+        for key, value in asdict(config).items()
+        if earlier[key] != value and key not in WITHOUT_EFFECT_ON_WEIGHTS
     ]
     if changed:
         raise ValueError(

@@ -29,7 +29,7 @@ def predict(
         image_processor (`SEMImageProcessor`): Of the model.
         images (`list[Tensor]`): uint8 `(3, height, width)`, of any sizes that the processor brings to one.
     """
-    inputs = image_processor(images, return_tensors="pt").to(model.device)
+    inputs = image_processor(images, return_tensors="pt").to(model.device, model.dtype)
     sizes = [tuple(image.shape[-2:]) for image in images]
     maps = image_processor.post_process_dense_prediction(model(**inputs), target_sizes=sizes)
     return [{task: value.cpu() for task, value in image_maps.items()} for image_maps in maps]
