@@ -9,6 +9,7 @@ data_dir=FOLDER or num_evaluation_images=100 replace those of the run.
 import argparse
 from pathlib import Path
 
+import torch
 from accelerate import Accelerator
 
 from transformers_sem import SEMForMultiTaskDensePrediction, SEMImageProcessor
@@ -26,7 +27,7 @@ def main() -> None:
     )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that replace those of the run")
     arguments = parser.parse_args()
-    accelerator = Accelerator()
+    accelerator = Accelerator(cpu=not torch.accelerator.is_available())  # or ranks on CPUs would not find each other
     with plain_errors():
         config = TrainingConfig.load(arguments.model / SETTINGS_NAME, arguments.overrides)
         model = SEMForMultiTaskDensePrediction.from_pretrained(arguments.model, local_files_only=True)

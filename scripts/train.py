@@ -101,6 +101,7 @@ def main() -> None:
         benchmark = get_benchmark(config.dataset)
         output_dir = Path(config.output_dir)
         accelerator = Accelerator(
+            cpu=not torch.accelerator.is_available(),  # without it, ranks on CPUs would not find each other
             gradient_accumulation_steps=config.gradient_accumulation_steps,
             mixed_precision=config.mixed_precision,
             log_with="tensorboard",
@@ -124,6 +125,9 @@ def main() -> None:
     model = train(config, accelerator, model, dataset)
     if accelerator.is_main_process:
         save_trained(model, image_processor, output_dir)
+    accelerator.wait_for_everyone()
+    # what was saved is what is judged, the same on every rank
+    model = SEMForMultiTaskDensePrediction.from_pretrained(output_dir, local_files_only=True)
     report_path = output_dir / "evaluation.json"
     accelerator.print(evaluate_and_report(config, accelerator, model, image_processor, rows, report_path))
     if accelerator.is_main_process:
