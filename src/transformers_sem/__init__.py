@@ -16,15 +16,19 @@ _EXPORTS = {
     "LabelFormat": "tasks",
     "Metric": "tasks",
     "TaskSpec": "tasks",
+    "get_task": "tasks",
     "register_task": "tasks",
     "MultiTaskMetric": "evaluation",
 }
+_MODULES = {*_EXPORTS.values(), "data", "losses", "metrics", "panels", "training", "visualization"}
 
 __all__ = list(_EXPORTS)
 
 
 def __getattr__(name: str):
     """Imports what is asked for (PEP 562): model classes cost seconds, a task table does not."""
+    if name in _MODULES:
+        return importlib.import_module(f".{name}", __name__)
     if name not in _EXPORTS:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(f".{_EXPORTS[name]}", __name__), name)
