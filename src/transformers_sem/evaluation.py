@@ -103,11 +103,6 @@ class ConstantPredictor:
         return (self.sums[task] / max(self.counts[task], 1)).float().view(-1, 1, 1)
 
 
-def is_better(task: str, score: float, other: float) -> bool:
-    """Whether `score` of a task's main metric beats `other`."""
-    return score < other if get_task(task).metric.lower_is_better else score > other
-
-
 def main_scores(scores: dict[str, float]) -> dict[str, str]:
     """`{task: key of its main score}` for the tasks in `scores`."""
     tasks = dict.fromkeys(key.split("/")[0] for key in scores)

@@ -8,7 +8,7 @@ Letters: B batch, T tasks, S encoder stages (shallow to deep), C channels, N poi
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -781,7 +781,7 @@ class SEMForMultiTaskDensePrediction(SEMPreTrainedModel):
         return get_task(task).loss(logits, labels, **self.config.task_loss_kwargs.get(task, {}))
 
     def _check_labels(self, logits: dict[str, Tensor], labels: dict[str, Tensor], size: tuple[int, int]) -> None:
-        if not isinstance(labels, dict) or not labels:
+        if not isinstance(labels, Mapping) or not labels:
             raise ValueError(f"`labels` is {{task: tensor}} of at least one of the tasks {list(logits)}, or None.")
         for task, label in labels.items():
             if task not in logits:
