@@ -2,8 +2,10 @@
 
     python scripts/evaluate.py --model runs/quickstart [key=value ...]
 
-Prints the scores beside those of the best constant predictor and writes them to evaluation.json. Settings such as
-data_dir=FOLDER or num_evaluation_images=100 replace those of the run.
+Prints the scores beside those of the best constant predictor, and writes them to evaluation.json, those of each image to
+evaluation.parquet. Settings such as data_dir=FOLDER or num_evaluation_images=100 replace those of the run; a model without
+a run, from the Hub for example, has them all: dataset=nyud_v2 data_dir=FOLDER. The same command again continues an
+evaluation that was interrupted.
 """
 
 import argparse
@@ -18,25 +20,49 @@ from transformers_sem.training.configuration import SETTINGS_NAME, TrainingConfi
 from transformers_sem.training.evaluating import evaluate_and_report
 
 
-def main() -> None:
-    """Load, evaluate, report."""
+def parse_arguments() -> argparse.Namespace:
+    """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True, type=Path, help="folder that scripts/train.py wrote")
+    parser.add_argument("--model", required=True, help="folder that scripts/train.py wrote, or any saved model")
+    parser.add_argument("--output", type=Path, help="JSON file to write (default: evaluation.json in the model)")
     parser.add_argument(
-        "--output", type=Path, help="where to write the scores (default: evaluation.json in the model)"
+        "--save-predictions", type=Path, metavar="FOLDER", help="write the maps too, as pictures for other programs"
+    )
+    parser.add_argument(
+        "--processes", type=int, help="processes of each rank for the boundary measure (default: all cores but one)"
     )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that replace those of the run")
     arguments = parser.parse_args()
+    if arguments.output is None:
+        if not Path(arguments.model).is_dir():
+            parser.error("--model is no folder to write to; say where with --output FILE.json")
+        arguments.output = Path(arguments.model) / "evaluation.json"
+    return arguments
+
+
+def main() -> None:
+    """Load, evaluate, report."""
+    arguments = parse_arguments()
     accelerator = Accelerator(cpu=not torch.accelerator.is_available())  # or ranks on CPUs would not find each other
     with plain_errors():
-        config = TrainingConfig.load(arguments.model / SETTINGS_NAME, arguments.overrides)
-        model = SEMForMultiTaskDensePrediction.from_pretrained(arguments.model, local_files_only=True)
-        image_processor = SEMImageProcessor.from_pretrained(arguments.model, local_files_only=True)
+        config = TrainingConfig.load_if_there(Path(arguments.model) / SETTINGS_NAME, arguments.overrides)
+        model = SEMForMultiTaskDensePrediction.from_pretrained(arguments.model)
+        image_processor = SEMImageProcessor.from_pretrained(arguments.model)
         with accelerator.main_process_first():
             rows = get_benchmark(config.dataset).load(config.data_dir, **config.dataset_kwargs)
-    path = arguments.output or arguments.model / "evaluation.json"
-    accelerator.print(evaluate_and_report(config, accelerator, model, image_processor, rows, path))
-    accelerator.print(f"Written: {path}.")
+        report = evaluate_and_report(
+            config,
+            accelerator,
+            model,
+            image_processor,
+            rows,
+            arguments.output,
+            num_processes=arguments.processes,
+            predictions_dir=arguments.save_predictions,
+        )
+    accelerator.print(report)
+    written = [arguments.output, arguments.output.with_suffix(".parquet"), arguments.save_predictions]
+    accelerator.print(f"Written: {', '.join(str(path) for path in written if path)}.")
     accelerator.end_training()
 
 

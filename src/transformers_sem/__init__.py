@@ -1,6 +1,7 @@
 """Synergy Embedding Models (SEM): one forward pass of one image, every dense prediction."""
 
 import importlib
+import pkgutil
 
 from . import auto_registration
 
@@ -19,8 +20,9 @@ _EXPORTS = {
     "get_task": "tasks",
     "register_task": "tasks",
     "MultiTaskMetric": "evaluation",
+    "multi_task_gain": "scoring",
 }
-_MODULES = {*_EXPORTS.values(), "data", "losses", "metrics", "panels", "training", "visualization"}
+_MODULES = {module.name for module in pkgutil.iter_modules(__path__)}
 
 __all__ = list(_EXPORTS)
 

@@ -1,119 +1,129 @@
-"""From predictions to numbers, and the constant predictor every model must beat."""
+"""All scores of the tasks as a metric of the `evaluate` library."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 
-import torch
+import datasets
+import evaluate
+from accelerate import Accelerator
 from torch import Tensor
 
-from .losses import INVALID_ID
-from .tasks import get_task
+from .scoring import MetricSums, multi_task_gain
 
 
-class MultiTaskMetric:
-    """Sums of statistics over images, for every task that has a metric.
+DESCRIPTION = """\
+Scores of multi-task dense prediction: sums of statistics over images, for every task that has a metric. Nothing but the
+sums is kept, so that a set of any size streams through."""
+INPUTS_DESCRIPTION = """
+Args:
+    predictions (`dict[str, Sequence[Tensor]]`): For each task one map per image, in physical units. Other tasks than the
+        metric's own are left alone.
+    references (`dict[str, Sequence[Tensor]]`): For each task one label per image, in the task's format and of the
+        prediction's size; for boundaries an integer label map too.
+Raises:
+    ValueError: If a task is missing, numbers of images or sizes differ, or a map holds what it should not.
+"""
+
+
+class MultiTaskMetric(evaluate.Metric):
+    """All scores of a set of images, as a metric of the `evaluate` library.
+
+    ```python
+    metric = MultiTaskMetric(model.config.task_num_labels)
+    for batch in batches:
+        metric.add_batch(predictions={task: maps}, references={task: labels})
+    scores = metric.compute()  # {"semseg/miou": 0.57, "depth/rmse": 0.49, ...}: fractions, metres, degrees
+    ```
+
+    A metric of one task, `MultiTaskMetric({"depth": 1})`, takes its own from the same predictions and references, also in
+    `evaluate.combine`.
 
     Args:
-        task_num_labels (`dict[str, int]`): Head width of each task.
+        task_num_labels (`dict[str, int]`): Head width of each task; tasks without a metric are left out.
+        task_metric_kwargs (`dict[str, dict]`, *optional*): Keyword arguments of a task's statistics, such as
+            `{"boundary": {"max_distance": 0.0075}}` for PASCAL-Context; the defaults are those of NYUD-v2.
+        **kwargs: As `evaluate.Metric` takes them.
+
+    Raises:
+        ValueError: If a task is unknown, or has keyword arguments but is none of the metric's.
     """
 
-    def __init__(self, task_num_labels: dict[str, int]):
-        self.task_num_labels = {task: width for task, width in task_num_labels.items() if get_task(task).metric}
-        self.statistics: dict[str, dict[str, Tensor]] = {}
+    def __init__(
+        self, task_num_labels: Mapping[str, int], task_metric_kwargs: Mapping[str, Mapping] | None = None, **kwargs
+    ):
+        self.metric_sums = MetricSums(task_num_labels, task_metric_kwargs)
+        super().__init__(**kwargs)
 
-    def add_batch(self, predictions: dict[str, Sequence[Tensor]], references: dict[str, Sequence[Tensor]]) -> None:
-        """Adds images.
+    def _info(self) -> evaluate.MetricInfo:
+        maps = {task: datasets.Value("binary") for task in self.metric_sums.task_num_labels}
+        return evaluate.MetricInfo(
+            description=DESCRIPTION,
+            citation="",
+            inputs_description=INPUTS_DESCRIPTION,
+            features=datasets.Features({"predictions": maps, "references": maps}),
+        )
 
-        Args:
-            predictions (`dict[str, Sequence[Tensor]]`): For each task one map per image, in physical units.
-            references (`dict[str, Sequence[Tensor]]`): For each task one label per image, of the same size.
+    def __len__(self) -> int:
+        """Number of images added so far."""
+        return self.metric_sums.num_images
 
-        Raises:
-            ValueError: If a task is missing, the numbers of images differ, or a prediction and its label differ in size.
+    def add(self, prediction: Mapping | None = None, reference: Mapping | None = None, **kwargs) -> None:
+        """Adds one image: `{task: map}` and `{task: label}`."""
+        # `evaluate.combine` passes plural names here too
+        prediction, reference = kwargs.get("predictions", prediction), kwargs.get("references", reference)
+        self.add_batch(
+            predictions={task: [value] for task, value in (prediction or {}).items()},
+            references={task: [value] for task, value in (reference or {}).items()},
+        )
+
+    def add_batch(
+        self, predictions: Mapping[str, Sequence[Tensor]], references: Mapping[str, Sequence[Tensor]]
+    ) -> None:
+        """Adds images; a batch that raises adds none."""
+        pairs = {task: self._pairs(task, predictions, references) for task in self.metric_sums.task_num_labels}
+        numbers = {task: len(task_pairs) for task, task_pairs in pairs.items()}
+        if len(set(numbers.values())) > 1:
+            raise ValueError(f"Every task needs the same number of images; got {numbers}.")
+        images = range(max(numbers.values(), default=0))
+        batch = [
+            {task: self.metric_sums.image_statistics(task, *task_pairs[index]) for task, task_pairs in pairs.items()}
+            for index in images
+        ]
+        for statistics in batch:
+            self.metric_sums.add(statistics)
+
+    def _pairs(self, task: str, predictions: Mapping, references: Mapping) -> list[tuple[Tensor, Tensor]]:
+        if task not in predictions or task not in references:
+            raise ValueError(
+                f"Predictions and references need the task {task!r}; got {[*predictions]} and {[*references]}."
+            )
+        counts = len(predictions[task]), len(references[task])
+        if counts[0] != counts[1]:
+            raise ValueError(
+                f"Give one {task} label per prediction; got {counts[1]} labels for {counts[0]} predictions."
+            )
+        return list(zip(predictions[task], references[task], strict=True))
+
+    def compute(
+        self,
+        *,
+        predictions: Mapping[str, Sequence[Tensor]] | None = None,
+        references: Mapping[str, Sequence[Tensor]] | None = None,
+        accelerator: Accelerator | None = None,
+    ) -> dict[str, float]:
+        """All scores as `{"task/score": value}`, after adding `predictions` and `references` where given; then resets.
+
+        With an `accelerator`, the images of all its ranks count, and every rank returns the same. A task without a single
+        valid pixel has no scores, and a warning says so.
         """
-        for task, num_labels in self.task_num_labels.items():
-            if task not in predictions or task not in references:
-                raise ValueError(
-                    f"Predictions and references need the task {task!r}; got {[*predictions]}, {[*references]}."
-                )
-            counts = len(predictions[task]), len(references[task])
-            if counts[0] != counts[1]:
-                raise ValueError(
-                    f"Give one {task} label per prediction; got {counts[1]} labels for {counts[0]} predictions."
-                )
-            for prediction, reference in zip(predictions[task], references[task], strict=True):
-                if prediction.shape[-2:] != reference.shape[-2:]:
-                    raise ValueError(
-                        f"A {task} prediction has the size of its label, {tuple(reference.shape[-2:])}; got "
-                        f"{tuple(prediction.shape[-2:])}. Pass `target_sizes` to the post-processing."
-                    )
-                self._add(task, get_task(task).metric.statistics(prediction, reference, num_labels))
-
-    def _add(self, task: str, statistics: dict[str, Tensor]) -> None:
-        sums = self.statistics.setdefault(task, {})
-        for name, value in statistics.items():
-            sums[name] = sums.get(name, 0) + value.double().cpu()
-
-    def reduce(self, reduce_sum: Callable[[Tensor], Tensor]) -> None:
-        """Replaces every sum by its sum over ranks, as `reduce_sum` computes it."""
-        for sums in self.statistics.values():
-            for name, value in sums.items():
-                sums[name] = reduce_sum(value)
-
-    def compute(self) -> dict[str, float]:
-        """All scores as `{"task/score": value}`: fractions, metres, degrees."""
-        return {
-            f"{task}/{name}": value
-            for task, sums in self.statistics.items()
-            for name, value in get_task(task).metric.scores(sums).items()
-        }
+        if predictions is not None or references is not None:
+            self.add_batch(predictions=predictions or {}, references=references or {})
+        if accelerator is not None:
+            self.metric_sums.merge(accelerator)
+        if not self.metric_sums.sums:
+            raise ValueError("There is nothing to score; call `add` or `add_batch` before `compute`.")
+        scores = self.metric_sums.scores()
+        self.metric_sums.reset()
+        return scores
 
 
-class ConstantPredictor:
-    """The best prediction that does not look at the image: majority class, mean depth, mean normal, boundary rate.
-
-    Args:
-        task_num_labels (`dict[str, int]`): Head width of each task.
-    """
-
-    def __init__(self, task_num_labels: dict[str, int]):
-        self.task_num_labels = task_num_labels
-        self.sums = {task: torch.zeros(width, dtype=torch.float64) for task, width in task_num_labels.items()}
-        self.counts = dict.fromkeys(task_num_labels, 0)
-
-    def add(self, labels: dict[str, Tensor]) -> None:
-        """Learns from the labels of one image."""
-        for task in self.task_num_labels:
-            label = labels[task]
-            if get_task(task).constant == "majority":
-                ids = label[label != INVALID_ID]
-                self.sums[task] += torch.bincount(ids, minlength=self.task_num_labels[task])
-            else:
-                values = label.double().reshape(-1, label.shape[-2] * label.shape[-1])  # (channels, pixels)
-                values = values[:, (values.isfinite() & (values != INVALID_ID)).all(dim=0)]
-                self.sums[task] = self.sums[task][: len(values)] + values.sum(dim=1)
-                self.counts[task] += values.shape[1]
-
-    def predict(self, size: tuple[int, int]) -> dict[str, Tensor]:
-        """The same map `(height, width)` or `(channels, height, width)` for every image of that size."""
-        return {task: self._constant(task).expand(-1, *size).squeeze(0) for task in self.task_num_labels}
-
-    def _constant(self, task: str) -> Tensor:
-        if get_task(task).constant == "majority":
-            return self.sums[task].argmax().view(1, 1, 1)
-        return (self.sums[task] / max(self.counts[task], 1)).float().view(-1, 1, 1)
-
-
-def main_scores(scores: dict[str, float]) -> dict[str, str]:
-    """`{task: key of its main score}` for the tasks in `scores`."""
-    tasks = dict.fromkeys(key.split("/")[0] for key in scores)
-    return {task: f"{task}/{get_task(task).metric.main}" for task in tasks}
-
-
-def format_report(scores: dict[str, float], constant_scores: dict[str, float]) -> str:
-    """A table: every score beside that of the best constant predictor, the main score of each task marked."""
-    main_keys = set(main_scores(scores).values())
-    lines = [f"{'':2}{'score':<28}{'model':>10}{'constant':>10}"]
-    for key, value in scores.items():
-        mark = "* " if key in main_keys else "  "
-        lines.append(f"{mark}{key:<28}{value:>10.4f}{constant_scores[key]:>10.4f}")
-    return "\n".join(lines)
+__all__ = ["MultiTaskMetric", "multi_task_gain"]

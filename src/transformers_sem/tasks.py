@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from . import losses, metrics, visualization
+from . import boundary, losses, metrics, visualization
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,16 +50,22 @@ class Metric:
     """A metric as a sum over images.
 
     Args:
-        statistics (`Callable`): `(prediction, label, num_labels) -> dict[str, Tensor]` of one image, summable.
-        scores (`Callable`): `dict[str, Tensor] -> dict[str, float]` of the summed statistics.
+        statistics (`Callable`): `(prediction, label, num_labels, **kwargs) -> dict[str, Tensor]` of one image, summable.
+        reduce (`Callable`): `dict[str, Tensor] -> dict[str, float]`, scores of summed statistics; none where no pixel of
+            any image was valid.
         main (`str`): The score by which the task is judged.
         lower_is_better (`bool`): Whether that score is an error.
+        class_scores (`Callable`, *optional*): `dict[str, Tensor] -> Tensor (num_labels,)`, the main score class by class.
+        is_slow (`bool`): Whether the statistics of one image take long enough to be worth another process, which has NumPy
+            arrays to work on.
     """
 
-    statistics: Callable[[Tensor, Tensor, int], dict[str, Tensor]]
-    scores: Callable[[dict[str, Tensor]], dict[str, float]]
+    statistics: Callable[..., dict[str, Tensor]]
+    reduce: Callable[[dict[str, Tensor]], dict[str, float]]
     main: str
     lower_is_better: bool
+    class_scores: Callable[[dict[str, Tensor]], Tensor] | None = None
+    is_slow: bool = False
 
 
 def keep_values(values: Tensor, zoom: float = 1.0) -> Tensor:
@@ -81,6 +87,7 @@ class TaskSpec:
         constant (`"majority"` or `"mean"`): The best prediction that does not look at the image.
         metric (`Metric`, *optional*): How predictions are judged.
         colorize (`Callable`): Map in physical units -> uint8 `(height, width, 3)`, for people.
+        encode (`Callable`, *optional*): Map in physical units -> picture of the values, for other programs.
         flip_values (`Callable`): What a horizontal flip does to the values, the pixels being flipped already.
         zoom_values (`Callable`): `(values, zoom) -> values`, what enlarging the picture by `zoom` does to the values.
         project_values (`Callable`): Brings decoded or interpolated values back to what the task allows.
@@ -95,6 +102,7 @@ class TaskSpec:
     constant: Literal["majority", "mean"] = "mean"
     metric: Metric | None = None
     colorize: Callable[[np.ndarray], np.ndarray]
+    encode: Callable[[np.ndarray], Image.Image] | None = None
     flip_values: Callable[[Tensor], Tensor] = keep_values
     zoom_values: Callable[[Tensor, float], Tensor] = keep_values
     project_values: Callable[[Tensor], Tensor] = keep_values
@@ -123,6 +131,26 @@ def predict_binary_probability(logits: Tensor) -> Tensor:
 def predict_positive_probability(logits: Tensor) -> Tensor:
     """Probability of class 1 of two, float32 `(batch_size, height, width)`."""
     return logits.float().softmax(dim=1)[:, 1]
+
+
+def encode_ids(ids: np.ndarray) -> Image.Image:
+    """Class ids as 8-bit grey."""
+    return Image.fromarray(ids.astype(np.uint8))
+
+
+def encode_millimetres(depth: np.ndarray) -> Image.Image:
+    """Metres as millimetres in 16 bits, the usual depth picture; 65.535 m is the most it holds."""
+    return Image.fromarray(np.round(depth * 1000).clip(0, 65535).astype(np.uint16))
+
+
+def encode_unit_vectors(vectors: np.ndarray) -> Image.Image:
+    """Unit vectors `(3, height, width)` as RGB = (n + 1) / 2 * 255."""
+    return Image.fromarray(np.round((vectors + 1) / 2 * 255).clip(0, 255).astype(np.uint8).transpose(1, 2, 0))
+
+
+def encode_probability(probability: np.ndarray) -> Image.Image:
+    """Probabilities as 8-bit levels, truncated as the field writes boundaries for SEISM."""
+    return Image.fromarray(boundary.to_levels(probability))
 
 
 def negate_x(vectors: Tensor) -> Tensor:
@@ -175,7 +203,11 @@ CLASS_IDS = LabelFormat(
     rule="class ids from 0, 255 invalid",
 )
 CLASS_METRIC = Metric(
-    statistics=metrics.class_statistics, scores=metrics.class_scores, main="miou", lower_is_better=False
+    statistics=metrics.class_statistics,
+    reduce=metrics.class_scores,
+    main="miou",
+    lower_is_better=False,
+    class_scores=metrics.class_ious,
 )
 
 SEMSEG = TaskSpec(
@@ -188,6 +220,7 @@ SEMSEG = TaskSpec(
     constant="majority",
     metric=CLASS_METRIC,
     colorize=visualization.colorize_ids,
+    encode=encode_ids,
 )
 DEPTH = TaskSpec(
     name="depth",
@@ -203,8 +236,9 @@ DEPTH = TaskSpec(
     loss=losses.l1,
     loss_weight=1.0,
     post_process=predict_depth,
-    metric=Metric(statistics=metrics.depth_statistics, scores=metrics.depth_scores, main="rmse", lower_is_better=True),
+    metric=Metric(statistics=metrics.depth_statistics, reduce=metrics.depth_scores, main="rmse", lower_is_better=True),
     colorize=visualization.colorize_depth,
+    encode=encode_millimetres,
     zoom_values=divide_by_zoom,
 )
 NORMAL = TaskSpec(
@@ -223,9 +257,10 @@ NORMAL = TaskSpec(
     loss_weight=10.0,
     post_process=predict_unit_vectors,
     metric=Metric(
-        statistics=metrics.normal_statistics, scores=metrics.normal_scores, main="mean_error", lower_is_better=True
+        statistics=metrics.normal_statistics, reduce=metrics.normal_scores, main="mean_error", lower_is_better=True
     ),
     colorize=visualization.colorize_normal,
+    encode=encode_unit_vectors,
     flip_values=negate_x,
     project_values=unit_vectors,
 )
@@ -245,12 +280,14 @@ BOUNDARY = TaskSpec(
     loss_weight=50.0,
     post_process=predict_binary_probability,
     metric=Metric(
-        statistics=metrics.threshold_statistics,
-        scores=metrics.boundary_scores,
-        main="pixel_maxf",
+        statistics=boundary.boundary_statistics,
+        reduce=metrics.boundary_scores,
+        main="odsf",
         lower_is_better=False,
+        is_slow=True,
     ),
     colorize=visualization.colorize_probability,
+    encode=encode_probability,
 )
 PARSING = TaskSpec(
     name="parsing",
@@ -262,6 +299,7 @@ PARSING = TaskSpec(
     constant="majority",
     metric=CLASS_METRIC,
     colorize=visualization.colorize_ids,
+    encode=encode_ids,
 )
 SALIENCY = TaskSpec(
     name="saliency",
@@ -278,9 +316,10 @@ SALIENCY = TaskSpec(
     loss_weight=5.0,
     post_process=predict_positive_probability,
     metric=Metric(
-        statistics=metrics.threshold_statistics, scores=metrics.saliency_scores, main="maxf", lower_is_better=False
+        statistics=metrics.saliency_statistics, reduce=metrics.saliency_scores, main="maxf", lower_is_better=False
     ),
     colorize=visualization.colorize_probability,
+    encode=encode_probability,
 )
 
 NYUD_V2_TASKS = (SEMSEG, DEPTH, NORMAL, BOUNDARY)  # what a configuration learns that does not say otherwise

@@ -1,11 +1,15 @@
 """The data sets, by the names that configurations use."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
 
 import datasets
+import numpy as np
+from torch import Tensor
 
-from . import nyud_v2, scenes
+from . import nyud_v2, pascal_context, scenes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,12 +21,18 @@ class Benchmark:
         task_num_labels (`dict[str, int]`): Its tasks and their head widths.
         class_names (`dict[str, list[str]]`): Names of the classes of its tasks that have any.
         needs_data_dir (`bool`): Whether the data must be on disk already.
+        task_metric_kwargs (`dict[str, dict]`): Keyword arguments of the metrics, where the protocol has its own.
+        reference_columns (`dict[str, str]`): Tasks that are judged on another column than they learn from.
+        scored_ids (`dict[str, frozenset[str]]`): Tasks that are judged on these images only.
     """
 
     builder: Callable[..., datasets.DatasetBuilder]
     task_num_labels: dict[str, int]
     class_names: dict[str, list[str]]
     needs_data_dir: bool
+    task_metric_kwargs: dict[str, dict] = field(default_factory=dict)
+    reference_columns: dict[str, str] = field(default_factory=dict)
+    scored_ids: dict[str, frozenset[str]] = field(default_factory=dict)
 
     def num_labels(self, task: str) -> int:
         """Head width of one of its tasks.
@@ -35,6 +45,27 @@ class Benchmark:
                 f"{self.builder.__name__} has no labels for the task {task!r}; it has {list(self.task_num_labels)}."
             )
         return self.task_num_labels[task]
+
+    def protocol_columns(self, columns: list[str]) -> list[str]:
+        """Those of `columns` that `references` needs."""
+        return [column for column in columns if column == "id" or column in self.reference_columns.values()]
+
+    def references(self, row: dict[str, Any], labels: dict[str, Tensor]) -> dict[str, Tensor | np.ndarray]:
+        """What the predictions of an image are compared with: nothing for a task that is not judged on it.
+
+        Args:
+            row (`dict[str, Any]`): The `protocol_columns` of the image.
+            labels (`dict[str, Tensor]`): Its labels for training.
+        """
+        references = {
+            task: label
+            for task, label in labels.items()
+            if task not in self.scored_ids or row["id"] in self.scored_ids[task]
+        }
+        for task, column in self.reference_columns.items():
+            if task in references and column in row:
+                references[task] = np.asarray(row[column])
+        return references
 
     def load(self, data_dir: str | None = None, **kwargs) -> datasets.DatasetDict:
         """Builds the data set, or takes it from the cache, and returns its splits `train` and `validation`.
@@ -59,6 +90,8 @@ class Benchmark:
         return builder.as_dataset()
 
 
+# the images on which every paper computes the boundary F-measure of PASCAL-Context, about half of the validation images
+SCORED_BOUNDARY_IDS = frozenset(Path(__file__).with_name("pascal_context_boundary_ids.txt").read_text().split())
 BENCHMARKS = {
     "scenes": Benchmark(
         builder=scenes.Scenes,
@@ -78,6 +111,16 @@ BENCHMARKS = {
         task_num_labels={"semseg": 40, "depth": 1, "normal": 3, "boundary": 1},
         class_names=nyud_v2.CLASS_NAMES,
         needs_data_dir=True,
+        task_metric_kwargs={"boundary": {"max_distance": 0.011}},
+    ),
+    "pascal_context": Benchmark(
+        builder=pascal_context.PASCALContext,
+        task_num_labels={"semseg": 21, "parsing": 7, "saliency": 2, "normal": 3, "boundary": 1},
+        class_names=pascal_context.CLASS_NAMES,
+        needs_data_dir=True,
+        task_metric_kwargs={"boundary": {"max_distance": 0.0075}},
+        reference_columns={"boundary": "label_map"},
+        scored_ids={"boundary": SCORED_BOUNDARY_IDS},
     ),
 }
 

@@ -120,7 +120,15 @@ class TrainingConfig:
             raise FileNotFoundError(
                 f"There is no configuration {str(path)!r}; those of the project are in scripts/configs."
             )
-        values = _parse_yaml(Path(path).read_text(), str(path)) or {}
+        return cls._build(_parse_yaml(Path(path).read_text(), str(path)) or {}, overrides)
+
+    @classmethod
+    def load_if_there(cls, path: str | Path, overrides: Sequence[str] = ()) -> "TrainingConfig":
+        """The same, from the defaults where there is no such file."""
+        return cls.load(path, overrides) if Path(path).is_file() else cls._build({}, overrides)
+
+    @classmethod
+    def _build(cls, values: dict, overrides: Sequence[str]) -> "TrainingConfig":
         for override in overrides:
             key, separator, value = override.partition("=")
             if not separator:

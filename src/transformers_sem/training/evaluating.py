@@ -1,21 +1,36 @@
 """Running a model over labelled rows: the field's protocol, every image at its native size, padding ignored."""
 
-from collections.abc import Callable, Iterable, Iterator
+import hashlib
+import os
+import shutil
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Executor, Future
+from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 
 import datasets
+import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list, gather_object
+from loky import ProcessPoolExecutor
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from ..data import Benchmark, get_benchmark
 from ..data.transforms import row_to_tensors
-from ..evaluation import ConstantPredictor, MultiTaskMetric, format_report
 from ..image_processing_sem import SEMImageProcessor
 from ..modeling_sem import SEMForMultiTaskDensePrediction
 from ..panels import Prediction
+from ..scoring import ConstantPredictor, MetricSums, Sums, format_report, main_scores, scores_of
+from ..statistics_file import StatisticsFile
 from .configuration import TrainingConfig
-from .reporting import save_report
+from .reporting import save_image_scores, save_maps, save_report
+
+
+MODEL, CONSTANT = "model", "constant"  # whose statistics they are
 
 
 @torch.no_grad()
@@ -50,30 +65,155 @@ def predict_rows(
             yield Prediction(image.permute(1, 2, 0).numpy(), image_maps, labels)
 
 
-def evaluate(
-    model: SEMForMultiTaskDensePrediction,
-    image_processor: SEMImageProcessor,
-    rows: datasets.Dataset,
-    *,
-    accelerator: Accelerator,
-    batch_size: int,
-    constant: ConstantPredictor,
-) -> tuple[dict[str, float], dict[str, float]]:
-    """Scores a model and the constant predictor on labelled rows, each rank on its share.
+@dataclass(kw_only=True)
+class Evaluation:
+    """An evaluation of a model on labelled rows, each rank on its share; killed, it continues where it was.
 
-    Returns:
-        `{"task/score": value}` of the model and of the constant predictor.
+    Args:
+        model (`SEMForMultiTaskDensePrediction`): The model, on its device.
+        image_processor (`SEMImageProcessor`): Of the model.
+        rows (`datasets.Dataset`): The labelled images.
+        benchmark (`Benchmark`): Where the rows are from; it knows on which labels and images a task is judged.
+        constant (`ConstantPredictor`): What the model must beat.
+        accelerator (`Accelerator`): Of the ranks.
+        batch_size (`int`): Images that a rank sees at once.
+        num_processes (`int`): Processes of each rank that work on slow metrics beside the model.
+        unfinished_dir (`Path`): Folder for the statistics of finished images; it is removed at the end.
+        predictions_dir (`Path`, *optional*): Where to write the predicted maps.
     """
-    model.eval()
-    metric, constant_metric = (MultiTaskMetric(model.config.task_num_labels) for _ in range(2))
-    share = rows.shard(accelerator.num_processes, accelerator.process_index)
-    predictions = predict_rows(model, image_processor, share, batch_size)
-    for prediction in _progress(predictions, len(share), "evaluating", accelerator):
-        _add_image(metric, prediction.maps, prediction.labels)
-        _add_image(constant_metric, constant.predict(prediction.image.shape[:2]), prediction.labels)
-    for sums in (metric, constant_metric):
-        sums.reduce(_sum_over_ranks(accelerator))
-    return metric.compute(), constant_metric.compute()
+
+    model: SEMForMultiTaskDensePrediction
+    image_processor: SEMImageProcessor
+    rows: datasets.Dataset
+    benchmark: Benchmark
+    constant: ConstantPredictor
+    accelerator: Accelerator
+    batch_size: int
+    num_processes: int
+    unfinished_dir: Path
+    predictions_dir: Path | None = None
+
+    def __post_init__(self):
+        self.model.eval()
+        widths = self.model.config.task_num_labels
+        kwargs = {task: kwargs for task, kwargs in self.benchmark.task_metric_kwargs.items() if task in widths}
+        self.metrics = {owner: MetricSums(widths, kwargs) for owner in (MODEL, CONSTANT)}
+        has_ids = "id" in self.rows.column_names
+        self.ids = [str(name) for name in (self.rows["id"] if has_ids else range(len(self.rows)))]
+        self.protocol_columns = self.benchmark.protocol_columns(self.rows.column_names)
+
+    def run(self) -> tuple[MetricSums, MetricSums, list[dict]]:
+        """Evaluates.
+
+        Returns:
+            The sums of the model and of the constant predictor over the images of all ranks, and the model's scores of each
+            image, `{"id": name, "task/score": value}`, in the order of the rows.
+
+        Raises:
+            ValueError: If the model predicts what cannot be scored, such as NaN.
+        """
+        rank, num_ranks = self.accelerator.process_index, self.accelerator.num_processes
+        fingerprint = self.fingerprint()
+        done = self._collect_done(fingerprint)
+        share = [index for index in range(len(self.rows)) if str(index) not in done][rank::num_ranks]
+        with StatisticsFile(self.unfinished_dir / f"rank{rank}.sqlite", fingerprint) as file:
+            statistics = progress(self.image_statistics(share), len(share), "evaluating", self.accelerator)
+            for index, image_statistics in zip(share, statistics, strict=True):
+                file.add(str(index), flatten(image_statistics))
+            image_scores = [self._add(int(name), unflatten(arrays)) for name, arrays in file]
+        for metric in self.metrics.values():
+            metric.merge(self.accelerator)
+        image_scores = sorted(gather_object(image_scores), key=itemgetter(0))
+        self.accelerator.wait_for_everyone()
+        if self.accelerator.is_local_main_process:
+            shutil.rmtree(self.unfinished_dir)
+        return *self.metrics.values(), [{"id": self.ids[index], **scores} for index, scores in image_scores]
+
+    def fingerprint(self) -> str:
+        """Changes with whatever the statistics of an image depend on."""
+        digest = hashlib.sha256()
+        for name, tensor in self.model.state_dict().items():
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        for part in (self.model.config, self.image_processor):
+            digest.update(part.to_json_string().encode())
+        facts = self.ids, self.batch_size, self.benchmark.task_metric_kwargs, self.constant.sums, self.predictions_dir
+        digest.update(repr(facts).encode())
+        return digest.hexdigest()
+
+    def _collect_done(self, fingerprint: str) -> set[str]:
+        """Names of the images that an earlier run finished, on however many ranks; rank 0 has their statistics now."""
+        names = [set()]
+        if self.accelerator.is_local_main_process:
+            paths = sorted(self.unfinished_dir.glob("rank*.sqlite"))
+            with StatisticsFile(self.unfinished_dir / "rank0.sqlite", fingerprint) as file:
+                for path in paths[1:]:
+                    with StatisticsFile(path, fingerprint) as other:
+                        for name, statistics in other:
+                            file.add(name, statistics)
+                    path.unlink()
+                names = [file.names()]
+        return broadcast_object_list(names)[0]
+
+    def image_statistics(self, indices: list[int]) -> Iterator[dict[str, Sums]]:
+        """`{owner: {task: statistics}}` of images, in order; slow metrics run in other processes meanwhile."""
+        predictions = predict_rows(self.model, self.image_processor, self.rows.select(indices), self.batch_size)
+        pending: deque[dict] = deque()
+        # loky, because its processes do not import the running script, and so cost megabytes instead of gigabytes
+        with ProcessPoolExecutor(self.num_processes) as pool:
+            for index, prediction in zip(indices, predictions, strict=True):
+                if self.predictions_dir is not None:
+                    save_maps(self.predictions_dir, self.ids[index], prediction.maps)
+                pending.append(self._start(index, prediction, pool))
+                if len(pending) > 2 * self.num_processes:  # with more, maps would fill the memory
+                    yield finish(pending.popleft())
+            while pending:
+                yield finish(pending.popleft())
+
+    def _start(self, index: int, prediction: Prediction, pool: Executor) -> dict[str, dict[str, dict | Future]]:
+        row = self.rows.select_columns(self.protocol_columns)[index] if self.protocol_columns else {}
+        references = self.benchmark.references(row, prediction.labels)
+        maps = {MODEL: prediction.maps, CONSTANT: self.constant.predict(prediction.image.shape[:2])}
+        return {
+            owner: {
+                task: metric.start(task, maps[owner][task], references[task], pool)
+                for task in metric.task_num_labels
+                if task in references
+            }
+            for owner, metric in self.metrics.items()
+        }
+
+    def _add(self, index: int, statistics: dict[str, Sums]) -> tuple[int, dict[str, float]]:
+        for owner, metric in self.metrics.items():
+            metric.add(statistics.get(owner, {}))
+        return index, scores_of(statistics.get(MODEL, {}))
+
+
+def finish(statistics: dict[str, dict[str, dict | Future]]) -> dict[str, Sums]:
+    """Waits for what other processes still work on."""
+    return {
+        owner: {task: value.result() if isinstance(value, Future) else value for task, value in tasks.items()}
+        for owner, tasks in statistics.items()
+    }
+
+
+def flatten(statistics: dict[str, Sums]) -> dict[str, np.ndarray]:
+    """`{owner: {task: {name: tensor}}}` as `{"owner/task/name": array}`."""
+    return {
+        f"{owner}/{task}/{name}": np.asarray(value)
+        for owner, tasks in statistics.items()
+        for task, values in tasks.items()
+        for name, value in values.items()
+    }
+
+
+def unflatten(arrays: dict[str, np.ndarray]) -> dict[str, Sums]:
+    """The inverse of `flatten`."""
+    statistics: dict[str, Sums] = {}
+    for key, array in arrays.items():
+        owner, task, name = key.split("/")
+        statistics.setdefault(owner, {}).setdefault(task, {})[name] = torch.from_numpy(array)
+    return statistics
 
 
 def evaluate_and_report(
@@ -83,24 +223,58 @@ def evaluate_and_report(
     image_processor: SEMImageProcessor,
     rows: datasets.DatasetDict,
     path: Path,
+    *,
+    num_processes: int | None = None,
+    predictions_dir: Path | None = None,
 ) -> str:
-    """Evaluates on the validation rows, writes the scores to `path`, and returns the table for the terminal."""
-    model = model.to(accelerator.device)
+    """Evaluates on the validation rows and returns the table for the terminal.
+
+    Writes the scores to `path`, and those of each image beside it as Parquet. `num_processes` is that of `Evaluation`; by
+    default every core but one has one.
+    """
+    benchmark = get_benchmark(config.dataset)
     validation = rows["validation"]
     if config.num_evaluation_images is not None:
         validation = validation.select(range(min(config.num_evaluation_images, len(validation))))
-    scores, constant_scores = evaluate(
-        model,
-        image_processor,
-        validation,
+    metric, constant_metric, image_scores = Evaluation(
+        model=model.to(accelerator.device),
+        image_processor=image_processor,
+        rows=validation,
+        benchmark=benchmark,
+        constant=fit_constant(rows["train"], model.config.task_num_labels, accelerator),
         accelerator=accelerator,
         batch_size=config.images_per_forward(1),
-        constant=fit_constant(rows["train"], model.config.task_num_labels, accelerator),
-    )
+        num_processes=num_processes or max(1, (os.cpu_count() or 1) // accelerator.num_processes - 1),
+        unfinished_dir=path.with_name(f"unfinished_{path.stem}"),
+        predictions_dir=predictions_dir,
+    ).run()
+    scores, constant_scores = metric.scores(), constant_metric.scores()
     if accelerator.is_main_process:
-        facts = {"dataset": config.dataset, "num_images": len(validation), "seed": config.seed}
-        save_report(path, scores, constant_scores, **facts)
+        save_image_scores(path.with_suffix(".parquet"), image_scores)
+        save_report(
+            path,
+            scores=scores,
+            constant_scores=constant_scores,
+            class_scores=name_classes(metric.class_scores(), model.config.task_id2label),
+            dataset=config.dataset,
+            num_images=len(validation),
+            num_scored_images=count_scored(image_scores, scores),
+            seed=config.seed,
+        )
     return format_report(scores, constant_scores)
+
+
+def name_classes(class_scores: dict[str, list[float]], task_id2label: dict[str, dict]) -> dict[str, dict[str, float]]:
+    """`{task: {class name: score}}`; classes without a name go by their ids."""
+    return {
+        task: {str(task_id2label.get(task, {}).get(index, index)): value for index, value in enumerate(values)}
+        for task, values in class_scores.items()
+    }
+
+
+def count_scored(image_scores: list[dict], scores: dict[str, float]) -> dict[str, int]:
+    """`{task: number of images}` with labels of the task that counted."""
+    return {task: sum(key in image for image in image_scores) for task, key in main_scores(scores).items()}
 
 
 def fit_constant(
@@ -108,24 +282,12 @@ def fit_constant(
 ) -> ConstantPredictor:
     """The best constant predictor of the training rows, the same on every rank."""
     constant = ConstantPredictor(task_num_labels)
-    for row in _progress(rows, len(rows), "constant predictor", accelerator):
+    for row in progress(rows, len(rows), "constant predictor", accelerator):
         _, labels = row_to_tensors(row, task_num_labels)
         constant.add(labels)
     return constant
 
 
-def _add_image(metric: MultiTaskMetric, maps: dict[str, Tensor], labels: dict[str, Tensor]) -> None:
-    metric.add_batch(
-        {task: [value] for task, value in maps.items()}, {task: [label] for task, label in labels.items()}
-    )
-
-
-def _sum_over_ranks(accelerator: Accelerator) -> Callable[[Tensor], Tensor]:
-    # float64 counts: gloo and NCCL take them, MPS does not and is one rank anyway
-    if accelerator.num_processes == 1:
-        return lambda value: value
-    return lambda value: accelerator.reduce(value.to(accelerator.device), reduction="sum").cpu()
-
-
-def _progress(items: Iterable, total: int, title: str, accelerator: Accelerator) -> Iterable:
+def progress(items: Iterable, total: int, title: str, accelerator: Accelerator) -> Iterable:
+    """A bar, on the main process only."""
     return tqdm(items, total=total, desc=title, disable=not accelerator.is_main_process, mininterval=1.0)

@@ -3,18 +3,25 @@
 import json
 import os
 import platform
+import shlex
 import shutil
+import subprocess
 import sys
 from collections.abc import Iterable
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.image_processing_base import ImageProcessingMixin
 
 from ..panels import Prediction, prediction_panel
+from ..tasks import get_task
 
 
 def save_trained(model: PreTrainedModel, image_processor: ImageProcessingMixin, folder: Path) -> None:
@@ -28,18 +35,37 @@ def save_trained(model: PreTrainedModel, image_processor: ImageProcessingMixin, 
     unfinished.rmdir()
 
 
-def save_report(path: Path, scores: dict[str, float], constant_scores: dict[str, float], **facts) -> None:
-    """Writes scores, those of the best constant predictor, and how they came about, as JSON."""
-    report = {
-        "scores": scores,
-        "constant_scores": constant_scores,
-        **facts,
-        "command": " ".join(["python", *sys.argv]),
-        "environment": environment(),
-    }
+def save_report(path: Path, **facts) -> None:
+    """Writes scores and how they came about as JSON: the `facts`, then command, commit, versions and hardware."""
+    report = {**facts, "command": shlex.join(["python", *sys.argv]), "environment": environment()}
     unfinished = path.with_name(f"unfinished_{path.name}")
     unfinished.write_text(json.dumps(report, indent=2) + "\n")
     os.replace(unfinished, path)
+
+
+def save_image_scores(path: Path, image_scores: list[dict]) -> None:
+    """Writes the scores of every image as a row of a Parquet table, null where an image has no labels of a task."""
+    columns = dict.fromkeys(key for scores in image_scores for key in scores)
+    unfinished = path.with_name(f"unfinished_{path.name}")
+    pq.write_table(pa.table({key: [scores.get(key) for scores in image_scores] for key in columns}), unfinished)
+    os.replace(unfinished, path)
+
+
+def save_maps(folder: Path, name: str, maps: dict[str, Tensor]) -> None:
+    """Writes the predicted maps of one image, `folder/task/name.png`, values as `TaskSpec.encode` lays them down.
+
+    A task without `encode` has its values in `.npy`.
+    """
+    for task, values in maps.items():
+        encode = get_task(task).encode
+        path = folder / task / f"{name.replace('/', '_')}{'.png' if encode else '.npy'}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = path.with_name(f"unfinished_{path.name}")
+        if encode:
+            encode(values.numpy()).save(unfinished)
+        else:
+            np.save(unfinished, values.numpy())
+        os.replace(unfinished, path)
 
 
 def save_panel(path: Path, predictions: Iterable[Prediction], num_images: int = 4) -> None:
@@ -50,13 +76,25 @@ def save_panel(path: Path, predictions: Iterable[Prediction], num_images: int = 
     os.replace(unfinished, path)
 
 
-def environment() -> dict[str, str]:
-    """Versions and hardware, for reports."""
-    packages = ("transformers-sem", "torch", "transformers", "timm", "datasets", "accelerate")
+def environment() -> dict[str, str | None]:
+    """Commit, versions and hardware, for reports."""
+    packages = ("transformers-sem", "torch", "transformers", "timm", "datasets", "accelerate", "scipy", "numpy")
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     hardware = gpu or f"CPU ({platform.machine()}, {torch.get_num_threads()} threads)"
     return {
+        "commit": git_commit(),
         **{package: version(package) for package in packages},
         "python": platform.python_version(),
         "hardware": hardware,
     }
+
+
+def git_commit() -> str | None:
+    """The commit of this code, `-dirty` appended where files differ from it; `None` outside its repository."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        return subprocess.run(
+            command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True
+        ).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
