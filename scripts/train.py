@@ -3,7 +3,8 @@
     accelerate launch scripts/train.py --config scripts/configs/quickstart.yaml [key=value ...]
 
 The same command again resumes a run that was interrupted. Everything goes to `output_dir`: model and image processor
-(for `from_pretrained`), `evaluation.json`, `predictions.png`, `training.yaml`, `logs/` for TensorBoard, `checkpoints/`.
+(for `from_pretrained`), `evaluation.json` and `.parquet`, `predictions.png`, `training.yaml`, `logs/` for TensorBoard,
+`checkpoints/`.
 """
 
 from pathlib import Path
@@ -129,7 +130,9 @@ def main() -> None:
     # what was saved is what is judged, the same on every rank
     model = SEMForMultiTaskDensePrediction.from_pretrained(output_dir, local_files_only=True)
     report_path = output_dir / "evaluation.json"
-    accelerator.print(evaluate_and_report(config, accelerator, model, image_processor, rows, report_path))
+    with plain_errors():
+        report = evaluate_and_report(config, accelerator, model, image_processor, rows, report_path)
+    accelerator.print(report)
     if accelerator.is_main_process:
         panel_path = output_dir / "predictions.png"
         save_panel(panel_path, predict_rows(model, image_processor, rows["validation"], batch_size=4))

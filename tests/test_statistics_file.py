@@ -105,15 +105,23 @@ def test_another_fingerprint_starts_anew_and_says_so(tmp_path, caplog):
         lambda data: np.random.default_rng(0).bytes(5000),
         lambda data: b"no database",
         lambda data: data[: len(data) // 2],
-        lambda data: data[:-1],
         lambda data: data[:50],
         lambda data: b"\0" * len(data),
+        lambda data: data[:-1024] + b"\0" * 1024,
     ],
-    ids=["random", "text", "half", "all but a byte", "head", "zeros"],
+    ids=["random", "text", "half", "head", "zeros", "last page"],
 )
 def test_a_damaged_file_is_started_anew_and_the_warning_names_it(tmp_path, caplog, damage):
     path = write(tmp_path / "kept.sqlite", *"abcdefgh")
     path.write_bytes(damage(path.read_bytes()))
+    assert set(read(write(path, "new"))) == {"new"}
+    assert str(path) in caplog.text and "started anew" in caplog.text
+
+
+def test_a_damaged_image_counts_as_a_damaged_file(tmp_path, caplog):
+    path = write(tmp_path / "kept.sqlite", "a", "b")
+    with sqlite3.connect(path) as connection:
+        connection.execute("UPDATE images SET statistics = substr(statistics, 1, 300) WHERE name = 'b'")
     assert set(read(write(path, "new"))) == {"new"}
     assert str(path) in caplog.text and "started anew" in caplog.text
 

@@ -1,4 +1,6 @@
-"""The task table: its numbers, its label formats, and a task of the user's own from training to picture."""
+"""The task table: its numbers, its label formats, its pictures, and a task of the user's own from training to picture."""
+
+from io import BytesIO
 
 import numpy as np
 import pytest
@@ -42,7 +44,7 @@ def assert_same(label, expected):
         ("semseg", 40, 1, "miou", False),
         ("depth", 1, 1, "rmse", True),
         ("normal", 3, 10, "mean_error", True),
-        ("boundary", 1, 50, "pixel_maxf", False),
+        ("boundary", 1, 50, "odsf", False),
         ("parsing", 7, 2, "miou", False),
         ("saliency", 2, 5, "maxf", False),
     ],
@@ -324,6 +326,73 @@ def test_colours_are_an_rgb_picture(task, kind):
     assert len(np.unique(colors.reshape(-1, 3), axis=0)) > 1
 
 
+# Pictures of the values
+
+
+def read_back(task, values):
+    """The encoding as another program reads it, from a PNG file."""
+    file = BytesIO()
+    TASKS[task].encode(values).save(file, format="PNG")
+    return Image.open(file)
+
+
+@pytest.mark.parametrize("task", list(TASKS))
+def test_the_encoding_of_a_prediction_is_a_picture_of_its_size(task):
+    prediction = TASKS[task].post_process(random_logits(task, 1, (4, 7)))[0]
+    picture = read_back(task, prediction.numpy())
+    assert picture.size == (7, 4)
+    assert picture.mode == {"depth": "I;16", "normal": "RGB"}.get(task, "L")
+
+
+@pytest.mark.parametrize("dtype", [np.int64, np.uint8])
+@pytest.mark.parametrize("task", ["semseg", "parsing"])
+def test_encoded_ids_are_exact(task, dtype):
+    ids = np.arange(256).reshape(16, 16)
+    picture = read_back(task, ids.astype(dtype))
+    np.testing.assert_array_equal(np.asarray(picture), ids)
+    assert_same(to_label(task, picture), torch.from_numpy(ids))
+
+
+def test_encoded_depth_is_within_half_a_millimetre():
+    depth = np.concatenate([np.linspace(0, 65.535, 397), [0.0004, 0.0006, 9.9999]]).astype(np.float32).reshape(20, 20)
+    millimetres = np.asarray(read_back("depth", depth))
+    assert millimetres.dtype == np.uint16
+    np.testing.assert_allclose(millimetres / 1000, depth, atol=0.000505)
+    assert millimetres[-1, -3:].tolist() == [0, 1, 10000]
+
+
+def test_encoded_depth_ends_at_65_metres():
+    depth = np.array([[65.534, 65.535, 65.6, 1e4, 0.0]], dtype=np.float32)
+    assert np.asarray(read_back("depth", depth)).tolist() == [[65534, 65535, 65535, 65535, 0]]
+
+
+@pytest.mark.parametrize("task", ["boundary", "saliency"])
+def test_encoded_probabilities_are_truncated_8_bit_levels(task):
+    levels = np.arange(256).reshape(16, 16)
+    for offset in (0.0, 0.5, 0.9):
+        probability = np.minimum((levels + offset) / 255, 1).astype(np.float32)
+        np.testing.assert_array_equal(np.asarray(read_back(task, probability)), levels)
+
+
+def test_an_encoded_boundary_is_read_as_at_most_a_level_less():
+    probability = torch.rand(30, 40)
+    read = to_label("boundary", read_back("boundary", probability.numpy()))
+    assert ((probability - read >= -1e-6) & (probability - read < 1 / 255)).all()
+
+
+def test_encoded_normals_are_within_half_a_level():
+    normals = TASKS["normal"].post_process(random_logits("normal", 1, (30, 40)))[0]
+    picture = read_back("normal", normals.numpy())
+    components = np.asarray(picture).transpose(2, 0, 1) / 255 * 2 - 1
+    np.testing.assert_allclose(components, normals.numpy(), rtol=0, atol=1 / 255 + 1e-6)
+    torch.testing.assert_close(to_label("normal", picture), normals, rtol=0, atol=0.01)
+
+
+def test_encoded_axes_have_the_colours_of_the_formula():
+    axes = np.array([[1, 0, 0], [0, -1, 0], [0, 0, 1]], dtype=np.float32).reshape(3, 1, 3)
+    assert np.asarray(read_back("normal", axes)).tolist() == [[[255, 128, 128], [128, 0, 128], [128, 128, 255]]]
+
+
 # Tasks from user code
 
 
@@ -349,7 +418,7 @@ ALBEDO_FORMAT = LabelFormat(
     is_valid_value=lambda labels: ~((labels < 0) | (labels > 1)),
     rule="red, green and blue in [0, 1], NaN invalid",
 )
-ALBEDO_METRIC = Metric(statistics=l1_statistics, scores=l1_scores, main="mean_absolute_error", lower_is_better=True)
+ALBEDO_METRIC = Metric(statistics=l1_statistics, reduce=l1_scores, main="mean_absolute_error", lower_is_better=True)
 TASK_NUM_LABELS = {"semseg": 5, "albedo": 3}
 
 

@@ -43,7 +43,7 @@ def boundary_counts(prediction: ndarray, label: ndarray, max_distance: float) ->
         pixels; the first and the third are the same number of pairs.
 
     Raises:
-        ValueError: If the maps differ in size or hold what they should not, or `max_distance` is not positive.
+        ValueError: If the maps differ in size or hold what they should not, or `max_distance` is no share.
     """
     prediction, label = np.asarray(prediction), np.asarray(label)
     _check(prediction, label, max_distance)
@@ -51,7 +51,9 @@ def boundary_counts(prediction: ndarray, label: ndarray, max_distance: float) ->
     strength = (
         prediction.astype(np.float32) if prediction.dtype == bool else suppress_non_maxima(to_levels(prediction))
     )
-    predicted = np.stack([thin(words) for words in threshold_words(np.where(valid, strength, 0))])  # (2, H, W)
+    predicted = np.stack(
+        [thin(words) for words in threshold_words(np.where(valid, strength, np.float32(0)))]
+    )  # (2, H, W)
     true = thin(find_boundaries(label, valid).astype(np.uint64)) != 0
     matched, num_predicted = _match(predicted, true, max_distance * np.hypot(*label.shape))
     return np.stack([matched, np.full_like(matched, true.sum()), matched, num_predicted], axis=1)
@@ -81,10 +83,10 @@ def _check(prediction: ndarray, label: ndarray, max_distance: float) -> None:
             f"A floating point boundary label lies in [0, 1], {INVALID} invalid; got {label.min()} to {label.max()}. Pass "
             "a label map as integers."
         )
-    if not 0 < max_distance < np.inf:
+    if not 0 < max_distance < 1:
         raise ValueError(
-            f"max_distance is a positive share of the diagonal of the image; got {max_distance}. The field uses 0.011 on "
-            "NYUD-v2 and 0.0075 on PASCAL-Context."
+            f"max_distance is a share of the diagonal of the image, above 0 and below 1; got {max_distance}. The field uses "
+            "0.011 on NYUD-v2 and 0.0075 on PASCAL-Context."
         )
 
 
@@ -254,13 +256,13 @@ def _match(predicted: ndarray, true: ndarray, radius: float) -> tuple[ndarray, n
     """
     is_predicted = predicted.any(axis=0)
     true_ids, predicted_ids = _candidate_pairs(true, is_predicted, radius)
-    words = predicted[:, is_predicted]
+    words, num_true = predicted[:, is_predicted], np.count_nonzero(true)
     matched, num_predicted = (np.zeros(len(THRESHOLDS), dtype=np.int64) for _ in range(2))
     for index in range(len(THRESHOLDS)):
         word, bit = divmod(index, WORD_BITS)
         is_on = (words[word] >> np.uint64(bit)) & np.uint64(1) != 0
         is_pair = is_on[predicted_ids]
-        matched[index] = _max_matching(true_ids[is_pair], predicted_ids[is_pair], true.sum(), len(is_on))
+        matched[index] = _max_matching(true_ids[is_pair], predicted_ids[is_pair], num_true, len(is_on))
         num_predicted[index] = is_on.sum()
     return matched, num_predicted
 
@@ -295,12 +297,11 @@ def _max_matching(left: ndarray, right: ndarray, num_left: int, num_right: int) 
     sparse, csgraph = import_module("scipy.sparse"), import_module("scipy.sparse.csgraph")
     is_paired = np.zeros(num_right, dtype=bool)
     is_paired[right] = True
-    order = np.cumsum(
-        is_paired
-    )  # 1, 2 ... over the right nodes that have a pair; without the others the network is small
-    source, sink = 0, num_left + order[-1] + 1
-    targets = np.concatenate([np.arange(1, num_left + 1), num_left + order[right], np.full(order[-1], sink)])
-    out_degrees = [[0, num_left], np.bincount(left, minlength=num_left), np.ones(order[-1], dtype=np.intp), [0]]
+    numbers = np.cumsum(is_paired)  # 1, 2 ... of the right nodes that have a pair: most have none
+    num_paired = numbers[-1]
+    source, sink = 0, num_left + num_paired + 1
+    targets = np.concatenate([np.arange(1, num_left + 1), num_left + numbers[right], np.full(num_paired, sink)])
+    out_degrees = [[0, num_left], np.bincount(left, minlength=num_left), np.ones(num_paired, dtype=np.intp), [0]]
     row_starts = np.concatenate(out_degrees).cumsum()
     network = sparse.csr_array(
         (np.ones(len(targets), np.int32), targets.astype(np.int32), row_starts.astype(np.int32)),

@@ -64,7 +64,7 @@ class Benchmark:
         }
         for task, column in self.reference_columns.items():
             if task in references and column in row:
-                references[task] = np.asarray(row[column])
+                references[task] = np.array(row[column])
         return references
 
     def load(self, data_dir: str | None = None, **kwargs) -> datasets.DatasetDict:

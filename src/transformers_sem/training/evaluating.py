@@ -116,7 +116,10 @@ class Evaluation:
         fingerprint = self.fingerprint()
         done = self._collect_done(fingerprint)
         share = [index for index in range(len(self.rows)) if str(index) not in done][rank::num_ranks]
-        with StatisticsFile(self.unfinished_dir / f"rank{rank}.sqlite", fingerprint) as file:
+        path = self.unfinished_dir / f"rank{rank}.sqlite"
+        if rank > 0:
+            path.unlink(missing_ok=True)  # rank 0 has what was in it, or, on another machine, it is computed again
+        with StatisticsFile(path, fingerprint) as file:
             statistics = progress(self.image_statistics(share), len(share), "evaluating", self.accelerator)
             for index, image_statistics in zip(share, statistics, strict=True):
                 file.add(str(index), flatten(image_statistics))
@@ -126,7 +129,7 @@ class Evaluation:
         image_scores = sorted(gather_object(image_scores), key=itemgetter(0))
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_local_main_process:
-            shutil.rmtree(self.unfinished_dir)
+            shutil.rmtree(self.unfinished_dir, ignore_errors=True)
         return *self.metrics.values(), [{"id": self.ids[index], **scores} for index, scores in image_scores]
 
     def fingerprint(self) -> str:
@@ -144,10 +147,9 @@ class Evaluation:
     def _collect_done(self, fingerprint: str) -> set[str]:
         """Names of the images that an earlier run finished, on however many ranks; rank 0 has their statistics now."""
         names = [set()]
-        if self.accelerator.is_local_main_process:
-            paths = sorted(self.unfinished_dir.glob("rank*.sqlite"))
+        if self.accelerator.is_main_process:
             with StatisticsFile(self.unfinished_dir / "rank0.sqlite", fingerprint) as file:
-                for path in paths[1:]:
+                for path in sorted(self.unfinished_dir.glob("rank*[1-9]*.sqlite")):
                     with StatisticsFile(path, fingerprint) as other:
                         for name, statistics in other:
                             file.add(name, statistics)
