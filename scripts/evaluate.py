@@ -16,7 +16,13 @@ from accelerate import Accelerator
 
 from transformers_sem import SEMForMultiTaskDensePrediction, SEMImageProcessor
 from transformers_sem.data import get_benchmark
-from transformers_sem.training.configuration import SETTINGS_NAME, TrainingConfig, plain_errors
+from transformers_sem.training.configuration import (
+    SETTINGS_NAME,
+    TrainingConfig,
+    json_path,
+    plain_errors,
+    positive_integer,
+)
 from transformers_sem.training.evaluating import evaluate_and_report
 
 
@@ -24,12 +30,14 @@ def parse_arguments() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="folder that scripts/train.py wrote, or any saved model")
-    parser.add_argument("--output", type=Path, help="JSON file to write (default: evaluation.json in the model)")
+    parser.add_argument("--output", type=json_path, help="JSON file to write (default: evaluation.json in the model)")
     parser.add_argument(
         "--save-predictions", type=Path, metavar="FOLDER", help="write the maps too, as pictures for other programs"
     )
     parser.add_argument(
-        "--processes", type=int, help="processes of each rank for the boundary measure (default: all cores but one)"
+        "--processes",
+        type=positive_integer,
+        help="processes of each rank for the boundary measure (default: all cores but one)",
     )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that replace those of the run")
     arguments = parser.parse_args()

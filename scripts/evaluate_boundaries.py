@@ -10,13 +10,14 @@ are kept beside the output, so that the same command continues where it was inte
 """
 
 import argparse
-import os
 from pathlib import Path
+
+from loky import cpu_count
 
 from transformers_sem.boundary import boundary_scores
 from transformers_sem.boundary_files import count_boundaries, pair_files
 from transformers_sem.data import SCORED_BOUNDARY_IDS
-from transformers_sem.training.configuration import plain_errors
+from transformers_sem.training.configuration import json_path, plain_errors, positive_integer
 from transformers_sem.training.reporting import save_report
 
 
@@ -39,8 +40,8 @@ def main() -> None:
         "--ids",
         help="file of the names to evaluate, or pascal_context for the 2,498 of the field's protocol (default: all)",
     )
-    parser.add_argument("--processes", type=int, default=os.cpu_count(), help="default: all cores")
-    parser.add_argument("--output", type=Path, default=Path("boundaries.json"), help="JSON file to write")
+    parser.add_argument("--processes", type=positive_integer, default=cpu_count(), help="default: all cores")
+    parser.add_argument("--output", type=json_path, default=Path("boundaries.json"), help="JSON file to write")
     arguments = parser.parse_args()
     with plain_errors():
         pairs = pair_files(arguments.predictions, arguments.labels, read_ids(arguments.ids))

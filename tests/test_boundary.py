@@ -309,7 +309,7 @@ def slow_match(predicted, true, radius):
     return int(is_pair[linear_sum_assignment(is_pair, maximize=True)].sum())
 
 
-@pytest.mark.parametrize("max_distance", [0.001, 0.04, 0.11, 0.3, 5.0])
+@pytest.mark.parametrize("max_distance", [0.001, 0.04, 0.11, 0.3, 0.99])
 @pytest.mark.parametrize("density", [0.05, 0.3, 0.7])
 def test_the_greatest_matching_is_found_for_masks(density, max_distance):
     rng = np.random.default_rng(int(100 * density))
@@ -436,7 +436,7 @@ def test_maps_of_any_size_give_counts_that_make_sense(rng, size, kind):
     counts = boundary.boundary_counts(prediction, label_map(rng, size), 0.011)
     assert (counts.shape, counts.dtype) == ((NUM_THRESHOLDS, 4), np.int64)
     np.testing.assert_array_equal(counts[:, 0], counts[:, 2])
-    assert (0 <= counts).all()
+    assert (counts >= 0).all()
     assert (counts[:, 0] <= counts[:, [1, 3]].min(axis=1)).all()
     scores = boundary.boundary_scores(counts[None])
     assert all(0 <= value <= 1 for value in scores.values()), scores
@@ -483,14 +483,21 @@ def test_255_is_a_region_of_an_integer_label_map():
     assert boundary.boundary_counts(np.zeros((12, 12)), label, ALWAYS)[0, 1] == 12
 
 
+def noisy_pair(rng, size, confidence):
+    """A label and its boundaries under noise: the best threshold is about the `confidence`."""
+    label = label_map(rng, size)
+    boundaries = thin_mask(boundary.find_boundaries(label, all_valid(label)))
+    return np.maximum(confidence * boundaries, 0.6 * confidence * smooth_map(rng, size, sigma=0.8)), label
+
+
 def test_statistics_add_up_to_the_scores_of_the_set(rng):
-    pairs = [(smooth_map(rng, size), label_map(rng, size)) for size in ((30, 40), (25, 25), (40, 31))]
+    pairs = [noisy_pair(rng, (35, 40), confidence) for confidence in (0.3, 0.6, 0.9)]
     statistics = [boundary.boundary_statistics(*pair, num_labels=1, max_distance=0.03) for pair in pairs]
     sums = {name: sum(torch.as_tensor(image[name]) for image in statistics) for name in statistics[0]}
     scores = boundary.boundary_scores(np.stack([boundary.boundary_counts(*pair, 0.03) for pair in pairs]))
     assert sums["num_images"] == 3
     assert metrics.boundary_scores(sums) == {"odsf": scores.pop("ods"), **scores}
-    assert scores["ois"] > 0
+    assert scores["ois"] > metrics.boundary_scores(sums)["odsf"]
 
 
 def test_scores_by_hand():
@@ -544,6 +551,12 @@ def test_an_image_without_valid_pixels_is_no_image(value, num_images):
     if not num_images:
         assert not statistics["counts"].any()
         assert not statistics["best_counts"].any()
+
+
+def test_an_image_with_one_valid_pixel_is_an_image():
+    label = np.full((5, 5), 255.0)
+    label[2, 2] = 1
+    assert boundary.boundary_statistics(np.ones((5, 5)), label, num_labels=1)["num_images"] == 1
 
 
 def test_an_integer_label_map_of_255_is_an_image():
@@ -616,9 +629,9 @@ def test_empty_maps_are_named(size):
         boundary.boundary_counts(np.zeros(size), np.zeros(size), 0.011)
 
 
-@pytest.mark.parametrize("max_distance", [0, -0.011, np.nan, np.inf])
-def test_a_distance_that_is_not_positive_is_named(max_distance):
-    with pytest.raises(ValueError, match=f"positive share of the diagonal.*got {max_distance}"):
+@pytest.mark.parametrize("max_distance", [0, -0.011, 1, 6.0, np.nan, np.inf])
+def test_a_distance_that_is_no_share_is_named(max_distance):
+    with pytest.raises(ValueError, match=f"share of the diagonal.*above 0 and below 1; got {max_distance}. The field"):
         boundary.boundary_counts(MAP, LABEL, max_distance)
 
 

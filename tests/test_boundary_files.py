@@ -1,4 +1,6 @@
+import sqlite3
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 
 import numpy as np
 import pytest
@@ -142,13 +144,25 @@ def test_a_pair_counts_as_its_arrays(tmp_path):
 
 @pytest.mark.parametrize(
     ("prediction", "max_distance"),
-    [(make_levels()[1:], MAX_DISTANCE), (make_levels().astype(np.uint16), MAX_DISTANCE), (make_levels(), -1.0)],
-    ids=["size", "sixteen bits", "distance"],
+    [(make_levels()[1:], MAX_DISTANCE), (make_levels(), -1.0)],
+    ids=["size", "distance"],
 )
 def test_a_pair_that_does_not_go_together_is_named(tmp_path, prediction, max_distance):
     pair = save(tmp_path / "mine.png", prediction), save(tmp_path / "theirs.png", make_ids())
     with pytest.raises(ValueError, match=r"mine\.png.*theirs\.png"):
         count_pair(pair, max_distance)
+
+
+def test_a_prediction_of_one_bit_is_black_and_white(tmp_path):
+    pair = save(tmp_path / "mine.png", make_levels() > 100), save(tmp_path / "theirs.png", make_ids())
+    expected = boundary_counts(np.where(make_levels() > 100, 255, 0).astype(np.uint8), make_ids(), MAX_DISTANCE)
+    np.testing.assert_array_equal(count_pair(pair, MAX_DISTANCE), expected)
+
+
+def test_a_prediction_of_sixteen_bits_is_named(tmp_path):
+    pair = save(tmp_path / "mine.png", make_levels().astype(np.uint16)), save(tmp_path / "theirs.png", make_ids())
+    with pytest.raises(ValueError, match=r"8-bit.*mine\.png.*uint16"):
+        count_pair(pair, MAX_DISTANCE)
 
 
 def test_files_go_together_by_name_whatever_their_endings(tmp_path):
@@ -158,6 +172,7 @@ def test_files_go_together_by_name_whatever_their_endings(tmp_path):
         labels.mkdir(exist_ok=True)
         save_mat(labels / f"{name}.mat", LabelMap=make_ids())
     (labels / "folder").mkdir()
+    (labels / ".DS_Store").touch()
     pairs = pair_files(predictions, labels)
     assert list(pairs) == ["a", "b", "c.v2"]
     assert pairs["b"] == (predictions / "b.png", labels / "b.mat")
@@ -191,8 +206,15 @@ def test_an_absent_folder_is_named(folders, absent):
 def test_nothing_to_evaluate_is_an_error(tmp_path, names):
     for name in ("predictions", "labels"):
         (tmp_path / name).mkdir()
-    with pytest.raises(FileNotFoundError, match="predictions"):
+    with pytest.raises(ValueError, match=r"no image.*predictions.*labels"):
         pair_files(tmp_path / "predictions", tmp_path / "labels", names)
+
+
+@pytest.mark.parametrize("folder", [0, 1], ids=["predictions", "labels"])
+def test_two_files_of_one_name_are_named(folders, folder):
+    save(folders[folder] / "0003.bmp", make_levels())
+    with pytest.raises(ValueError, match=r"0003\.bmp.*0003\.png"):
+        pair_files(*folders)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -210,9 +232,11 @@ def assert_counts(found, expected):
         np.testing.assert_array_equal(found[name], counts)
 
 
-def forge(path, max_distance=MAX_DISTANCE):
+def forge(path):
     """Adds 1000 to all counts that are kept, so that they tell whether they are counted again."""
-    with StatisticsFile(path, f"max_distance {max_distance}") as file:
+    with closing(sqlite3.connect(path)) as connection:
+        (fingerprint,) = connection.execute("SELECT value FROM fingerprint").fetchone()
+    with StatisticsFile(path, fingerprint) as file:
         for name, statistics in list(file):
             file.add(name, {"counts": statistics["counts"] + 1000})
 
@@ -220,7 +244,7 @@ def forge(path, max_distance=MAX_DISTANCE):
 @pytest.fixture
 def threads(monkeypatch):
     """Threads instead of processes: they take no second to start."""
-    monkeypatch.setattr(boundary_files, "ProcessPoolExecutor", ThreadPoolExecutor)
+    monkeypatch.setattr(boundary_files, "process_pool", ThreadPoolExecutor)
 
 
 @pytest.fixture

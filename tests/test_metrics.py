@@ -9,6 +9,7 @@ import torch
 from transformers_sem import TASKS, MultiTaskMetric, boundary
 from transformers_sem.metrics import (
     THRESHOLDS,
+    class_statistics,
     depth_statistics,
     max_f_measure,
     normal_scores,
@@ -220,13 +221,13 @@ def test_normals_against_a_slow_reference(spread):
     assert low - 0.01 <= scores["median_error"] <= high + 0.01
 
 
-@pytest.mark.parametrize("degrees", [0.0, 1e-3, 0.02, 45.0, 90.0, 179.99, 180.0])
+@pytest.mark.parametrize("degrees", [0.0, 1e-6, 0.02, 45.0, 90.0, 179.99, 180.0])
 def test_angles_are_exact_from_the_smallest_to_the_greatest(degrees):
     angle = torch.tensor(degrees, dtype=torch.float64).deg2rad()
     prediction = torch.stack([angle.sin(), 0 * angle, angle.cos()]).view(3, 1, 1)
     label = torch.tensor([0.0, 0.0, 1.0], dtype=torch.float64).view(3, 1, 1)
     scores = normal_scores(normal_statistics(prediction, label, num_labels=3))
-    assert scores["mean_error"] == pytest.approx(degrees, rel=1e-9, abs=1e-9)
+    assert scores["mean_error"] == pytest.approx(degrees, rel=1e-9, abs=1e-12)
     assert scores["median_error"] == pytest.approx(degrees, abs=0.0101)
 
 
@@ -340,6 +341,11 @@ def vectors(rows):
 def test_scores_of_four_pixels(task, prediction, label, expected):
     scores = score(task, [prediction], [label], num_labels=3)
     assert scores == {f"{task}/{name}": pytest.approx(value) for name, value in expected.items()}
+
+
+def test_the_confusion_has_labels_in_rows_and_predictions_in_columns():
+    statistics = class_statistics(torch.tensor([[0, 1], [1, 1]]), torch.tensor([[0, 0], [1, 255]]), num_labels=3)
+    assert statistics["confusion"].tolist() == [[1, 1, 0], [0, 1, 0], [0, 0, 0]]
 
 
 def test_a_class_score_is_that_of_its_class():
@@ -468,7 +474,7 @@ def test_label_ids_of_another_type_raise(task, dtype):
     assert_refused(task, prediction, label.to(dtype), f"label holds integer class ids; got {dtype}")
 
 
-@pytest.mark.parametrize("value", [-1, 254])
+@pytest.mark.parametrize("value", [-1, 40, 254])
 @pytest.mark.parametrize("task", ID_TASKS)
 def test_predicted_ids_that_are_no_class_raise(task, value):
     prediction, label = valid_pair(task)
@@ -513,7 +519,9 @@ def test_a_label_with_a_dimension_too_many_raises(task):
 @every_task
 def test_a_row_is_no_map(task):
     prediction, label = valid_pair(task)
-    assert_refused(task, prediction[..., 0, :].squeeze(), label[..., 0, :].squeeze(), r"; got \(.*10,?\) and \(.*10,?\)")
+    assert_refused(
+        task, prediction[..., 0, :].squeeze(), label[..., 0, :].squeeze(), r"; got \(.*10,?\) and \(.*10,?\)"
+    )
 
 
 @pytest.mark.parametrize("size", [(0, 5), (5, 0), (0, 0)], ids=str)

@@ -1,24 +1,41 @@
 """The scripts from end to end, on scenes of 32 x 64 pixels and with a model of a few thousand weights."""
 
+import ast
+import contextlib
 import json
 import multiprocessing
 import os
 import runpy
+import shlex
+import shutil
 import signal
+import socket
+import sqlite3
 import subprocess
 import sys
 import time
 from collections import namedtuple
+from importlib import import_module
 from multiprocessing import forkserver
 from pathlib import Path
 
 import numpy as np
+import psutil
+import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
 
 from transformers_sem import SEMForMultiTaskDensePrediction, SEMImageProcessor
+from transformers_sem.boundary import boundary_counts, boundary_scores
+from transformers_sem.boundary_files import count_boundaries, pair_files
+from transformers_sem.data.scenes import render_scene, split_seeds
+from transformers_sem.scoring import MetricSums, scores_of
+from transformers_sem.statistics_file import StatisticsFile
+from transformers_sem.tasks import to_label
+
+from .test_architecture import absolute_imports, parse, reachable
 
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
@@ -41,7 +58,7 @@ MAIN_SCORES = [
     "semseg/miou",
     "depth/rmse",
     "normal/mean_error",
-    "boundary/pixel_maxf",
+    "boundary/odsf",
     "parsing/miou",
     "saliency/maxf",
 ]
@@ -53,29 +70,35 @@ CONTEXT.set_forkserver_preload(["accelerate", "transformers_sem.training.evaluat
 Result = namedtuple("Result", ["code", "output", "errors"])
 
 
-def play_script(name, arguments, folder):
+def play_script(name, arguments, folder, environment):
     """Runs in a process of its own what `python scripts/NAME` runs, and notes what it prints."""
     for stream in (sys.stdout, sys.stderr):
         file = os.open(Path(folder) / f"{stream.fileno()}.txt", os.O_CREAT | os.O_WRONLY)
         os.dup2(file, stream.fileno())
+    os.environ.update(environment)
     sys.argv = [f"scripts/{name}", *arguments]
+    sys.path.insert(0, str(SCRIPTS))
     runpy.run_path(str(SCRIPTS / name), run_name="__main__")
 
 
-def start_script(name, arguments, folder):
+def start_script(name, arguments, folder, environment=None):
     folder.mkdir(parents=True)
-    process = CONTEXT.Process(target=play_script, args=(name, [str(argument) for argument in arguments], folder))
+    arguments = [str(argument) for argument in arguments]
+    process = CONTEXT.Process(target=play_script, args=(name, arguments, folder, environment or {}))
     process.start()
     return process
 
 
-@pytest.fixture
-def run_script(tmp_path, datasets_cache):
+def result_of(process, folder):
+    process.join(timeout=120)
+    return Result(process.exitcode, (folder / "1.txt").read_text(), (folder / "2.txt").read_text())
+
+
+@pytest.fixture(scope="module")
+def run_script(tmp_path_factory, datasets_cache):
     def run(name, *arguments):
-        folder = tmp_path / "printed" / str(time.time_ns())
-        process = start_script(name, arguments, folder)
-        process.join(timeout=120)
-        return Result(process.exitcode, (folder / "1.txt").read_text(), (folder / "2.txt").read_text())
+        folder = tmp_path_factory.mktemp("printed") / "here"
+        return result_of(start_script(name, arguments, folder), folder)
 
     return run
 
@@ -252,23 +275,360 @@ def test_a_missing_configuration_is_named(run_script):
 # evaluate.py
 
 
-def test_evaluating_again_gives_the_same_numbers(trained, run_script, tmp_path):
-    result = run_script("evaluate.py", "--model", trained, "--output", tmp_path / "again.json")
+@pytest.fixture(scope="module")
+def evaluated(trained, run_script, tmp_path_factory):
+    """The folder of an evaluation in two processes that saved the predictions."""
+    folder = tmp_path_factory.mktemp("evaluated")
+    arguments = ["--output", folder / "scores.json", "--save-predictions", folder / "maps", "--processes", 2]
+    result = run_script("evaluate.py", "--model", trained, *arguments)
     assert result.code == 0, result.errors
-    assert read_report(tmp_path / "again.json") == read_report(trained / "evaluation.json")
+    assert all(str(folder / name) in result.output for name in ("scores.json", "scores.parquet", "maps"))
     assert [score for score in MAIN_SCORES if f"* {score}" not in result.output] == []
+    return folder
 
 
-def test_evaluating_some_images(trained, run_script, tmp_path):
-    output = tmp_path / "some.json"
-    run_script("evaluate.py", "--model", trained, "--output", output, "num_evaluation_images=2")
+def read_table(path):
+    return pq.read_table(path).to_pylist()
+
+
+def test_evaluating_again_gives_the_same_numbers(trained, evaluated, run_script, tmp_path):
+    result = run_script("evaluate.py", "--model", trained, "--output", tmp_path / "again.json", "--processes", 1)
+    assert result.code == 0, result.errors
+    for path in (evaluated / "scores.json", tmp_path / "again.json"):
+        assert read_report(path) == read_report(trained / "evaluation.json")
+        assert read_table(path.with_suffix(".parquet")) == read_table(trained / "evaluation.parquet")
+    assert sorted(path.name for path in evaluated.iterdir()) == ["maps", "scores.json", "scores.parquet"]
+
+
+def test_an_evaluation_says_what_and_how(trained, evaluated):
+    report = json.loads((evaluated / "scores.json").read_text())
+    assert set(report["scores"]) == set(report["constant_scores"]) >= set(MAIN_SCORES)
+    assert {task: len(scores) for task, scores in report["class_scores"].items()} == {"semseg": 15, "parsing": 7}
+    assert list(report["class_scores"]["semseg"])[:3] == ["wall", "floor", "ceiling"]
+    assert np.mean(list(report["class_scores"]["parsing"].values())) == pytest.approx(report["scores"]["parsing/miou"])
+    assert (report["dataset"], report["num_images"]) == ("scenes", 4)
+    assert report["num_scored_images"] == dict.fromkeys(TASKS, 4)
+    command = shlex.split(report["command"])
+    assert command[0] == "python" and command[1].endswith("scripts/evaluate.py")
+    assert command[2:4] == ["--model", str(trained)]
+    assert {"commit", "torch", "transformers", "transformers-sem", "python", "hardware"} <= set(report["environment"])
+
+
+def read_picture(path):
+    with Image.open(path) as picture:
+        return torch.from_numpy(np.array(picture))
+
+
+def read_prediction(folder, name):
+    """Maps of one image in physical units, from their pictures."""
+    pictures = {task: read_picture(folder / task / f"{name}.png") for task in TASKS}
+    return {
+        "semseg": pictures["semseg"].long(),
+        "parsing": pictures["parsing"].long(),
+        "depth": pictures["depth"].float() / 1000,
+        "normal": pictures["normal"].permute(2, 0, 1) / 127.5 - 1,
+        "saliency": pictures["saliency"] / 255,
+        "boundary": pictures["boundary"].numpy(),
+    }
+
+
+def validation_labels():
+    """Labels of the validation images, rendered anew."""
+    scenes = [render_scene(seed, 32, 64) for seed in split_seeds(0, "validation", 4)]
+    return [{task: to_label(task, scene[task]) for task in TASKS} for scene in scenes]
+
+
+def test_saved_predictions_give_the_scores_of_the_evaluation(evaluated):
+    metric = MetricSums({"semseg": 15, "depth": 1, "normal": 3, "boundary": 1, "parsing": 7, "saliency": 2})
+    image_scores = []
+    for index, labels in enumerate(validation_labels()):
+        maps = read_prediction(evaluated / "maps", index)
+        statistics = {task: metric.image_statistics(task, maps[task], labels[task]) for task in TASKS}
+        metric.add(statistics)
+        image_scores.append(scores_of(statistics))
+    # millimetres, 8-bit normals and 8-bit probabilities
+    tolerances = {"depth/rmse": 0.001, "normal/mean_error": 0.3, "saliency/maxf": 0.05}
+    expected = [read_report(evaluated / "scores.json")[0], *read_table(evaluated / "scores.parquet")]
+    for found, scores in zip([metric.scores(), *image_scores], expected, strict=True):
+        for key in MAIN_SCORES:
+            assert found[key] == pytest.approx(scores[key], abs=tolerances.get(key, 0), rel=0), key
+    assert [row["id"] for row in expected[1:]] == ["0", "1", "2", "3"]
+
+
+def test_boundaries_of_saved_predictions_score_the_same_from_disk(evaluated, tmp_path):
+    for index, labels in enumerate(validation_labels()):
+        save_picture(tmp_path / "labels" / f"{index}.png", (labels["boundary"].numpy() * 255).astype(np.uint8))
+    pairs = pair_files(evaluated / "maps" / "boundary", tmp_path / "labels")
+    counts = count_boundaries(pairs, 0.011, tmp_path / "counts.sqlite")
+    table = read_table(evaluated / "scores.parquet")
+    assert {row["id"]: row["boundary/odsf"] for row in table} == {
+        name: boundary_scores(image_counts[None])["ods"] for name, image_counts in counts.items()
+    }
+    scores = read_report(evaluated / "scores.json")[0]
+    assert scores["boundary/odsf"] == boundary_scores(list(counts.values()))["ods"] > 0
+
+
+def test_evaluating_some_images_beside_what_another_model_left(trained, run_script, tmp_path):
+    output, left = tmp_path / "some.json", tmp_path / "unfinished_some" / "rank0.sqlite"
+    with StatisticsFile(left, "another model") as file:
+        file.add("0", {"model/depth/num_valid": np.array(7)})
+    result = run_script("evaluate.py", "--model", trained, "--output", output, "num_evaluation_images=2")
+    assert "started anew" in result.errors
     scores, _, num_images = read_report(output)
     assert num_images == 2
+    assert set(scores) == set(read_report(trained / "evaluation.json")[0])
     assert scores != read_report(trained / "evaluation.json")[0]
+    assert read_table(output.with_suffix(".parquet")) == read_table(trained / "evaluation.parquet")[:2]
+    assert not left.parent.exists()
+
+
+def copy_model(trained, folder):
+    """A model as the Hub has it: without the settings of its run."""
+    folder.mkdir()
+    for name in ("config.json", "model.safetensors", "preprocessor_config.json"):
+        shutil.copy(trained / name, folder)
+    return folder
+
+
+def test_a_model_without_a_run_is_evaluated_by_settings(trained, run_script, tmp_path):
+    folder = copy_model(trained, tmp_path / "model")
+    assert "data_dir" in error_line(run_script("evaluate.py", "--model", folder))
+    result = run_script("evaluate.py", "--model", folder, "dataset=scenes", SETTINGS[0], "batch_size=2")
+    assert result.code == 0, result.errors
+    assert read_report(folder / "evaluation.json") == read_report(trained / "evaluation.json")
 
 
 def test_evaluating_what_is_not_there(run_script, tmp_path):
-    assert "absent" in error_line(run_script("evaluate.py", "--model", tmp_path / "absent"))
+    result = run_script("evaluate.py", "--model", tmp_path / "absent", "--output", tmp_path / "scores.json")
+    assert "absent" in error_line(result)
+
+
+def test_a_model_from_elsewhere_needs_a_place_to_write_to(run_script, tmp_path):
+    result = run_script("evaluate.py", "--model", "someone/model")
+    assert result.code == 2
+    assert "usage:" in result.errors and "--output" in result.errors and "Traceback" not in result.errors
+
+
+NUM_MANY = 10
+MANY_IMAGES = [
+    "--processes",
+    1,
+    SETTINGS[0].replace("num_validation: 4", f"num_validation: {NUM_MANY}"),
+    "batch_size=1",
+]
+
+
+@pytest.fixture(scope="module")
+def evaluated_many(trained, run_script, tmp_path_factory):
+    """The report of an evaluation of many images, one at a time, that nothing interrupted."""
+    path = tmp_path_factory.mktemp("many") / "scores.json"
+    result = run_script("evaluate.py", "--model", trained, "--output", path, *MANY_IMAGES)
+    assert result.code == 0, result.errors
+    return path
+
+
+def finished_images(path):
+    """Names of the images that an evaluation has finished, which may be running and has locked the file then."""
+    try:
+        with contextlib.closing(sqlite3.connect(f"file:{path}?immutable=1", uri=True)) as connection:
+            return [name for (name,) in connection.execute("SELECT name FROM images")]
+    except sqlite3.DatabaseError:  # not there yet, or half written
+        return []
+
+
+def interrupt_evaluation(process, path, kind):
+    """Sends a signal after the first finished image, and returns the workers of the evaluation, which has ended."""
+    while not finished_images(path):
+        assert process.is_alive()
+        time.sleep(0.002)
+    workers = psutil.Process(process.pid).children(recursive=True)
+    os.kill(process.pid, kind)
+    process.join(timeout=60)
+    return workers
+
+
+def is_alive(worker):
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return worker.status() != psutil.STATUS_ZOMBIE
+    return False
+
+
+def stop(workers):
+    for worker in workers:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            worker.kill()
+
+
+@pytest.mark.parametrize("kind", [signal.SIGKILL, signal.SIGINT], ids=["killed", "Ctrl-C"])
+def test_an_interrupted_evaluation_goes_on(trained, evaluated_many, run_script, tmp_path, kind):
+    output, kept = tmp_path / "scores.json", tmp_path / "unfinished_scores" / "rank0.sqlite"
+    arguments = ["--model", trained, "--output", output, *MANY_IMAGES]
+    process = start_script("evaluate.py", arguments, tmp_path / "first")
+    stop(interrupt_evaluation(process, kept, kind))
+    assert process.exitcode not in (0, None)
+    assert not output.exists()
+    finished = len(finished_images(kept))
+    assert 0 < finished < NUM_MANY
+    result = run_script("evaluate.py", *arguments)
+    assert result.code == 0, result.errors
+    assert f"/{NUM_MANY - finished} [" in result.errors  # of the progress bar: so many were left to do
+    assert read_report(output) == read_report(evaluated_many)
+    assert read_table(output.with_suffix(".parquet")) == read_table(evaluated_many.with_suffix(".parquet"))
+    assert not kept.parent.exists()
+
+
+def free_port():
+    with socket.socket() as listener:
+        listener.bind(("localhost", 0))
+        return listener.getsockname()[1]
+
+
+def run_ranks(name, arguments, folder, num_ranks=2):
+    """What `torchrun --nproc_per_node 2 scripts/NAME` does, without its seconds of imports."""
+    shared = {"WORLD_SIZE": num_ranks, "LOCAL_WORLD_SIZE": num_ranks, "MASTER_ADDR": "localhost"}
+    shared["MASTER_PORT"] = free_port()
+    ranks = []
+    for rank in range(num_ranks):
+        environment = {key: str(value) for key, value in {**shared, "RANK": rank, "LOCAL_RANK": rank}.items()}
+        ranks.append(start_script(name, arguments, folder / str(rank), environment))
+    return [result_of(process, folder / str(rank)) for rank, process in enumerate(ranks)]
+
+
+THREE_IMAGES = [*MANY_IMAGES, "num_evaluation_images=3"]
+
+
+@pytest.fixture(scope="module")
+def evaluated_three(trained, run_script, tmp_path_factory):
+    """The report of an evaluation of three images on one rank."""
+    path = tmp_path_factory.mktemp("three") / "scores.json"
+    result = run_script("evaluate.py", "--model", trained, "--output", path, *THREE_IMAGES)
+    assert result.code == 0, result.errors
+    return path
+
+
+def assert_same_scores(path, expected_path):
+    """Up to the order in which ranks add up."""
+    found, expected = (json.loads(report.read_text()) for report in (path, expected_path))
+    for key in ("scores", "constant_scores"):
+        assert found[key] == pytest.approx(expected[key], rel=1e-12)
+    assert found["num_images"] == expected["num_images"]
+    assert found["num_scored_images"] == expected["num_scored_images"]
+    assert read_table(path.with_suffix(".parquet")) == read_table(expected_path.with_suffix(".parquet"))
+    assert not path.with_name(f"unfinished_{path.stem}").exists()
+
+
+def test_two_ranks_with_uneven_shares_score_as_one(trained, evaluated_three, tmp_path):
+    output = tmp_path / "scores.json"
+    results = run_ranks("evaluate.py", ["--model", trained, "--output", output, *THREE_IMAGES], tmp_path / "ranks")
+    assert [result.code for result in results] == [0, 0], results
+    assert_same_scores(output, evaluated_three)
+    # one rank speaks for all
+    assert "depth/rmse" in results[0].output and results[1].output == ""
+
+
+def test_a_rank_without_an_image_does_no_harm(trained, evaluated_three, tmp_path):
+    output = tmp_path / "scores.json"
+    arguments = ["--model", trained, "--output", output, *MANY_IMAGES, "num_evaluation_images=1"]
+    results = run_ranks("evaluate.py", arguments, tmp_path / "ranks")
+    assert [result.code for result in results] == [0, 0], results
+    table = read_table(output.with_suffix(".parquet"))
+    assert table == read_table(evaluated_three.with_suffix(".parquet"))[:1]
+    assert table[0].pop("id") == "0"
+    assert table[0] == pytest.approx(read_report(output)[0])
+
+
+@pytest.mark.slow
+def test_torchrun_scores_as_one(trained, evaluated_three, tmp_path):
+    output = tmp_path / "scores.json"
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
+    command = [*launch, SCRIPTS / "evaluate.py", "--model", trained, "--output", output, *THREE_IMAGES]
+    result = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False, timeout=300)
+    assert result.returncode == 0, result.stderr
+    assert_same_scores(output, evaluated_three)
+
+
+@pytest.mark.slow
+def test_a_killed_evaluation_leaves_no_process_behind(trained, tmp_path, datasets_cache):
+    arguments = ["--model", trained, "--output", tmp_path / "scores.json", *MANY_IMAGES]
+    process = start_script("evaluate.py", arguments, tmp_path / "printed")
+    workers = interrupt_evaluation(process, tmp_path / "unfinished_scores" / "rank0.sqlite", signal.SIGKILL)
+    deadline = time.monotonic() + 150
+    while any(is_alive(worker) for worker in workers) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    alive = [worker for worker in workers if is_alive(worker)]
+    stop(alive)
+    assert alive == []
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# evaluate_boundaries.py
+
+
+def save_picture(path, values):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(values).save(path)
+    return path
+
+
+def make_boundary_pair(seed):
+    """8-bit levels of a line across noise, and ids of two regions."""
+    levels = np.random.default_rng(seed).integers(0, 50, (20, 30), dtype=np.uint8)
+    levels[:, 13 + seed] = 200
+    ids = np.zeros((20, 30), dtype=np.uint8)
+    ids[:, 15:] = 9
+    return levels, ids
+
+
+@pytest.fixture
+def boundary_folders(tmp_path):
+    """Arguments of the script for three images of predictions and labels."""
+    for seed, name in enumerate("abc"):
+        for folder, values in zip(("predictions", "labels"), make_boundary_pair(seed), strict=True):
+            save_picture(tmp_path / folder / f"{name}.png", values)
+    return ["--predictions", tmp_path / "predictions", "--labels", tmp_path / "labels", "--processes", 1]
+
+
+def test_boundaries_on_disk_are_scored(boundary_folders, run_script, tmp_path):
+    output = tmp_path / "new" / "boundaries.json"
+    (tmp_path / "ids.txt").write_text("c\na\n")
+    for ids, names in (([], "abc"), (["--ids", tmp_path / "ids.txt"], "ac")):
+        arguments = [*boundary_folders, "--max-distance", 0.03, "--output", output, *ids]
+        result = run_script("evaluate_boundaries.py", *arguments)
+        assert result.code == 0, result.errors
+        counts = [boundary_counts(*make_boundary_pair("abc".index(name)), 0.03) for name in names]
+        report = json.loads(output.read_text())
+        assert report["scores"] == boundary_scores(counts)
+        assert (report["num_images"], report["max_distance"]) == (len(names), 0.03)
+        assert "scripts/evaluate_boundaries.py --predictions" in report["command"]
+        assert "commit" in report["environment"]
+        assert f"{report['scores']['ods']:.4f}" in result.output and str(output) in result.output
+
+
+@pytest.mark.parametrize(
+    ("damage", "extra", "words"),
+    [
+        (lambda folder: shutil.rmtree(folder / "labels"), [], ["no folder", "labels"]),
+        (lambda folder: (folder / "labels" / "b.png").unlink(), [], ["labels lacks 1 of 3", "'b'"]),
+        (lambda folder: (folder / "predictions" / "b.png").write_text("no picture"), [], ["predictions/b.png"]),
+        (
+            lambda folder: save_picture(folder / "labels" / "b.png", np.zeros((9, 30), np.uint8)),
+            [],
+            ["b.png", "(9, 30)"],
+        ),
+        (lambda folder: None, ["--max-distance", "0"], ["max_distance", "0.0"]),
+        (lambda folder: None, ["--ids", "pascal_context"], ["predictions lacks 2498 of 2498"]),
+        (lambda folder: None, ["--ids", "absent.txt"], ["absent.txt"]),
+    ],
+    ids=["no folder", "no label", "no picture", "sizes", "distance", "protocol", "list"],
+)
+def test_boundaries_that_cannot_be_scored_end_in_one_line(
+    boundary_folders, run_script, tmp_path, damage, extra, words
+):
+    damage(tmp_path)
+    arguments = [*boundary_folders, "--max-distance", 0.03, "--output", tmp_path / "boundaries.json", *extra]
+    message = error_line(run_script("evaluate_boundaries.py", *arguments))
+    assert [word for word in words if word not in message] == []
+    assert not (tmp_path / "boundaries.json").exists()
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -349,3 +709,50 @@ def test_cost_of_the_paper_model(run_script):
     # figures of the bare ViT-L/16 counted elsewhere: 304.1 M parameters with its last norm, 355.5 GMAC
     assert table["encoder"].split() == ["303.7", "355.5"]
     assert float(table["all"].split()[0]) <= 360
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# All of them
+
+every_script = pytest.mark.parametrize("path", sorted(SCRIPTS.glob("*.py")), ids=lambda path: path.name)
+
+
+@every_script
+def test_help_is_there(run_script, path):
+    result = run_script(path.name, "--help")
+    assert (result.code, result.errors) == (0, "")
+    assert f"usage: {path.name}" in result.output
+
+
+def import_script(path):
+    """Imports a script as Python does, its folder before all others."""
+    sys.path.insert(0, str(path.parent))
+    runpy.run_path(str(path), run_name="imported")
+    sys.exit(sum(name.split(".")[0] == "evaluate" for name in sys.modules))
+
+
+@every_script
+def test_no_script_imports_the_evaluate_library(path, datasets_cache):
+    """It would import evaluate.py, which lies beside it."""
+    process = CONTEXT.Process(target=import_script, args=(path,))
+    process.start()
+    process.join()
+    assert process.exitcode == 0
+
+
+def package_files(path):
+    """Files of the package that a script imports from, lazily exported names included."""
+    for node in ast.walk(parse(path)):
+        if isinstance(node, ast.ImportFrom) and node.module.split(".")[0] == "transformers_sem":
+            exports = [getattr(import_module(node.module), alias.name, None) for alias in node.names]
+            modules = {node.module, *(getattr(export, "__module__", None) for export in exports)}
+            yield from (
+                Path(sys.modules[name].__file__) for name in modules if name and name.startswith("transformers_sem")
+            )
+
+
+@every_script
+def test_nothing_that_a_script_reaches_imports_the_evaluate_library(path):
+    files = {path}.union(*(reachable(file) for file in package_files(path)))
+    assert len(files) > 3
+    assert [file for file in files if "evaluate" in absolute_imports(file)] == []

@@ -29,10 +29,10 @@ def boundary_counts(prediction: ndarray, label: ndarray, max_distance: float) ->
     """Counts of one image at the 101 `THRESHOLDS`.
 
     Args:
-        prediction (`np.ndarray` or CPU tensor of shape `(height, width)`): Strength of a boundary: floating point in
+        prediction (`np.ndarray` of shape `(height, width)`): Strength of a boundary: floating point in
             [0, 1], truncated to 8 bits as the reference reads it; or uint8, those 8 bits; or bool, a mask that is thinned
             and matched as it is.
-        label (`np.ndarray` or CPU tensor of shape `(height, width)`): Ground truth. Integers are a label map, whose
+        label (`np.ndarray` of shape `(height, width)`): Ground truth. Integers are a label map, whose
             regions, of any ids, the boundaries separate; SEISM reads a thin edge map in the same way. Floating point is
             the label of the boundary task, [0, 1] and 255 invalid: invalid pixels count nowhere.
         max_distance (`float`): How far apart a predicted and a true pixel may lie, inclusive, as a share of the diagonal
@@ -83,6 +83,11 @@ def _check(prediction: ndarray, label: ndarray, max_distance: float) -> None:
             f"A floating point boundary label lies in [0, 1], {INVALID} invalid; got {label.min()} to {label.max()}. Pass "
             "a label map as integers."
         )
+    check_max_distance(max_distance)
+
+
+def check_max_distance(max_distance: float) -> None:
+    """Raises a ValueError unless it is a share of the diagonal of an image."""
     if not 0 < max_distance < 1:
         raise ValueError(
             f"max_distance is a share of the diagonal of the image, above 0 and below 1; got {max_distance}. The field uses "
@@ -317,8 +322,8 @@ def boundary_statistics(
     """Summable counts of one image; an image without any valid pixel counts nothing.
 
     Args:
-        prediction (`np.ndarray` or CPU tensor of shape `(height, width)`): As in `boundary_counts`.
-        label (`np.ndarray` or CPU tensor of shape `(height, width)`): As in `boundary_counts`.
+        prediction (`np.ndarray` of shape `(height, width)`): As in `boundary_counts`.
+        label (`np.ndarray` of shape `(height, width)`): As in `boundary_counts`.
         num_labels (`int`): Unused: the same signature as that of every other metric.
         max_distance (`float`): As in `boundary_counts`.
 

@@ -79,6 +79,11 @@ class MultiTaskMetric(evaluate.Metric):
         self, predictions: Mapping[str, Sequence[Tensor]], references: Mapping[str, Sequence[Tensor]]
     ) -> None:
         """Adds images; a batch that raises adds none."""
+        if not isinstance(predictions, Mapping) or not isinstance(references, Mapping):
+            raise ValueError(
+                "Predictions and references are dicts {task: maps}; got "
+                f"{type(predictions).__name__} and {type(references).__name__}."
+            )
         pairs = {task: self._pairs(task, predictions, references) for task in self.metric_sums.task_num_labels}
         numbers = {task: len(task_pairs) for task, task_pairs in pairs.items()}
         if len(set(numbers.values())) > 1:

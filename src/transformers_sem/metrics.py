@@ -152,7 +152,8 @@ def normal_statistics(prediction: Tensor, label: Tensor, num_labels: int) -> dic
     The angle is 2 atan2(|p - g|, |p + g|), exact for small angles where arccos is not.
 
     Args:
-        prediction (`torch.Tensor` of shape `(3, height, width)`): Unit vectors.
+        prediction (`torch.Tensor` of shape `(3, height, width)`): Vectors, whose directions count; no direction, the
+            zero vector, is 90 degrees off.
         label (`torch.Tensor` of shape `(3, height, width)`): Unit vectors, NaN or length zero invalid.
         num_labels (`int`): Unused: the same signature as that of every other metric.
 
@@ -163,7 +164,7 @@ def normal_statistics(prediction: Tensor, label: Tensor, num_labels: int) -> dic
     _check_finite(prediction)
     valid = label.isfinite().all(dim=0) & (label != 0).any(dim=0)
     prediction, label = prediction[:, valid].double(), label[:, valid].double()
-    label = label / _length(label)
+    prediction, label = (vectors / _length(vectors).clamp(min=1e-12) for vectors in (prediction, label))
     degrees = 2 * torch.atan2(_length(prediction - label), _length(prediction + label)).rad2deg()
     num_bins = 180 * BINS_PER_DEGREE
     bins = (degrees * BINS_PER_DEGREE).long().clamp(max=num_bins - 1)
@@ -272,8 +273,8 @@ def saliency_scores(statistics: dict[str, Tensor]) -> dict[str, float]:
     }
 
 
-def boundary_scores(statistics: dict[str, Tensor]) -> dict[str, float]:
-    """`odsf`, the boundary F-measure of the field, its threshold, precision and recall; `oisf`; `ap`. See `boundary.py`."""
+def odsf_scores(statistics: dict[str, Tensor]) -> dict[str, float]:
+    """`odsf`, the boundary F-measure of the field, its threshold, precision and recall; `ois`; `ap`. See `boundary.py`."""
     if statistics["num_images"] == 0:
         return {}
     scores = boundary.summed_scores(np.asarray(statistics["counts"]), np.asarray(statistics["best_counts"]))

@@ -65,7 +65,7 @@ class MetricSums:
 
     def _call(self, task: str, prediction: Tensor, reference: Tensor) -> Callable[[], dict[str, Tensor]]:
         metric = get_task(task).metric
-        pair = torch.as_tensor(prediction), torch.as_tensor(reference)
+        pair = as_map(prediction), as_map(reference)
         if metric.is_slow:
             pair = to_array(pair[0]), to_array(pair[1])
         return partial(metric.statistics, *pair, self.task_num_labels[task], **self.task_metric_kwargs.get(task, {}))
@@ -102,10 +102,23 @@ class MetricSums:
         """`{task: [score of each class]}`, for tasks with classes that occur."""
         metrics = {task: get_task(task).metric for task in self.sums}
         return {
-            task: metric.class_scores(self.sums[task]).tolist()
+            task: metric.per_class(self.sums[task]).tolist()
             for task, metric in metrics.items()
-            if metric.class_scores and metric.reduce(self.sums[task])
+            if metric.per_class and metric.reduce(self.sums[task])
         }
+
+
+def as_map(values: Tensor | np.ndarray) -> Tensor:
+    """A tensor of what the user passes; integers as int64, because torch can do little with unsigned ones.
+
+    Raises:
+        ValueError: If it is neither a tensor nor an array.
+    """
+    if not isinstance(values, (Tensor, np.ndarray)):
+        raise ValueError(f"A map is a tensor or a NumPy array; got {type(values).__name__}. Convert it.")
+    values = torch.as_tensor(values)
+    is_unsigned = values.dtype in (torch.uint16, torch.uint32, torch.uint64)
+    return values.long() if is_unsigned else values
 
 
 def to_array(values: Tensor) -> np.ndarray:
@@ -194,7 +207,7 @@ class ConstantPredictor:
 def main_scores(scores: dict[str, float]) -> dict[str, str]:
     """`{task: key of its main score}` for the tasks in `scores`."""
     tasks = dict.fromkeys(key.split("/")[0] for key in scores)
-    return {task: f"{task}/{get_task(task).metric.main}" for task in tasks}
+    return {task: f"{task}/{get_task(task).metric.main}" for task in tasks if get_task(task).metric}
 
 
 def format_report(scores: dict[str, float], constant_scores: dict[str, float]) -> str:

@@ -55,7 +55,7 @@ class Metric:
             any image was valid.
         main (`str`): The score by which the task is judged.
         lower_is_better (`bool`): Whether that score is an error.
-        class_scores (`Callable`, *optional*): `dict[str, Tensor] -> Tensor (num_labels,)`, the main score class by class.
+        per_class (`Callable`, *optional*): `dict[str, Tensor] -> Tensor (num_labels,)`, the main score class by class.
         is_slow (`bool`): Whether the statistics of one image take long enough to be worth another process, which has NumPy
             arrays to work on.
     """
@@ -64,7 +64,7 @@ class Metric:
     reduce: Callable[[dict[str, Tensor]], dict[str, float]]
     main: str
     lower_is_better: bool
-    class_scores: Callable[[dict[str, Tensor]], Tensor] | None = None
+    per_class: Callable[[dict[str, Tensor]], Tensor] | None = None
     is_slow: bool = False
 
 
@@ -207,7 +207,7 @@ CLASS_METRIC = Metric(
     reduce=metrics.class_scores,
     main="miou",
     lower_is_better=False,
-    class_scores=metrics.class_ious,
+    per_class=metrics.class_ious,
 )
 
 SEMSEG = TaskSpec(
@@ -281,7 +281,7 @@ BOUNDARY = TaskSpec(
     post_process=predict_binary_probability,
     metric=Metric(
         statistics=boundary.boundary_statistics,
-        reduce=metrics.boundary_scores,
+        reduce=metrics.odsf_scores,
         main="odsf",
         lower_is_better=False,
         is_slow=True,

@@ -188,6 +188,21 @@ def read_command_line(description: str) -> TrainingConfig:
     return TrainingConfig.load(arguments.config, arguments.overrides)
 
 
+def positive_integer(text: str) -> int:
+    """For `argparse`: 1 or more."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"a number from 1 is needed; got {text!r}")
+    return int(text)
+
+
+def json_path(text: str) -> Path:
+    """For `argparse`: a file that ends in .json; other files of the same name go beside it."""
+    path = Path(text)
+    if path.suffix != ".json" or path.is_dir():
+        raise argparse.ArgumentTypeError(f"a file that ends in .json is needed; got {text!r}")
+    return path
+
+
 @contextmanager
 def plain_errors() -> Iterator[None]:
     """Around the set-up of a script: what a person can mend is one line that says how, not a traceback."""

@@ -1,12 +1,12 @@
 """Running a model over labelled rows: the field's protocol, every image at its native size, padding ignored."""
 
 import hashlib
-import os
 import shutil
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass
+from importlib.metadata import version
 from operator import itemgetter
 from pathlib import Path
 
@@ -15,10 +15,11 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
-from loky import ProcessPoolExecutor
+from loky import cpu_count
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from ..boundary_files import process_pool
 from ..data import Benchmark, get_benchmark
 from ..data.transforms import row_to_tensors
 from ..image_processing_sem import SEMImageProcessor
@@ -78,7 +79,7 @@ class Evaluation:
         accelerator (`Accelerator`): Of the ranks.
         batch_size (`int`): Images that a rank sees at once.
         num_processes (`int`): Processes of each rank that work on slow metrics beside the model.
-        unfinished_dir (`Path`): Folder for the statistics of finished images; it is removed at the end.
+        unfinished_dir (`Path`): Folder for the statistics of finished images; remove it when the scores are written.
         predictions_dir (`Path`, *optional*): Where to write the predicted maps.
     """
 
@@ -127,9 +128,6 @@ class Evaluation:
         for metric in self.metrics.values():
             metric.merge(self.accelerator)
         image_scores = sorted(gather_object(image_scores), key=itemgetter(0))
-        self.accelerator.wait_for_everyone()
-        if self.accelerator.is_local_main_process:
-            shutil.rmtree(self.unfinished_dir, ignore_errors=True)
         return *self.metrics.values(), [{"id": self.ids[index], **scores} for index, scores in image_scores]
 
     def fingerprint(self) -> str:
@@ -140,8 +138,9 @@ class Evaluation:
             digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
         for part in (self.model.config, self.image_processor):
             digest.update(part.to_json_string().encode())
-        facts = self.ids, self.batch_size, self.benchmark.task_metric_kwargs, self.constant.sums, self.predictions_dir
-        digest.update(repr(facts).encode())
+        constant = {task: (sums.tolist(), self.constant.counts[task]) for task, sums in self.constant.sums.items()}
+        rows = self.rows._fingerprint, self.ids, self.batch_size, self.benchmark.task_metric_kwargs
+        digest.update(repr((constant, rows, self.predictions_dir, version("transformers-sem"))).encode())
         return digest.hexdigest()
 
     def _collect_done(self, fingerprint: str) -> set[str]:
@@ -161,12 +160,11 @@ class Evaluation:
         """`{owner: {task: statistics}}` of images, in order; slow metrics run in other processes meanwhile."""
         predictions = predict_rows(self.model, self.image_processor, self.rows.select(indices), self.batch_size)
         pending: deque[dict] = deque()
-        # loky, because its processes do not import the running script, and so cost megabytes instead of gigabytes
-        with ProcessPoolExecutor(self.num_processes) as pool:
+        with process_pool(self.num_processes) as pool:
             for index, prediction in zip(indices, predictions, strict=True):
+                pending.append(self._start(index, prediction, pool))
                 if self.predictions_dir is not None:
                     save_maps(self.predictions_dir, self.ids[index], prediction.maps)
-                pending.append(self._start(index, prediction, pool))
                 if len(pending) > 2 * self.num_processes:  # with more, maps would fill the memory
                     yield finish(pending.popleft())
             while pending:
@@ -235,6 +233,8 @@ def evaluate_and_report(
     default every core but one has one.
     """
     benchmark = get_benchmark(config.dataset)
+    check_widths(model.config.task_num_labels, benchmark)
+    unfinished_dir = path.with_name(f"unfinished_{path.stem}")
     validation = rows["validation"]
     if config.num_evaluation_images is not None:
         validation = validation.select(range(min(config.num_evaluation_images, len(validation))))
@@ -246,8 +246,8 @@ def evaluate_and_report(
         constant=fit_constant(rows["train"], model.config.task_num_labels, accelerator),
         accelerator=accelerator,
         batch_size=config.images_per_forward(1),
-        num_processes=num_processes or max(1, (os.cpu_count() or 1) // accelerator.num_processes - 1),
-        unfinished_dir=path.with_name(f"unfinished_{path.stem}"),
+        num_processes=num_processes or max(1, cpu_count() // accelerator.num_processes - 1),
+        unfinished_dir=unfinished_dir,
         predictions_dir=predictions_dir,
     ).run()
     scores, constant_scores = metric.scores(), constant_metric.scores()
@@ -263,7 +263,24 @@ def evaluate_and_report(
             num_scored_images=count_scored(image_scores, scores),
             seed=config.seed,
         )
+    accelerator.wait_for_everyone()
+    if accelerator.is_local_main_process:
+        shutil.rmtree(unfinished_dir, ignore_errors=True)
     return format_report(scores, constant_scores)
+
+
+def check_widths(task_num_labels: dict[str, int], benchmark: Benchmark) -> None:
+    """Refuses a model whose classes are not those of the data.
+
+    Raises:
+        ValueError: If a task has no labels there, or another number of classes.
+    """
+    widths = {task: benchmark.num_labels(task) for task in task_num_labels}
+    if widths != dict(task_num_labels):
+        raise ValueError(
+            f"A model is evaluated on the classes it has learned, {dict(task_num_labels)}; the data has {widths}. Choose "
+            "the data set that it was trained on."
+        )
 
 
 def name_classes(class_scores: dict[str, list[float]], task_id2label: dict[str, dict]) -> dict[str, dict[str, float]]:

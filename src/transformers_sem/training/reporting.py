@@ -90,11 +90,19 @@ def environment() -> dict[str, str | None]:
 
 
 def git_commit() -> str | None:
-    """The commit of this code, `-dirty` appended where files differ from it; `None` outside its repository."""
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    """The commit of this code, `-dirty` appended where files differ from it; `None` where it is installed without."""
+    # a virtual environment may lie in somebody else's repository: only one that knows this file is meant
+    if run_git("ls-files", "--error-unmatch", Path(__file__).name) is None:
+        return None
+    return run_git("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
+
+
+def run_git(*arguments: str) -> str | None:
+    """What git prints about the folder of this file, or `None` where it cannot."""
     try:
-        return subprocess.run(
-            command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True
-        ).stdout.strip()
+        result = subprocess.run(
+            ["git", *arguments], cwd=Path(__file__).parent, capture_output=True, text=True, check=True
+        )
     except (OSError, subprocess.CalledProcessError):
         return None
+    return result.stdout.strip()
