@@ -9,7 +9,7 @@ from PIL import Image
 
 from transformers_sem import boundary_files
 from transformers_sem.boundary import boundary_counts
-from transformers_sem.boundary_files import count_boundaries, count_pair, pair_files, read_map
+from transformers_sem.boundary_files import count_boundaries, count_pair, pair_files, read_map, read_prediction
 from transformers_sem.statistics_file import StatisticsFile
 
 
@@ -153,16 +153,26 @@ def test_a_pair_that_does_not_go_together_is_named(tmp_path, prediction, max_dis
         count_pair(pair, max_distance)
 
 
-def test_a_prediction_of_one_bit_is_black_and_white(tmp_path):
-    pair = save(tmp_path / "mine.png", make_levels() > 100), save(tmp_path / "theirs.png", make_ids())
-    expected = boundary_counts(np.where(make_levels() > 100, 255, 0).astype(np.uint8), make_ids(), MAX_DISTANCE)
-    np.testing.assert_array_equal(count_pair(pair, MAX_DISTANCE), expected)
+def test_predictions_are_grey_levels_or_black_and_white(tmp_path):
+    np.testing.assert_array_equal(read_prediction(save(tmp_path / "grey.png", make_levels())), make_levels())
+    levels = read_prediction(save(tmp_path / "bits.png", make_levels() > 30))
+    assert levels.dtype == np.uint8
+    np.testing.assert_array_equal(levels, np.where(make_levels() > 30, 255, 0))
 
 
-def test_a_prediction_of_sixteen_bits_is_named(tmp_path):
-    pair = save(tmp_path / "mine.png", make_levels().astype(np.uint16)), save(tmp_path / "theirs.png", make_ids())
-    with pytest.raises(ValueError, match=r"8-bit.*mine\.png.*uint16"):
-        count_pair(pair, MAX_DISTANCE)
+@pytest.mark.parametrize(
+    ("picture", "mode"),
+    [
+        (Image.fromarray(make_levels().astype(np.uint16)), "I;16"),
+        (palette_picture(make_levels()), "P"),
+        (Image.fromarray(np.stack([make_levels()] * 3, axis=-1)), "RGB"),
+    ],
+    ids=["sixteen bits", "palette", "colours"],
+)
+def test_other_predictions_are_named(tmp_path, picture, mode):
+    picture.save(tmp_path / "mine.png")
+    with pytest.raises(ValueError, match=rf"mine\.png.*mode {mode}"):
+        read_prediction(tmp_path / "mine.png")
 
 
 def test_files_go_together_by_name_whatever_their_endings(tmp_path):

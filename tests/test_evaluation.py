@@ -213,6 +213,11 @@ def test_one_side_alone_raises(maps, side):
         MultiTaskMetric(TWO_TASKS).compute(**{side: maps[0]})
 
 
+def test_a_list_in_place_of_the_tasks_raises(maps):
+    with pytest.raises(ValueError, match=r"dicts \{task: maps\}; got list and dict"):
+        MultiTaskMetric(TWO_TASKS).add_batch(maps[0]["depth"], maps[1])
+
+
 def test_an_unknown_task_raises():
     with pytest.raises(ValueError, match="Unknown task 'flow'.*'boundary', 'depth'"):
         MultiTaskMetric({"flow": 2})
@@ -292,6 +297,10 @@ def test_a_metric_of_no_task_has_nothing_to_score(flow):
     metric.add_batch({"flow": [torch.ones(2, 3, 3)]}, {"flow": [torch.ones(2, 3, 3)]})
     with pytest.raises(ValueError, match="nothing to score"):
         metric.compute()
+
+
+def test_a_task_without_a_metric_has_no_gain(flow):
+    assert multi_task_gain({"flow/error": 1.0, "semseg/miou": 0.6}, {"semseg/miou": 0.5}) == pytest.approx(20)
 
 
 # The gain over single tasks: Table 2 of the paper

@@ -239,6 +239,20 @@ def test_a_normal_of_length_zero_is_invalid():
     assert statistics["degrees"].isfinite()
 
 
+@pytest.mark.parametrize("length", [1e-6, 0.3, 40.0])
+def test_the_length_of_a_predicted_normal_does_not_matter(length):
+    prediction, label = random_directions((6, 7), spread=0.5)
+    expected = normal_scores(normal_statistics(prediction, label, num_labels=3))
+    assert normal_scores(normal_statistics(length * prediction, label, 3)) == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_predicted_normal_of_length_zero_is_90_degrees_off():
+    label = random_labels("normal", 1, (4, 5), invalid_share=0)[0]
+    scores = score("normal", [torch.zeros(3, 4, 5)], [label])
+    assert (scores["normal/mean_error"], scores["normal/rmse"]) == pytest.approx((90, 90))
+    assert scores["normal/within_30"] == 0
+
+
 def f_measure(hits, predicted, actual, beta_squared=0.3):
     precision, recall = hits / predicted if predicted else 0.0, hits / actual if actual else 0.0
     denominator = beta_squared * precision + recall
@@ -490,12 +504,20 @@ def test_label_ids_that_are_no_class_raise(task, value):
     assert_refused(task, prediction, label, f"label holds class ids from 0 to .*; got .*{value}.*255")
 
 
-@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32], ids=str)
+@pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.uint16, np.int32, np.uint32, np.uint64])
 @pytest.mark.parametrize("task", ID_TASKS)
 def test_ids_of_any_integer_type_count_the_same(task, dtype):
     prediction, label = valid_pair(task)
     label[0] = 255
-    assert score(task, [prediction.to(dtype)], [label.to(dtype)]) == score(task, [prediction], [label])
+    expected = score(task, [prediction], [label])
+    assert score(task, [prediction.numpy().astype(dtype)], [label.numpy().astype(dtype)]) == expected
+
+
+@every_task
+def test_a_list_is_no_map(task):
+    prediction, label = valid_pair(task)
+    assert_refused(task, prediction.tolist(), label, "a tensor or a NumPy array; got list")
+    assert_refused(task, prediction, label.tolist(), "a tensor or a NumPy array; got list")
 
 
 @every_task

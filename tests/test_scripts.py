@@ -403,10 +403,20 @@ def test_evaluating_what_is_not_there(run_script, tmp_path):
     assert "absent" in error_line(result)
 
 
-def test_a_model_from_elsewhere_needs_a_place_to_write_to(run_script, tmp_path):
-    result = run_script("evaluate.py", "--model", "someone/model")
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        (["--model", "someone/model"], "--output FILE.json"),
+        (["--model", "someone/model", "--output", "scores.txt"], "'scores.txt'"),
+        (["--model", ".", "--processes", "0"], "'0'"),
+    ],
+    ids=["nowhere to write to", "no JSON file", "no process"],
+)
+def test_a_command_that_makes_no_sense_ends_with_the_usage(run_script, arguments, word):
+    result = run_script("evaluate.py", *arguments)
     assert result.code == 2
-    assert "usage:" in result.errors and "--output" in result.errors and "Traceback" not in result.errors
+    assert result.errors.startswith("usage: evaluate.py") and word in result.errors
+    assert "Traceback" not in result.errors
 
 
 NUM_MANY = 10
@@ -427,54 +437,79 @@ def evaluated_many(trained, run_script, tmp_path_factory):
     return path
 
 
-def finished_images(path):
-    """Names of the images that an evaluation has finished, which may be running and has locked the file then."""
+def finished_images(path, options="immutable=1"):
+    """Names of the images that an evaluation has finished, by default of one that is running and has locked the file."""
     try:
-        with contextlib.closing(sqlite3.connect(f"file:{path}?immutable=1", uri=True)) as connection:
+        with contextlib.closing(sqlite3.connect(f"file:{path}?{options}", uri=True)) as connection:
             return [name for (name,) in connection.execute("SELECT name FROM images")]
     except sqlite3.DatabaseError:  # not there yet, or half written
         return []
 
 
-def interrupt_evaluation(process, path, kind):
-    """Sends a signal after the first finished image, and returns the workers of the evaluation, which has ended."""
-    while not finished_images(path):
-        assert process.is_alive()
-        time.sleep(0.002)
-    workers = psutil.Process(process.pid).children(recursive=True)
-    os.kill(process.pid, kind)
-    process.join(timeout=60)
-    return workers
-
-
-def is_alive(worker):
+def is_alive(process):
     with contextlib.suppress(psutil.NoSuchProcess):
-        return worker.status() != psutil.STATUS_ZOMBIE
+        return process.status() != psutil.STATUS_ZOMBIE
     return False
 
 
-def stop(workers):
-    for worker in workers:
+def stop(processes):
+    for process in processes:
         with contextlib.suppress(psutil.NoSuchProcess):
-            worker.kill()
+            process.kill()
 
 
-@pytest.mark.parametrize("kind", [signal.SIGKILL, signal.SIGINT], ids=["killed", "Ctrl-C"])
-def test_an_interrupted_evaluation_goes_on(trained, evaluated_many, run_script, tmp_path, kind):
-    output, kept = tmp_path / "scores.json", tmp_path / "unfinished_scores" / "rank0.sqlite"
-    arguments = ["--model", trained, "--output", output, *MANY_IMAGES]
-    process = start_script("evaluate.py", arguments, tmp_path / "first")
-    stop(interrupt_evaluation(process, kept, kind))
-    assert process.exitcode not in (0, None)
+def wait_for_two_images(path, pid):
+    """Waits for one finished image, a second being there or on its way, and returns the workers of the evaluation."""
+    evaluation = psutil.Process(pid)
+    while len(finished_images(path)) < 2:
+        assert is_alive(evaluation)
+        time.sleep(0.002)
+    return evaluation.children(recursive=True)
+
+
+def kill_evaluation(process, path):
+    """Kills it after the first images, and returns its workers."""
+    workers = wait_for_two_images(path, process.pid)
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    return workers
+
+
+def assert_goes_on(run_script, arguments, output, expected):
+    """The command that was interrupted, given again, does what was left, and nothing can be told from its results."""
+    kept = output.parent / f"unfinished_{output.stem}" / "rank0.sqlite"
     assert not output.exists()
-    finished = len(finished_images(kept))
-    assert 0 < finished < NUM_MANY
+    num_finished = len(finished_images(kept, "mode=rw"))
+    assert 0 < num_finished < NUM_MANY
     result = run_script("evaluate.py", *arguments)
     assert result.code == 0, result.errors
-    assert f"/{NUM_MANY - finished} [" in result.errors  # of the progress bar: so many were left to do
-    assert read_report(output) == read_report(evaluated_many)
-    assert read_table(output.with_suffix(".parquet")) == read_table(evaluated_many.with_suffix(".parquet"))
+    assert f"/{NUM_MANY - num_finished} [" in result.errors  # of the progress bar
+    assert read_report(output) == read_report(expected)
+    assert read_table(output.with_suffix(".parquet")) == read_table(expected.with_suffix(".parquet"))
     assert not kept.parent.exists()
+
+
+def test_a_killed_evaluation_goes_on(trained, evaluated_many, run_script, tmp_path):
+    output, kept = tmp_path / "scores.json", tmp_path / "unfinished_scores" / "rank0.sqlite"
+    arguments = ["--model", trained, "--output", output, *MANY_IMAGES]
+    stop(kill_evaluation(start_script("evaluate.py", arguments, tmp_path / "printed"), kept))
+    assert_goes_on(run_script, arguments, output, evaluated_many)
+
+
+@pytest.mark.slow
+def test_an_evaluation_that_was_stopped_by_hand_goes_on(trained, evaluated_many, run_script, tmp_path):
+    """In an interpreter of its own: how it waits for threads and workers at its end belongs to the test."""
+    output, kept = tmp_path / "scores.json", tmp_path / "unfinished_scores" / "rank0.sqlite"
+    arguments = ["--model", trained, "--output", output, *MANY_IMAGES]
+    command = [str(part) for part in (sys.executable, SCRIPTS / "evaluate.py", *arguments)]
+    process = subprocess.Popen(command, start_new_session=True)
+    workers = wait_for_two_images(kept, process.pid)
+    os.killpg(process.pid, signal.SIGINT)  # as Ctrl-C does: the workers too
+    assert process.wait(timeout=30) != 0
+    alive = [worker for worker in workers if is_alive(worker)]
+    stop(alive)
+    assert alive == []
+    assert_goes_on(run_script, arguments, output, evaluated_many)
 
 
 def free_port():
@@ -551,11 +586,10 @@ def test_torchrun_scores_as_one(trained, evaluated_three, tmp_path):
 def test_a_killed_evaluation_leaves_no_process_behind(trained, tmp_path, datasets_cache):
     arguments = ["--model", trained, "--output", tmp_path / "scores.json", *MANY_IMAGES]
     process = start_script("evaluate.py", arguments, tmp_path / "printed")
-    workers = interrupt_evaluation(process, tmp_path / "unfinished_scores" / "rank0.sqlite", signal.SIGKILL)
+    workers = kill_evaluation(process, tmp_path / "unfinished_scores" / "rank0.sqlite")
     deadline = time.monotonic() + 150
-    while any(is_alive(worker) for worker in workers) and time.monotonic() < deadline:
+    while (alive := [worker for worker in workers if is_alive(worker)]) and time.monotonic() < deadline:
         time.sleep(0.1)
-    alive = [worker for worker in workers if is_alive(worker)]
     stop(alive)
     assert alive == []
 

@@ -1,4 +1,3 @@
-import os
 import signal
 import sqlite3
 import subprocess
@@ -177,10 +176,12 @@ def kill_while_adding(path, first, num_added):
     """Starts a process that adds images from `first` on, and kills it after `num_added` or some more."""
     process = subprocess.Popen([sys.executable, "-c", KILLED, str(path), str(first)])
     deadline = time.monotonic() + 60
-    while num_images(path) < first + num_added:
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.003)
-    os.kill(process.pid, signal.SIGKILL)
+    try:
+        while num_images(path) < first + num_added:
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.003)
+    finally:
+        process.kill()  # SIGKILL
     assert process.wait() == -signal.SIGKILL
 
 
@@ -190,7 +191,7 @@ def test_a_killed_process_leaves_whole_images_only(tmp_path, caplog):
         kill_while_adding(path, first, num_added)
         content = read(path)
         assert set(content) == {str(number) for number in range(len(content))}
-        assert len(content) >= first + num_added
+        assert len(content) >= first + num_added - 1  # the last one seen may not have been complete
         first = len(content)
     for name, arrays in content.items():
         np.testing.assert_array_equal(arrays["first"], np.full(20_000, int(name)))

@@ -39,9 +39,9 @@ class StatisticsFile:
         try:
             known = self._open(path)
         except DAMAGE as error:
-            self.connection.close()
             if isinstance(error, sqlite3.OperationalError) and "malformed" not in str(error):
                 raise ValueError(f"Cannot use {path} ({error}). Is another evaluation writing there?") from error
+            self.connection.close()
             logger.warning("%s is damaged (%s); it is started anew.", path, error)
             path.unlink()
             known = self._open(path)
