@@ -17,7 +17,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from loky import ProcessPoolExecutor
 from scipy.ndimage import gaussian_filter
 from scipy.spatial import cKDTree
 from torch.utils.flop_counter import FlopCounterMode
@@ -25,6 +24,7 @@ from tqdm.auto import tqdm
 
 from transformers_sem import TASKS, SEMConfig, SEMForMultiTaskDensePrediction
 from transformers_sem import boundary as measure
+from transformers_sem.boundary_files import process_pool
 from transformers_sem.data import get_benchmark
 from transformers_sem.data.transforms import row_to_tensors
 from transformers_sem.training.configuration import TrainingConfig, plain_errors
@@ -90,7 +90,7 @@ def time_pool(num_processes: int, images: list) -> tuple[float, float]:
     """Seconds for all images, and the peak memory of a process, start of the processes not counted."""
     predictions, labels = zip(*images, strict=True)
     distances = [NYUD_MAX_DISTANCE] * len(images)
-    with ProcessPoolExecutor(num_processes) as pool:
+    with process_pool(num_processes) as pool:
         list(pool.map(measure.boundary_counts, predictions[:num_processes], labels, distances))
         taken = seconds(lambda: list(pool.map(measure.boundary_counts, predictions, labels, distances)))
         return taken, max(pool.map(peak_megabytes, range(8 * num_processes)))

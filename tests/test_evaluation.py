@@ -174,7 +174,7 @@ def test_compute_without_images_raises(maps):
 
 
 @pytest.mark.parametrize("way", ["add_batch", "compute"])
-@pytest.mark.parametrize("task", list(TASKS))
+@pytest.mark.parametrize("task", ["semseg", "boundary"])
 def test_a_batch_that_raises_adds_nothing(maps, task, way):
     metric = MultiTaskMetric(TASK_NUM_LABELS)
     metric.add_batch(*maps)
@@ -209,12 +209,12 @@ def test_a_missing_task_raises(maps, side, way):
 
 @pytest.mark.parametrize("side", ["predictions", "references"])
 def test_one_side_alone_raises(maps, side):
-    with pytest.raises(ValueError, match="Predictions and references need the task"):
+    with pytest.raises(ValueError, match=r"dicts by task; got .*NoneType"):
         MultiTaskMetric(TWO_TASKS).compute(**{side: maps[0]})
 
 
 def test_a_list_in_place_of_the_tasks_raises(maps):
-    with pytest.raises(ValueError, match=r"dicts \{task: maps\}; got list and dict"):
+    with pytest.raises(ValueError, match="dicts by task; got list and dict"):
         MultiTaskMetric(TWO_TASKS).add_batch(maps[0]["depth"], maps[1])
 
 

@@ -128,7 +128,7 @@ def _files_by_name(folder: Path) -> dict[str, Path]:
 @contextmanager
 def process_pool(num_processes: int) -> Iterator[Executor]:
     """Processes that do not import the running script, and so cost megabytes instead of gigabytes."""
-    pool = ProcessPoolExecutor(num_processes)
+    pool = ProcessPoolExecutor(num_processes, timeout=5)  # or they would outlive a killed parent
     try:
         yield pool
     except BaseException:

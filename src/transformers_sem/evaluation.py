@@ -70,20 +70,17 @@ class MultiTaskMetric(evaluate.Metric):
         """Adds one image: `{task: map}` and `{task: label}`."""
         # `evaluate.combine` passes plural names here too
         prediction, reference = kwargs.get("predictions", prediction), kwargs.get("references", reference)
+        check_dicts(prediction, reference)
         self.add_batch(
-            predictions={task: [value] for task, value in (prediction or {}).items()},
-            references={task: [value] for task, value in (reference or {}).items()},
+            predictions={task: [value] for task, value in prediction.items()},
+            references={task: [value] for task, value in reference.items()},
         )
 
     def add_batch(
         self, predictions: Mapping[str, Sequence[Tensor]], references: Mapping[str, Sequence[Tensor]]
     ) -> None:
         """Adds images; a batch that raises adds none."""
-        if not isinstance(predictions, Mapping) or not isinstance(references, Mapping):
-            raise ValueError(
-                "Predictions and references are dicts {task: maps}; got "
-                f"{type(predictions).__name__} and {type(references).__name__}."
-            )
+        check_dicts(predictions, references)
         pairs = {task: self._pairs(task, predictions, references) for task in self.metric_sums.task_num_labels}
         numbers = {task: len(task_pairs) for task, task_pairs in pairs.items()}
         if len(set(numbers.values())) > 1:
@@ -121,7 +118,7 @@ class MultiTaskMetric(evaluate.Metric):
         valid pixel has no scores, and a warning says so.
         """
         if predictions is not None or references is not None:
-            self.add_batch(predictions=predictions or {}, references=references or {})
+            self.add_batch(predictions, references)
         if accelerator is not None:
             self.metric_sums.merge(accelerator)
         if not self.metric_sums.sums:
@@ -129,6 +126,15 @@ class MultiTaskMetric(evaluate.Metric):
         scores = self.metric_sums.scores()
         self.metric_sums.reset()
         return scores
+
+
+def check_dicts(predictions: Mapping, references: Mapping) -> None:
+    """Raises a ValueError unless both are dicts."""
+    if not isinstance(predictions, Mapping) or not isinstance(references, Mapping):
+        raise ValueError(
+            f"Predictions and references are dicts by task; got {type(predictions).__name__} and "
+            f"{type(references).__name__}."
+        )
 
 
 __all__ = ["MultiTaskMetric", "multi_task_gain"]

@@ -19,7 +19,7 @@ THRESHOLDS = torch.arange(1, 20, dtype=torch.float64) / 20  # 0.05 ... 0.95
 LEAST_DEPTH = 1e-9  # metres; what is not positive counts as this, so that logarithms and ratios exist
 DEPTH_RATIOS = (1.25, 1.25**2, 1.25**3)
 ANGLES = (11.25, 22.5, 30.0)  # degrees
-BINS_PER_DEGREE = 100  # the median angle is known to half of 0.01 degrees, at worst
+BINS_PER_DEGREE = 100  # the median angle is known to 0.01 degrees
 BETA_SQUARED = 0.3  # salient object detection weighs precision higher than recall
 
 
@@ -131,7 +131,7 @@ def depth_scores(statistics: dict[str, Tensor]) -> dict[str, float]:
         `dict[str, float]`: `rmse` in metres; `log_rmse` of natural logarithms; `abs_rel`; `sq_rel` in metres; `delta1`,
         `delta2`, `delta3`, the shares of pixels within a ratio of 1.25, 1.25^2, 1.25^3 of the label.
     """
-    num_valid = statistics["num_valid"]
+    num_valid = statistics["num_valid"].double()
     if num_valid == 0:
         return {}
     return {
@@ -197,7 +197,7 @@ def normal_scores(statistics: dict[str, Tensor]) -> dict[str, float]:
         `dict[str, float]`: `mean_error`, `median_error` and `rmse` in degrees, the median from a histogram of bins of
         0.01 degrees; `within_11.25`, `within_22.5`, `within_30`, the shares of pixels with a smaller angle.
     """
-    num_valid = statistics["num_valid"]
+    num_valid = statistics["num_valid"].double()
     if num_valid == 0:
         return {}
     return {

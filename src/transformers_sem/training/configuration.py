@@ -100,6 +100,8 @@ class TrainingConfig:
         for name in ("max_steps", "batch_size", "gradient_accumulation_steps", "log_every", "save_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` is 1 or more; got {getattr(self, name)}.")
+        if self.num_evaluation_images is not None and self.num_evaluation_images < 1:
+            raise ValueError(f"`num_evaluation_images` is 1 or more; got {self.num_evaluation_images}.")
         if not 0 < self.zoom[0] <= self.zoom[1]:
             raise ValueError(f"`zoom` is a range above 0, the lower end first; got {self.zoom}.")
         backbone = self.model.get("backbone_config") or {}

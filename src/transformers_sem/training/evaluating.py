@@ -5,6 +5,7 @@ import shutil
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Executor, Future
+from contextlib import closing
 from dataclasses import dataclass
 from importlib.metadata import version
 from operator import itemgetter
@@ -120,8 +121,8 @@ class Evaluation:
         path = self.unfinished_dir / f"rank{rank}.sqlite"
         if rank > 0:
             path.unlink(missing_ok=True)  # rank 0 has what was in it, or, on another machine, it is computed again
-        with StatisticsFile(path, fingerprint) as file:
-            statistics = progress(self.image_statistics(share), len(share), "evaluating", self.accelerator)
+        with StatisticsFile(path, fingerprint) as file, closing(self.image_statistics(share)) as statistics:
+            statistics = progress(statistics, len(share), "evaluating", self.accelerator)
             for index, image_statistics in zip(share, statistics, strict=True):
                 file.add(str(index), flatten(image_statistics))
             image_scores = [self._add(int(name), unflatten(arrays)) for name, arrays in file]
