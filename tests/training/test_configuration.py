@@ -92,6 +92,7 @@ def test_whole_numbers_are_numbers(write):
     ("override", "words"),
     [
         ("learning_rate=1e-5", ["`learning_rate`", "float", "'1e-5'", "1.0e-5"]),
+        ("num_evaluation_images=0", ["`num_evaluation_images`", "1 or more", "0"]),
         ("max_steps=ten", ["`max_steps`", "int", "'ten'"]),
         ("max_steps=2.5", ["`max_steps`", "int", "2.5"]),
         ("max_steps=true", ["`max_steps`", "int", "True"]),
