@@ -26,7 +26,7 @@ RANKS = {
     "configuration_sem": 3,
     "scoring": 3,
     "panels": 3,
-    "data": 3,
+    "data": 4,
     "evaluation": 4,
     "image_processing_sem": 4,
     "backbone_timm": 4,

@@ -1,12 +1,13 @@
 """Pictures of predictions: which task is coloured how comes from the task table."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from .tasks import get_task
+from .tasks import get_task, to_label
 from .visualization import draw_panel
 
 
@@ -55,3 +56,26 @@ def prediction_panel(predictions: list[Prediction]) -> Image.Image:
             rows.append([None, *(expected for _, expected in pairs)])
             titles.append("ground truth")
     return draw_panel(rows, titles, ["image", *predictions[0].maps])
+
+
+def contact_sheet(rows: list[dict[str, Any]], tasks: list[str]) -> Image.Image:
+    """Draws images of a data set beside their maps, for a person to see that all is aligned.
+
+    Args:
+        rows (`list[dict[str, Any]]`): "id", "image" and a map for each task, all pictures, as data sets give them.
+        tasks (`list[str]`): The maps to draw.
+
+    Returns:
+        `PIL.Image.Image`: a row for each image, a column for the image and each task; maps in colour over the grey image.
+    """
+    cells = [
+        [np.asarray(row["image"].convert("RGB")), *(draw_over(row["image"], task, row[task]) for task in tasks)]
+        for row in rows
+    ]
+    return draw_panel(cells, [row["id"] for row in rows], ["image", *tasks])
+
+
+def draw_over(image: Image.Image, task: str, label: Image.Image) -> np.ndarray:
+    """Colours a map, with the image shining through, uint8 `(height, width, 3)`."""
+    colors, _ = colorize_pair(task, to_label(task, label), None)
+    return np.asarray(Image.blend(Image.fromarray(colors), image.convert("L").convert("RGB"), 0.25))

@@ -100,16 +100,23 @@ def test_rows_hold_what_the_files_hold(prepare, root):
 
 def test_features_follow_the_row_schema(prepare):
     features = prepare()["train"].features
-    assert list(features) == ["id", *COLUMNS]
+    assert list(features) == ["id", *COLUMNS, "semseg_classes", "derived"]
     assert all(features[column] == FEATURES[column] for column in COLUMNS)
+    assert features["semseg_classes"].feature.names == CLASS_NAMES["semseg"]
+
+
+def test_classes_of_an_image(prepare):
+    for row in prepare()["train"]:
+        ids = set(np.unique(np.asarray(row["semseg"]))) - {255}
+        assert row["semseg_classes"] == sorted(ids) and 39 in ids
 
 
 def test_stored_pictures(prepare, root):
     rows = prepare()["train"]
     modes = {column: rows[0][column].mode for column in COLUMNS}
     assert modes == {"image": "RGB", "semseg": "L", "depth": "F", "normal": "RGB", "boundary": "L"}
-    raw = rows.cast_column("normal", Image(decode=False))[0]["normal"]
-    assert raw["bytes"] == (root / "normals" / "0003.png").read_bytes()
+    raw = rows.cast_column("image", Image(decode=False))[0]["image"]
+    assert raw["bytes"] == (root / "images" / "0003.png").read_bytes()
 
 
 def test_cache_does_not_need_the_files(prepare, root):
@@ -175,30 +182,33 @@ def test_class_names():
 
 
 def test_data_dir_is_needed():
-    with pytest.raises(ValueError, match="data_dir is None; pass the folder that contains NYUDv2/"):
+    with pytest.raises(ValueError, match="data_dir is None; pass the folder that has images/"):
         NYUDv2()
 
 
 def test_missing_folder(prepare, tmp_path):
-    with pytest.raises(FileNotFoundError, match="nowhere is none; pass the one that contains NYUDv2/"):
+    with pytest.raises(FileNotFoundError, match="no file or folder .*nowhere; pass the folder that has"):
         prepare(tmp_path / "nowhere")
 
 
 def test_missing_sub_folders(prepare, tmp_path):
-    (tmp_path / "images").mkdir()
-    with pytest.raises(FileNotFoundError, match=r"lacks \['depth', 'edge', 'gt_sets', 'normals', 'segmentation'\]"):
-        prepare(tmp_path)
+    (tmp_path / "other" / "images").mkdir(parents=True)
+    with pytest.raises(FileNotFoundError, match=r"Pass the folder that has .*other is none, and holds \['images'\]"):
+        prepare(tmp_path / "other")
+    (tmp_path / "other" / "gt_sets").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"cannot do without .*other lacks \['segmentation', 'depth'\]"):
+        prepare(tmp_path / "other")
 
 
 def test_missing_list(prepare, root):
     (root / "gt_sets" / "val.txt").unlink()
-    with pytest.raises(FileNotFoundError, match="validation split needs the list .*val.txt; write"):
+    with pytest.raises(FileNotFoundError, match="split needs the list .*val.txt, and there is none; write"):
         prepare()
 
 
 def test_empty_list(prepare, root):
     (root / "gt_sets" / "train.txt").write_text("\n")
-    with pytest.raises(ValueError, match="train split needs at least one id, and .*train.txt is empty"):
+    with pytest.raises(ValueError, match="split needs at least one id, and .*train.txt is empty"):
         prepare()
 
 
@@ -214,18 +224,34 @@ BROKEN_FRAMES = {
     "no image": ("images/0001.png", b"<html>", "cannot identify image"),
     "cut image": ("images/0001.png", None, "truncated"),
     "cut depth": ("depth/0001.npy", None, "(reading array|cannot reshape)"),
-    "grey image": ("images/0001.png", np.zeros((HEIGHT, WIDTH), np.uint8), "must be RGB; got mode L"),
-    "class 41": ("segmentation/0001.png", np.full((HEIGHT, WIDTH), 41, np.uint8), "1..40; got 41"),
+    "grey image": (
+        "images/0001.png",
+        np.zeros((HEIGHT, WIDTH), np.uint8),
+        r"must be 8-bit RGB .*; got uint8 \(10, 14\)",
+    ),
+    "class 41": (
+        "segmentation/0001.png",
+        np.full((HEIGHT, WIDTH), 41, np.uint8),
+        "0..40, and 0 where unlabelled; got 41",
+    ),
     "16 bit classes": ("segmentation/0001.png", np.ones((HEIGHT, WIDTH), np.uint16), "uint8 .*; got uint16"),
     "colour classes": ("segmentation/0001.png", np.ones((HEIGHT, WIDTH, 3), np.uint8), r"got uint8 \(10, 14, 3\)"),
-    "small classes": ("segmentation/0001.png", np.ones((HEIGHT, 7), np.uint8), r"\(7, 10\), the image \(14, 10\)"),
+    "small classes": (
+        "segmentation/0001.png",
+        np.ones((HEIGHT, 7), np.uint8),
+        r"size of its image, \(10, 14\) .*; got \(10, 7\)",
+    ),
     "millimetres": ("depth/0001.npy", np.ones((HEIGHT, WIDTH), np.uint16), "floating point metres .* got uint16"),
     "negative depth": ("depth/0001.npy", np.full((HEIGHT, WIDTH), -1.0), "metres >= 0, .* got -1.0"),
-    "small depth": ("depth/0001.npy", np.ones((HEIGHT, 7)), r"\(7, 10\), the image \(14, 10\)"),
+    "small depth": ("depth/0001.npy", np.ones((HEIGHT, 7)), r"size of its image, \(10, 14\) .*; got \(10, 7\)"),
     "pickled depth": ("depth/0001.npy", np.array([None]), "allow_pickle=False"),
     "empty depth": ("depth/0001.npy", b"", "must be a .npy file"),
     "other depth": ("depth/0001.npy", b"1.5 2.5", "must be a .npy file"),
-    "normals as grey": ("normals/0001.png", np.zeros((HEIGHT, WIDTH), np.uint8), "must be RGB; got mode L"),
+    "normals as grey": (
+        "normals/0001.png",
+        np.zeros((HEIGHT, WIDTH), np.uint8),
+        r"must be 8-bit RGB .*; got uint8 \(10, 14\)",
+    ),
     "edges 0 and 1": ("edge/0001.png", np.eye(HEIGHT, WIDTH, dtype=np.uint8), "multiply them by 255"),
 }
 

@@ -11,12 +11,12 @@ from datasets.exceptions import DatasetGenerationError
 from PIL import Image as PILImage
 
 from transformers_sem.data import nyud_v2
+from transformers_sem.data.derive import boundaries_from_labels
 from transformers_sem.data.pascal_context import (
     CLASS_NAMES,
     NORMAL_CLASSES,
     PART_IDS,
     PASCALContext,
-    draw_boundary,
 )
 from transformers_sem.data.rows import FEATURES
 from transformers_sem.tasks import TASKS, to_label
@@ -27,7 +27,7 @@ SHAPE = (HEIGHT, WIDTH)
 IDS = {"train": ["2008_000003", "2008_000001", "2008_000010"], "val": ["2008_000002", "2008_000007"]}
 NAMES = [name for names in IDS.values() for name in names]
 WITHOUT_PEOPLE = "2008_000001"
-COLUMNS = ["image", "semseg", "parsing", "saliency", "normal", "boundary", "label_map"]
+COLUMNS = ["image", "semseg", "normal", "boundary", "parsing", "saliency", "label_map"]
 FOLDERS = ["JPEGImages", "semseg/VOC12", "human_parts", "sal_distill", "normals_distill", "pascal-context/trainval"]
 SHARED = Path(__file__).resolve().parents[3] / "shared"
 REAL_FRAMES = Path(os.environ.get("SEM_PASCAL_CONTEXT_DIR", SHARED / "data" / "pascal_context"))
@@ -173,7 +173,8 @@ def test_rows_hold_what_the_files_hold(prepare, root):
 
 def test_features_follow_the_row_schema(prepare):
     features = prepare()["train"].features
-    assert list(features) == ["id", *COLUMNS]
+    assert list(features) == ["id", *COLUMNS, "semseg_classes", "parsing_classes", "derived"]
+    assert {task: features[f"{task}_classes"].feature.names for task in CLASS_NAMES} == CLASS_NAMES
     assert all(features[column] == FEATURES[column] for column in COLUMNS[:-1])
     assert features["label_map"] == Image()
 
@@ -208,16 +209,16 @@ def test_boundary_of_a_step():
     pytest.importorskip("skimage")
     label_map = np.zeros((9, 10), np.uint16)
     label_map[:, 5:] = 459
-    boundary = draw_boundary(label_map)
+    boundary = boundaries_from_labels(label_map)
     assert boundary.dtype == np.uint8 and not boundary[:, [0, 1, 2, 3, 6, 7, 8, 9]].any()
     assert ((boundary == 255).sum(axis=1)[1:-1] == 1).all()
-    assert not draw_boundary(np.full((9, 10), 7, np.uint16)).any()
+    assert not boundaries_from_labels(np.full((9, 10), 7, np.uint16)).any()
 
 
 def test_boundary_where_unsigned_numbers_would_overflow():
     pytest.importorskip("skimage")
     label_map = np.random.default_rng(0).integers(0, 460, (20, 30)).astype(np.uint16)
-    np.testing.assert_array_equal(draw_boundary(label_map) > 0, slow_boundary(label_map))
+    np.testing.assert_array_equal(boundaries_from_labels(label_map) > 0, slow_boundary(label_map))
 
 
 @pytest.mark.parametrize("dtype", [np.uint16, np.int16, np.int32])
@@ -287,12 +288,20 @@ MAPS_BY_FOLDER = {
 }
 
 
+# what `LabelMap` gives where there are no files
+DERIVED = ["semseg"]
+
+
+def pictures(dataset: DatasetDict) -> list[str]:
+    return [column for column, feature in dataset["train"].features.items() if isinstance(feature, Image)]
+
+
 @pytest.mark.parametrize("folder", MAPS_BY_FOLDER)
 def test_map_without_folder_is_left_out(prepare, root, folder):
     shutil.rmtree(root / folder)
-    expected = [column for column in COLUMNS if column not in MAPS_BY_FOLDER[folder]]
+    expected = [column for column in COLUMNS if column not in MAPS_BY_FOLDER[folder] or column in DERIVED]
     dataset = prepare()
-    assert list(dataset["train"].features) == ["id", *expected]
+    assert pictures(dataset) == expected
     assert all(row[column] is not None for row in rows_by_id(dataset).values() for column in expected)
 
 
@@ -300,7 +309,8 @@ def test_map_without_folder_is_left_out(prepare, root, folder):
 def test_one_map_is_enough(prepare, root, folder):
     for other in set(MAPS_BY_FOLDER) - {folder}:
         shutil.rmtree(root / other)
-    assert list(prepare()["train"].features) == ["id", "image", *MAPS_BY_FOLDER[folder]]
+    derived = [*DERIVED] if folder == "pascal-context" else []
+    assert pictures(prepare()) == ["image", *derived, *MAPS_BY_FOLDER[folder]]
 
 
 def test_normals_without_label_map_all_count(prepare, root):
@@ -385,18 +395,21 @@ def test_normals_count_on_classes_of_nyu():
 
 
 def test_data_dir_is_needed():
-    with pytest.raises(ValueError, match="data_dir is None; pass the folder that contains PASCALContext/"):
+    with pytest.raises(ValueError, match="data_dir is None; pass the folder that has JPEGImages/"):
         PASCALContext()
 
 
 def test_missing_folder(prepare, tmp_path):
-    with pytest.raises(FileNotFoundError, match="nowhere is none; pass the one that contains PASCALContext/"):
+    with pytest.raises(FileNotFoundError, match="no file or folder .*nowhere; pass the folder that has"):
         prepare(tmp_path / "nowhere")
 
 
 def test_missing_sub_folders(prepare, tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"lacks \['ImageSets/Context', 'JPEGImages'\]. Unpack"):
-        prepare(tmp_path)
+    (tmp_path / "other" / "JPEGImages").mkdir(parents=True)
+    with pytest.raises(
+        FileNotFoundError, match=r"Pass the folder that has .*other is none, and holds \['JPEGImages'\]"
+    ):
+        prepare(tmp_path / "other")
 
 
 def test_images_alone_are_not_enough(prepare, root):
@@ -408,19 +421,19 @@ def test_images_alone_are_not_enough(prepare, root):
 
 def test_missing_list(prepare, root):
     (root / "ImageSets" / "Context" / "val.txt").unlink()
-    with pytest.raises(FileNotFoundError, match="validation split needs the list .*val.txt; write"):
+    with pytest.raises(FileNotFoundError, match="split needs the list .*val.txt, and there is none; write"):
         prepare()
 
 
 def test_empty_list(prepare, root):
     (root / "ImageSets" / "Context" / "train.txt").write_text("\n")
-    with pytest.raises(ValueError, match="train split needs at least one id, and .*train.txt is empty"):
+    with pytest.raises(ValueError, match="split needs at least one id, and .*train.txt is empty"):
         prepare()
 
 
 def test_list_that_is_no_text(prepare, root):
     (root / "ImageSets" / "Context" / "train.txt").write_bytes(b"\xff\x00\xfe")
-    with pytest.raises(FileNotFoundError, match="Every id .* are missing, first"):
+    with pytest.raises(FileNotFoundError, match="Every id on the lists .* are missing, first"):
         prepare()
 
 
@@ -450,21 +463,33 @@ BROKEN_FILES = {
     "no image": (f"JPEGImages/{NAME}.jpg", b"<html>", "cannot identify image"),
     "empty image": (f"JPEGImages/{NAME}.jpg", b"", "cannot identify image"),
     "cut image": (f"JPEGImages/{NAME}.jpg", None, "truncated"),
-    "grey image": (f"JPEGImages/{NAME}.jpg", np.zeros(SHAPE, np.uint8), "must be RGB; got mode L"),
-    "class 21": (f"semseg/VOC12/{NAME}.png", np.full(SHAPE, 21, np.uint8), r"0..20 and 255 \(void\); got 21"),
+    "grey image": (f"JPEGImages/{NAME}.jpg", np.zeros(SHAPE, np.uint8), r"must be 8-bit RGB .*; got uint8 \(12, 16\)"),
+    "class 21": (f"semseg/VOC12/{NAME}.png", np.full(SHAPE, 21, np.uint8), "0..20, and 255 where unlabelled; got 21"),
     "16 bit classes": (f"semseg/VOC12/{NAME}.png", np.ones(SHAPE, np.uint16), "uint8 .*; got uint16"),
     "colour classes": (f"semseg/VOC12/{NAME}.png", np.ones((*SHAPE, 3), np.uint8), r"got uint8 \(12, 16, 3\)"),
-    "small classes": (f"semseg/VOC12/{NAME}.png", np.ones(OTHER_SHAPE, np.uint8), r"\(12, 16\) .*; got \(12, 7\)"),
+    "small classes": (
+        f"semseg/VOC12/{NAME}.png",
+        np.ones(OTHER_SHAPE, np.uint8),
+        r"\(12, 16\) \(height, width\); got \(12, 7\)",
+    ),
     "empty classes": (f"semseg/VOC12/{NAME}.png", b"", "cannot identify image"),
     "cut saliency": (f"sal_distill/{NAME}.png", None, "(truncated|broken|Truncated)"),
-    "1 bit saliency": (f"sal_distill/{NAME}.png", np.ones(SHAPE, bool), "8-bit grey; got mode 1"),
-    "colour saliency": (f"sal_distill/{NAME}.png", np.ones((*SHAPE, 3), np.uint8), "8-bit grey; got mode RGB"),
+    "1 bit saliency": (f"sal_distill/{NAME}.png", np.ones(SHAPE, bool), "8-bit grey .*; got bool"),
+    "colour saliency": (
+        f"sal_distill/{NAME}.png",
+        np.ones((*SHAPE, 3), np.uint8),
+        r"8-bit grey .*; got uint8 \(12, 16, 3\)",
+    ),
     "small saliency": (f"sal_distill/{NAME}.png", np.ones(OTHER_SHAPE, np.uint8), r"got \(12, 7\)"),
-    "grey normals": (f"normals_distill/{NAME}.png", np.ones(SHAPE, np.uint8), "must be RGB; got mode L"),
+    "grey normals": (
+        f"normals_distill/{NAME}.png",
+        np.ones(SHAPE, np.uint8),
+        r"must be 8-bit RGB .*; got uint8 \(12, 16\)",
+    ),
     "small normals": (f"normals_distill/{NAME}.png", np.ones((*OTHER_SHAPE, 3), np.uint8), r"got \(12, 7\)"),
-    "empty label map": (f"pascal-context/trainval/{NAME}.mat", b"", "must be a MATLAB file .* truncated"),
+    "empty label map": (f"pascal-context/trainval/{NAME}.mat", b"", "must be a MATLAB file; .* truncated"),
     "other label map": (f"pascal-context/trainval/{NAME}.mat", b"<html>" * 50, "Unknown mat file type"),
-    "cut label map": (f"pascal-context/trainval/{NAME}.mat", None, "older than version 7.3; "),
+    "cut label map": (f"pascal-context/trainval/{NAME}.mat", None, "must be a MATLAB file; "),
     "no label map": (f"pascal-context/trainval/{NAME}.mat", {"other": 1}, r"variable LabelMap; got \['other'\]"),
     "class 460": (f"pascal-context/trainval/{NAME}.mat", {"LabelMap": np.full(SHAPE, 460)}, "0..459; got 460"),
     "class -1": (f"pascal-context/trainval/{NAME}.mat", {"LabelMap": np.full(SHAPE, -1)}, "0..459; got -1"),
@@ -472,8 +497,8 @@ BROKEN_FILES = {
     "cube": (f"pascal-context/trainval/{NAME}.mat", {"LabelMap": np.ones((*SHAPE, 2), int)}, r"\(12, 16, 2\)"),
     "small label map": (f"pascal-context/trainval/{NAME}.mat", {"LabelMap": np.ones(OTHER_SHAPE, int)}, r"\(12, 7\)"),
     "no label": (f"pascal-context/trainval/{NAME}.mat", {"LabelMap": np.ones((0, 0), int)}, r"\(0, 0\)"),
-    "empty parts": (f"human_parts/{NAME}.mat", b"", "must be a MATLAB file .* truncated"),
-    "cut parts": (f"human_parts/{NAME}.mat", None, "older than version 7.3; "),
+    "empty parts": (f"human_parts/{NAME}.mat", b"", "must be a MATLAB file; .* truncated"),
+    "cut parts": (f"human_parts/{NAME}.mat", None, "must be a MATLAB file; "),
     "no anno": (f"human_parts/{NAME}.mat", {"LabelMap": 1}, r"variable anno; got \['LabelMap'\]"),
     "anno of a number": (f"human_parts/{NAME}.mat", {"anno": 1}, "anno must hold objects with class_ind"),
     "anno without objects": (f"human_parts/{NAME}.mat", {"anno": {"imname": "a"}}, "no field of name objects"),

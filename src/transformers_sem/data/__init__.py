@@ -71,7 +71,7 @@ class Benchmark:
         """Builds the data set, or takes it from the cache, and returns its splits `train` and `validation`.
 
         Args:
-            data_dir (`str`, *optional*): Folder of the data on disk.
+            data_dir (`str`, *optional*): Where the data is on disk, in any form, or a folder that was prepared from it.
             **kwargs: Fields of the builder's configuration.
 
         Raises:
@@ -81,6 +81,8 @@ class Benchmark:
         unknown = sorted(set(kwargs) - set(known))
         if unknown:
             raise ValueError(f"Unknown fields {unknown} of {self.builder.__name__}; known are {known}.")
+        if data_dir is not None and is_prepared(data_dir):
+            return self.load_prepared(data_dir)
         if self.needs_data_dir:
             if data_dir is None:
                 raise ValueError(f"{self.builder.__name__} is read from disk; say where with data_dir=FOLDER.")
@@ -88,6 +90,26 @@ class Benchmark:
         builder = self.builder(**kwargs)
         builder.download_and_prepare()
         return builder.as_dataset()
+
+    def load_prepared(self, folder: str) -> datasets.DatasetDict:
+        """Loads what a script has prepared.
+
+        Raises:
+            ValueError: If it is another data set.
+        """
+        rows = datasets.load_dataset(str(Path(folder).expanduser()))
+        for task, names in self.class_names.items():
+            features = rows["train"].features
+            if task in features and features[f"{task}_classes"].feature.names != names:
+                raise ValueError(
+                    f"{folder} holds other {task} classes than {self.builder.__name__}; pass the folder of that data set."
+                )
+        return rows
+
+
+def is_prepared(folder: str | Path) -> bool:
+    """Whether a folder is one that a script has prepared: Parquet shards, not pictures."""
+    return any((Path(folder).expanduser() / "data").glob("train-*.parquet"))
 
 
 # the images on which every paper computes the boundary F-measure of PASCAL-Context, about half of the validation images

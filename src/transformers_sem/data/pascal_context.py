@@ -1,33 +1,40 @@
 """PASCAL-Context as multi-task papers train on it: 4998 training and 5105 test photographs of about 375 x 500.
 
-The folder, `PASCALContext` or `PASCAL_MT`, is on the user's disk already; nothing is downloaded.
+The folder, `PASCALContext` or `PASCAL_MT`, or a tar archive of it, is on the user's disk already; nothing is downloaded.
 `PASCALContext(data_dir=...)` reads
 
     JPEGImages/ID.jpg                   RGB
     ImageSets/Context/{train,val}.txt   ids, one a line
     semseg/VOC12/ID.png                 uint8, 0..20, 255 void; where it is missing, semseg/pascal-context/ID.png
-    human_parts/ID.mat                  `anno` of PASCAL-Part: objects with class index (person 15), mask and parts
+    human_parts/ID.mat                  `anno` of PASCAL-Part: objects with class index (person 15), mask and parts; also
+                                        as Annotations_Part/ID.mat
     ImageSets/Parts/{train,val}.txt     JSON, id to the class indices of its objects: says which `anno` has people
     sal_distill/ID.png                  uint8, salient above 127
     normals_distill/ID.png              RGB = (n + 1) / 2 * 255
     pascal-context/trainval/ID.mat      `LabelMap`, 0..459: where normals count, and what boundaries are drawn from
 
-A map whose folder is missing is left out of the rows.
+A map whose folder is missing is left out of the rows, but for the 21 classes, which `LabelMap` has too.
 """
 
 import json
-from collections.abc import Callable, Iterator
-from io import BytesIO
+from functools import partial
 from pathlib import Path
 
-import datasets
 import numpy as np
-import scipy.io
-import scipy.ndimage
-from PIL import Image
 
-from ..boundary import thin
-from .rows import FEATURES
+from .derive import boundaries_from_labels
+from .files import (
+    FrameReader,
+    find_file,
+    find_places,
+    find_root,
+    read_colours,
+    read_ids,
+    read_list,
+    read_picture,
+    read_variable,
+)
+from .sources import COLUMNS, Frame, Maps, Source, SourceBuilder, SourceConfig
 
 
 CLASS_NAMES = {
@@ -97,86 +104,72 @@ NORMAL_CLASSES = {
     440: "wall",
     454: "window",
 }
-ROOTS = ("PASCALContext", "PASCAL_MT")
+# What the 21 classes are called in `LabelMap`.
+CONTEXT_IDS = [0, 2, 23, 25, 31, 34, 45, 59, 65, 72, 98, 397, 113, 207, 258, 284, 308, 347, 368, 416, 427]
 LISTS = {"train": "ImageSets/Context/train.txt", "validation": "ImageSets/Context/val.txt"}
 PARTS_LISTS = {"train": "ImageSets/Parts/train.txt", "validation": "ImageSets/Parts/val.txt"}
 # Where a map lies; the first of several that has it counts.
 FILES = {
     "image": ("JPEGImages/{}.jpg",),
     "semseg": ("semseg/VOC12/{}.png", "semseg/pascal-context/{}.png"),
-    "parsing": ("human_parts/{}.mat",),
+    "parsing": ("human_parts/{}.mat", "Annotations_Part/{}.mat"),
     "saliency": ("sal_distill/{}.png",),
     "normal": ("normals_distill/{}.png",),
     "label_map": ("pascal-context/trainval/{}.mat",),
 }
-COLUMNS = {**FEATURES, "label_map": datasets.Image()}
-Files = dict[str, str | None]
+# Column to how it is derived, and the key of `FILES` that it is derived from.
+DERIVED = {
+    "semseg": ("the classes of LabelMap, because there are no files of the 21 classes", "label_map"),
+    "boundary": ("drawn from LabelMap: where its Laplacian is not 0, thinned", "label_map"),
+}
+PARTS = "the parts of people that PASCAL-Part annotates, put together to six"
+OFFICIAL_SIZES = {"train": 4998, "validation": 5105}
+RULE = "the folder that has JPEGImages/ and ImageSets/Context/, the one that contains it, or a tar archive of either"
+TERMS = (
+    "PASCAL-Context (Mottaghi et al., The Role of Context for Object Detection and Semantic Segmentation in the Wild, CVPR "
+    "2014), on the images of PASCAL VOC 2010; human parts of PASCAL-Part (Chen et al., Detect What You Can, CVPR 2014); "
+    "normals and saliency, where present, are predictions of other networks (Maninis et al., Attentive Single-Tasking of "
+    "Multiple Tasks, CVPR 2019). The images are from Flickr, and its terms apply."
+)
 
 
-def find_root(data_dir: str | Path | None) -> Path:
-    """Find the folder that holds `JPEGImages/` and its sisters.
+def is_root(folder: Path) -> bool:
+    """Whether a folder is PASCAL-Context."""
+    return all((folder / name).is_dir() for name in ("JPEGImages", "ImageSets/Context"))
+
+
+def find_source(data_dir: str | Path | None) -> Source:
+    """Recognises PASCAL-Context on disk, and what it has maps for.
 
     Args:
-        data_dir: That folder, or the one that contains it as `PASCALContext/` or `PASCAL_MT/`.
+        data_dir: The folder, the one that contains it, or a tar archive of either.
 
     Raises:
-        ValueError: If `data_dir` is not given.
-        FileNotFoundError: If the folder, its images or its lists are missing, or there is no map at all.
+        ValueError: If a list is broken.
+        FileNotFoundError: If nothing is recognised, or there is no map at all.
+        OSError: If an archive cannot be unpacked.
     """
-    if data_dir is None:
-        raise ValueError(
-            "PASCALContext is read from your disk, and data_dir is None; pass the folder that contains PASCALContext/."
-        )
-    folder = Path(data_dir).expanduser().resolve()
-    if not folder.is_dir():
-        raise FileNotFoundError(
-            f"data_dir must be a folder, and {folder} is none; pass the one that contains PASCALContext/."
-        )
-    root = next((folder / name for name in ROOTS if (folder / name).is_dir()), folder)
-    missing = [name for name in ("ImageSets/Context", "JPEGImages") if not (root / name).is_dir()]
-    if missing:
-        raise FileNotFoundError(
-            f"PASCALContext needs the folders ImageSets/Context and JPEGImages; {root} lacks {missing}. Unpack "
-            "PASCALContext.tar.gz, and pass the folder that contains PASCALContext/ as data_dir."
-        )
-    if set(find_places(root)) == {"image"}:
+    root = find_root(data_dir, is_root, RULE)
+    places = find_places(root, FILES)
+    if set(places) == {"image"}:
         folders = [pattern.rpartition("/")[0] for patterns in FILES.values() for pattern in patterns]
         raise FileNotFoundError(
             f"PASCALContext needs maps; {root} has images only. Add at least one of {folders[1:]}."
         )
-    return root
-
-
-def find_places(root: Path) -> dict[str, list[str]]:
-    """Find what a folder has.
-
-    Returns:
-        Key of `FILES` to those of its patterns whose folder exists; keys without any are left out.
-    """
-    places = {
-        column: [pattern for pattern in patterns if (root / pattern).parent.is_dir()]
-        for column, patterns in FILES.items()
-    }
-    return {column: patterns for column, patterns in places.items() if patterns}
-
-
-def read_ids(root: Path, split: str) -> list[str]:
-    """Read the ids of the frames of a split, in the order of its list.
-
-    Raises:
-        FileNotFoundError: If there is no such list.
-        ValueError: If it is empty.
-    """
-    path = root / LISTS[split]
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"The {split} split needs the list {path}; write one id a line, as the archive has it."
-        )
-    # What is no text becomes ids without files, and is reported as such.
-    ids = path.read_text(encoding="utf-8", errors="replace").split()
-    if not ids:
-        raise ValueError(f"The {split} split needs at least one id, and {path} is empty; write one id a line.")
-    return ids
+    derived = {column: text for column, (text, needed) in DERIVED.items() if needed in places and column not in places}
+    present = {*places, *derived}
+    return Source(
+        title="PASCALContext",
+        variant="a folder of pictures, as multi-task papers share it",
+        root=root,
+        frames={split: find_frames(root, split, places) for split in LISTS},
+        columns=[column for column in COLUMNS if column in present],
+        class_names=CLASS_NAMES,
+        derived=derived | ({"parsing": PARTS} if "parsing" in places else {}),
+        read=read_frame,
+        official_sizes=OFFICIAL_SIZES,
+        terms=TERMS,
+    )
 
 
 def read_object_classes(path: Path) -> dict[str, list[int]]:
@@ -203,100 +196,54 @@ def read_object_classes(path: Path) -> dict[str, list[int]]:
     return object_classes
 
 
-def find_people(root: Path, split: str, ids: list[str]) -> set[str]:
+def find_people(root: Path, split: str, names: list[str]) -> set[str]:
     """Find the images whose human parts are read: those with people, or, without a Parts list, all there are."""
     path = root / PARTS_LISTS[split]
     if path.is_file():
         return {name for name, classes in read_object_classes(path).items() if PERSON in classes}
-    return {name for name in ids if (root / FILES["parsing"][0].format(name)).is_file()}
+    return {name for name in names if Path(find_file(root, FILES["parsing"], name)).is_file()}
 
 
-def find_file(root: Path, patterns: list[str], name: str) -> str:
-    """Find a file in the first place that has it; where none has, name the first."""
-    paths = [root / pattern.format(name) for pattern in patterns]
-    return str(next((path for path in paths if path.is_file()), paths[0]))
-
-
-def find_frames(root: Path, split: str) -> list[Files]:
-    """Find the files of the frames of a split, in the order of its list.
+def find_frames(root: Path, split: str, places: dict[str, tuple[str, ...]]) -> list[Frame]:
+    """Finds the files of the frames of a split, in the order of its list.
 
     Returns:
-        For each frame key of `FILES` to path; `None` for the human parts of an image without people.
+        For each frame "id" and, for each key of `places`, a path; `None` for the human parts of an image without people.
 
     Raises:
         FileNotFoundError: If there is no list.
-        ValueError: If it is empty, or the Parts list is broken.
+        ValueError: If it is broken, or the Parts list is.
     """
-    ids = read_ids(root, split)
-    places = find_places(root)
-    people = find_people(root, split, ids) if "parsing" in places else set()
+    names = read_list(root / LISTS[split])
+    people = find_people(root, split, names) if "parsing" in places else set()
     return [
         {
-            column: None if column == "parsing" and name not in people else find_file(root, patterns, name)
-            for column, patterns in places.items()
+            "id": name,
+            **{
+                column: None if column == "parsing" and name not in people else find_file(root, patterns, name)
+                for column, patterns in places.items()
+            },
         }
-        for name in ids
+        for name in names
     ]
 
 
-def check_files(frames: list[Files]) -> None:
-    """Find missing files before the first frame is read, not after an hour.
-
-    Raises:
-        FileNotFoundError: If a file of a frame is missing; names up to five.
-    """
-    paths = [path for files in frames for path in files.values() if path is not None]
-    missing = [path for path in paths if not Path(path).is_file()]
-    if missing:
-        raise FileNotFoundError(
-            f"Every id in {sorted(LISTS.values())} needs a file in each folder of maps; {len(missing)} are missing, "
-            f"first {missing[:5]}. Restore them, take their ids off the list, or remove a folder to leave its map out."
-        )
+def read_semseg(path: str) -> np.ndarray:
+    """Reads ids 0..20 and 255."""
+    return read_ids(path, range(len(CLASS_NAMES["semseg"])), ignored=255)
 
 
-def decode_colours(data: bytes) -> np.ndarray:
-    """Decode an RGB picture, uint8 `(height, width, 3)`."""
-    picture = Image.open(BytesIO(data))
-    if picture.mode != "RGB":
-        raise ValueError(f"the picture must be RGB; got mode {picture.mode}")
-    return np.asarray(picture)
+def read_saliency(path: str) -> np.ndarray:
+    """Turns grey levels into ids 0 and 1, uint8 `(height, width)`."""
+    saliency = read_picture(path)
+    if saliency.dtype != np.uint8 or saliency.ndim != 2:
+        raise ValueError(f"saliency must be 8-bit grey (height, width); got {saliency.dtype} {saliency.shape}")
+    return (saliency > 127).astype(np.uint8)
 
 
-def decode_semseg(data: bytes) -> np.ndarray:
-    """Decode ids 0..20 and 255, uint8 `(height, width)`; the palette of VOC's pictures is for people."""
-    labels = np.asarray(Image.open(BytesIO(data)))
-    last = len(CLASS_NAMES["semseg"]) - 1
-    if labels.dtype != np.uint8 or labels.ndim != 2:
-        raise ValueError(f"the labels must be a uint8 picture of one channel; got {labels.dtype} {labels.shape}")
-    unknown = labels[(labels > last) & (labels != 255)]
-    if len(unknown) > 0:
-        raise ValueError(f"the labels must be 0..{last} and 255 (void); got {unknown.max()}")
-    return labels
-
-
-def decode_saliency(data: bytes) -> np.ndarray:
-    """Turn grey levels into ids 0 and 1, uint8 `(height, width)`."""
-    picture = Image.open(BytesIO(data))
-    if picture.mode != "L":
-        raise ValueError(f"saliency must be a picture of 8-bit grey; got mode {picture.mode}")
-    return (np.asarray(picture) > 127).astype(np.uint8)
-
-
-def read_variable(data: bytes, name: str) -> np.ndarray:
-    """Read a variable of a MATLAB file."""
-    try:
-        variables = scipy.io.loadmat(BytesIO(data))
-    except Exception as error:  # on a broken file SciPy raises whatever it stumbles over
-        raise ValueError(f"it must be a MATLAB file older than version 7.3; {error}") from error
-    if name not in variables:
-        found = [key for key in variables if not key.startswith("__")]
-        raise ValueError(f"it must hold the variable {name}; got {found}")
-    return variables[name]
-
-
-def decode_label_map(data: bytes) -> np.ndarray:
-    """Read ids 0..459, uint16 `(height, width)`."""
-    label_map = read_variable(data, "LabelMap")
+def read_label_map(path: str) -> np.ndarray:
+    """Reads ids 0..459, uint16 `(height, width)`."""
+    label_map = read_variable(path, "LabelMap")
     # MATLAB saves whole numbers in the smallest type that holds them, whatever type they have.
     if label_map.dtype.kind not in "iu" or label_map.ndim != 2:
         raise ValueError(f"LabelMap must be whole numbers (height, width); got {label_map.dtype} {label_map.shape}")
@@ -306,9 +253,9 @@ def decode_label_map(data: bytes) -> np.ndarray:
     return label_map.astype(np.uint16)
 
 
-def read_parts(data: bytes) -> list[tuple[str, np.ndarray]]:
+def read_parts(path: str) -> list[tuple[str, np.ndarray]]:
     """Read name and mask of all parts of all people, in the order of the annotation."""
-    annotation = read_variable(data, "anno")
+    annotation = read_variable(path, "anno")
     try:
         # SciPy wraps every MATLAB value in an array: a struct is a (1, 1), a list of structs a (1, N) or a (0, 0).
         objects = annotation["objects"].item().ravel()
@@ -320,18 +267,18 @@ def read_parts(data: bytes) -> list[tuple[str, np.ndarray]]:
         ) from error
 
 
-def decode_parsing(data: bytes, shape: tuple[int, int]) -> np.ndarray:
+def read_parsing(path: str, shape: tuple[int, int]) -> np.ndarray:
     """Draw the parts of people, later ones over earlier ones: ids 0..6, or 255 everywhere without any part.
 
     Args:
-        data: A file of `human_parts`.
+        path: A file of `human_parts`.
         shape: Height and width of the image, which a file without parts does not tell.
 
     Returns:
         uint8 of that shape.
     """
     labels = np.zeros(shape, np.uint8)
-    for name, mask in read_parts(data):
+    for name, mask in read_parts(path):
         if name not in PART_IDS:
             raise ValueError(f"the parts of a person must be called {sorted(PART_IDS)}; got {name!r}")
         if mask.dtype.kind not in "biu" or mask.shape != shape:
@@ -346,118 +293,59 @@ def keep_shared_classes(normal: np.ndarray, label_map: np.ndarray) -> np.ndarray
     return np.where(valid[..., None], normal, np.uint8(128))
 
 
-def draw_boundary(label_map: np.ndarray) -> np.ndarray:
-    """Draw the edges that models are trained on, uint8 `(height, width)`: 255 where the thinned Laplacian is not 0."""
-    laplacian = scipy.ndimage.laplace(label_map.astype(np.int32), mode="mirror")
-    return np.where(thin((laplacian != 0).astype(np.uint64)), 255, 0).astype(np.uint8)
+def map_classes(label_map: np.ndarray) -> np.ndarray:
+    """Turns the 459 classes into the 21: what is none of them is background."""
+    classes = np.zeros(NUM_CONTEXT_CLASSES + 1, np.uint8)
+    classes[CONTEXT_IDS] = np.arange(len(CONTEXT_IDS))
+    return classes[label_map]
 
 
-DECODERS: dict[str, Callable[[bytes], np.ndarray]] = {
-    "image": decode_colours,
-    "semseg": decode_semseg,
-    "saliency": decode_saliency,
-    "normal": decode_colours,
-    "label_map": decode_label_map,
-}
-
-
-def encode_png(values: np.ndarray) -> bytes:
-    """Store a map as PNG; `datasets` would store 16-bit ones as TIFF, a hundred times larger."""
-    buffer = BytesIO()
-    Image.fromarray(values).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-def read_file(column: str, path: str, shape: tuple[int, int] | None = None) -> tuple[bytes, np.ndarray]:
-    """Read and decode one file of a frame.
+def read_frame(frame: Frame) -> Maps:
+    """Reads the image and the maps of one frame, and derives what there are no files for.
 
     Args:
-        column: Key of `FILES`.
-        path: The file.
-        shape: Height and width of the image, where the file is a map.
+        frame: As `find_frames` returns them.
 
     Returns:
-        Its bytes, and its values: uint8 or uint16 of shape `(height, width)`, colours `(height, width, 3)`.
+        Column name to what `Source.read` returns.
 
     Raises:
-        ValueError: If the file cannot be read, holds what it should not, or is not of that size.
+        BrokenFrameError: If files cannot be read, hold what they should not, or are not of the image's size.
     """
-    try:
-        data = Path(path).read_bytes()
-        values = decode_parsing(data, shape) if column == "parsing" else DECODERS[column](data)
-        if shape is not None and values.shape[:2] != shape:
-            raise ValueError(f"a map must have the size of its image, {shape} (height, width); got {values.shape[:2]}")
-    except Exception as error:  # on a broken picture PIL, too, raises whatever it stumbles over
-        name = Path(path).stem
-        raise ValueError(f"Cannot use {path}: {error}. Restore the file, or take {name} off the list.") from error
-    return data, values
-
-
-def read_frame(files: Files) -> dict[str, bytes]:
-    """Read the image and the maps of one frame.
-
-    Args:
-        files: As `find_frames` returns them.
-
-    Returns:
-        Column name to picture: the image as the bytes of its file, the maps as PNG.
-
-    Raises:
-        ValueError: If a file cannot be read, holds what it should not, or is not of the image's size.
-    """
-    data, image = read_file("image", files["image"])
-    shape = image.shape[:2]
-    maps = {
-        column: np.full(shape, 255, np.uint8) if path is None else read_file(column, path, shape)[1]
-        for column, path in files.items()
-        if column != "image"
+    reader = FrameReader(frame["id"])
+    maps = {"image": reader.read(frame["image"], read_colours)}
+    reader.finish()  # no map can be judged without the size of the image
+    readers = {
+        "semseg": read_semseg,
+        "parsing": partial(read_parsing, shape=reader.shape),
+        "saliency": read_saliency,
+        "normal": read_colours,
+        "label_map": read_label_map,
     }
+    maps |= {column: reader.read(frame[column], read) for column, read in readers.items() if frame.get(column)}
+    reader.finish()
+    maps["image"] = Path(frame["image"]).read_bytes()
+    if "parsing" in frame and frame["parsing"] is None:
+        maps["parsing"] = np.full(reader.shape, 255, np.uint8)
     if "label_map" in maps:
-        maps["boundary"] = draw_boundary(maps["label_map"])
-    if "label_map" in maps and "normal" in maps:
-        maps["normal"] = keep_shared_classes(maps["normal"], maps["label_map"])
-    return {"image": data, **{column: encode_png(values) for column, values in maps.items()}}
+        maps["boundary"] = boundaries_from_labels(maps["label_map"])
+        maps.setdefault("semseg", map_classes(maps["label_map"]))
+        if "normal" in maps:
+            maps["normal"] = keep_shared_classes(maps["normal"], maps["label_map"])
+    return maps
 
 
-class PASCALContextConfig(datasets.BuilderConfig):
-    """`data_dir` is the folder that contains `PASCALContext/` or `PASCAL_MT/`, or that folder itself."""
+class PASCALContextConfig(SourceConfig):
+    """`data_dir` is what `find_source` takes."""
 
-    def create_config_id(self, config_kwargs: dict, custom_features: datasets.Features | None = None) -> str:
-        """Name the cache by the files that are read, so that an edited list or an added folder is read anew."""
-        root = find_root(self.data_dir)
-        frames = {split: find_frames(root, split) for split in LISTS}
-        return super().create_config_id({**config_kwargs, "data_dir": str(root), **frames}, custom_features)
+    find_source = staticmethod(find_source)
 
 
-class PASCALContext(datasets.GeneratorBasedBuilder):
+class PASCALContext(SourceBuilder):
     """PASCAL-Context with 21 classes, human parts, saliency, normals and boundaries, from `data_dir`.
 
-    Rows carry "id", the columns of `rows.FEATURES` that the folder has maps for, and, beside "boundary", "label_map":
-    the full `LabelMap`, which the boundary F-measure takes for its ground truth. A cache is made anew when `data_dir`,
-    one of its lists or the set of its files changes; after replacing maps, pass `download_mode="force_redownload"` to
-    `download_and_prepare`.
+    Rows carry the columns of `rows.FEATURES` that there are maps for, and, beside "boundary", "label_map": the full
+    `LabelMap`, which the boundary F-measure takes for its ground truth.
     """
 
-    # A change of how files are read must raise the version: it is part of the path of the cache.
-    VERSION = datasets.Version("1.0.0")
     BUILDER_CONFIG_CLASS = PASCALContextConfig
-    DEFAULT_WRITER_BATCH_SIZE = 16
-
-    def _info(self) -> datasets.DatasetInfo:
-        columns = list(find_places(find_root(self.config.data_dir)))
-        if "label_map" in columns:
-            columns.insert(-1, "boundary")
-        features = {"id": datasets.Value("string"), **{column: COLUMNS[column] for column in columns}}
-        return datasets.DatasetInfo(description=__doc__, features=datasets.Features(features))
-
-    def _split_generators(self, dl_manager: datasets.DownloadManager) -> list[datasets.SplitGenerator]:
-        root = find_root(self.config.data_dir)
-        frames = {split: find_frames(root, split) for split in LISTS}
-        check_files([files for split in frames.values() for files in split])
-        # The list is what `datasets` cuts into shards for its processes.
-        return [datasets.SplitGenerator(split, gen_kwargs={"frames": frames[split]}) for split in frames]
-
-    def _generate_examples(self, frames: list[Files]) -> Iterator[tuple[str, dict]]:
-        for files in frames:
-            name = Path(files["image"]).stem
-            yield name, {"id": name, **read_frame(files)}

@@ -1,0 +1,237 @@
+import io
+import struct
+import tarfile
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from transformers_sem.data import files
+from transformers_sem.data.files import BrokenFrameError, FrameReader, find_root, read_list, unpack
+
+
+@pytest.fixture(autouse=True)
+def unpack_into(tmp_path, monkeypatch):
+    folder = tmp_path / "extracted"
+    monkeypatch.setattr("datasets.config.EXTRACTED_DATASETS_PATH", str(folder))
+    return folder
+
+
+def save(path: Path, values: np.ndarray) -> str:
+    np.save(path, values) if path.suffix == ".npy" else Image.fromarray(values).save(path)
+    return str(path)
+
+
+GREY = np.arange(12, dtype=np.uint8).reshape(3, 4)
+COLOURS = np.arange(36, dtype=np.uint8).reshape(3, 4, 3)
+
+
+@pytest.mark.parametrize("values", [GREY, COLOURS, GREY > 5, GREY.astype(np.uint16) * 300], ids=str)
+def test_pictures(tmp_path, values):
+    np.testing.assert_array_equal(files.read_picture(save(tmp_path / "a.png", values)), values)
+
+
+def test_a_palette_is_for_ids(tmp_path):
+    picture = Image.fromarray(GREY)
+    picture.putpalette(range(255, -1, -1))
+    picture.save(tmp_path / "a.png")
+    path = str(tmp_path / "a.png")
+    np.testing.assert_array_equal(files.read_ids(path, range(12), ignored=255), GREY)
+    with pytest.raises(ValueError, match="must be grey or RGB; got a palette, save it without"):
+        files.read_edges(path)
+
+
+def test_another_format_than_the_name_says(tmp_path):
+    Image.fromarray(COLOURS).save(tmp_path / "a.png", "JPEG")
+    with pytest.raises(ValueError, match="name says PNG, but it is a JPEG file, which may have lost .* rename it"):
+        files.read_colours(str(tmp_path / "a.png"))
+
+
+def write_header_bomb(path: Path, side: int = 60_000) -> str:
+    """A PNG of some bytes that says it is huge."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
+    path.write_bytes(
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"0")) + chunk(b"IEND", b"")
+    )
+    return str(path)
+
+
+def test_header_bomb(tmp_path):
+    reader = FrameReader("a")
+    assert reader.read(write_header_bomb(tmp_path / "a.png"), files.read_colours) is None
+    with pytest.raises(
+        BrokenFrameError, match=r"a.png: Image size \(3600000000 pixels\) exceeds limit.* Restore the file"
+    ):
+        reader.finish()
+
+
+def test_array_of_a_huge_header(tmp_path):
+    path = tmp_path / "a.npy"
+    save(path, np.zeros((3, 4)))
+    path.write_bytes(path.read_bytes().replace(b"(3, 4)", b"(60000, 60000)", 1))
+    reader = FrameReader("a")
+    assert reader.read(str(path), files.read_npy) is None
+    assert "Cannot use" in reader.problems[0]
+
+
+def test_all_problems_of_a_frame_are_told(tmp_path):
+    reader = FrameReader("0001")
+    image = reader.read(save(tmp_path / "image.png", COLOURS), files.read_colours)
+    assert reader.read(str(tmp_path / "missing.png"), files.read_edges) is None
+    assert reader.read(save(tmp_path / "small.png", GREY[:2]), files.read_edges) is None
+    np.testing.assert_array_equal(image, COLOURS)
+    with pytest.raises(BrokenFrameError) as error:
+        reader.finish()
+    first, second = str(error.value).split("\n")
+    assert "missing.png: it is missing. Restore the file, or take 0001 off the list." in first
+    assert "small.png: a map must have the size of its image, (3, 4) (height, width); got (2, 4)." in second
+
+
+def test_depth(tmp_path):
+    depth = files.read_depth(save(tmp_path / "a.npy", np.array([[0.0, 1.5], [np.nan, 20.0]])), max_depth=20.0)
+    np.testing.assert_array_equal(depth, np.array([[np.nan, 1.5], [np.nan, 20.0]], np.float32))
+    assert depth.dtype == np.float32
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (np.array([[700.0, 3000.0]]), "at most 20; got up to 3000, .* millimetres divided by 1000"),
+        (np.array([[700, 3000]], np.uint16), "floating point metres .* got uint16"),
+        (np.array([[-1.0]]), "metres >= 0, 0 invalid; got -1.0"),
+        (np.array([[np.inf]]), "metres >= 0"),
+        (np.ones((1, 2, 3)), r"\(1, 2, 3\)"),
+    ],
+)
+def test_depth_that_is_none(tmp_path, values, message):
+    with pytest.raises(ValueError, match=message):
+        files.read_depth(save(tmp_path / "a.npy", values), max_depth=20.0)
+
+
+def test_normals_as_vectors_and_as_codes(tmp_path):
+    codes = np.array([[[255, 128, 128], [0, 0, 128]]], np.uint8)
+    np.testing.assert_array_equal(files.read_normals(save(tmp_path / "a.png", codes)), codes)
+    vectors = save(tmp_path / "a.npy", codes.astype(np.float32) / 127.5 - 1)
+    np.testing.assert_array_equal(files.read_normals(vectors), codes)
+    with pytest.raises(ValueError, match="must be floating point -1..1"):
+        files.read_normals(save(tmp_path / "b.npy", codes.astype(np.float32)))
+
+
+def test_lists(tmp_path):
+    path = tmp_path / "train.txt"
+    path.write_text("b\na\n\n")
+    assert read_list(path) == ["b", "a"]
+    for text, message in {
+        "": "at least one id",
+        "a\nb\na\n": r"listed once; .*repeats \['a'\]",
+        "../../etc/passwd": "An id is a plain name",
+        "/etc/passwd": "An id is a plain name",
+        "..\\a": "An id is a plain name",
+    }.items():
+        path.write_text(text)
+        with pytest.raises(ValueError, match=message):
+            read_list(path)
+
+
+def test_roots(tmp_path):
+    def find(path):
+        return find_root(path, lambda folder: (folder / "images").is_dir(), "a folder of images")
+
+    (tmp_path / "a" / "images").mkdir(parents=True)
+    assert find(tmp_path / "a") == find(tmp_path) == find(str(tmp_path / "a" / ".." / "a")) == tmp_path / "a"
+    (tmp_path / "b" / "images").mkdir(parents=True)
+    with pytest.raises(ValueError, match="holds several data sets, .*a'.*b'.*pass one of them"):
+        find(tmp_path)
+    with pytest.raises(FileNotFoundError, match="Pass a folder of images; .*images is none"):
+        find(tmp_path / "a" / "images")
+    with pytest.raises(FileNotFoundError, match="There is no file or folder .*c; pass a folder of images"):
+        find(tmp_path / "c")
+    with pytest.raises(ValueError, match="data_dir is None; pass a folder of images"):
+        find(None)
+
+
+def write_archive(path: Path, members: dict[str, bytes | tarfile.TarInfo]) -> Path:
+    with tarfile.open(path, "w:gz" if path.suffix == ".gz" else "w") as tar:
+        for name, content in members.items():
+            member = content if isinstance(content, tarfile.TarInfo) else tarfile.TarInfo(name)
+            if isinstance(content, bytes):
+                member.size = len(content)
+                tar.addfile(member, io.BytesIO(content))
+            else:
+                tar.addfile(member)
+    return path
+
+
+@pytest.mark.parametrize("name", ["a.tar", "a.tar.gz"])
+def test_archive(tmp_path, unpack_into, name):
+    archive = write_archive(tmp_path / name, {"a/b.txt": b"1", "a/c.txt": b"2"})
+    folder = unpack(archive)
+    assert folder.parent == unpack_into
+    assert (folder / "a" / "b.txt").read_bytes() == b"1"
+    assert [*unpack_into.iterdir()] == [folder]
+    (folder / "a" / "c.txt").unlink()
+    assert unpack(archive) == folder and not (folder / "a" / "c.txt").exists()  # once
+    write_archive(archive, {"a/b.txt": b"234"})
+    assert (unpack(archive) / "a" / "b.txt").read_bytes() == b"234"  # another archive
+
+
+def make_member(name: str, kind: bytes, target: str = "") -> tarfile.TarInfo:
+    member = tarfile.TarInfo(name)
+    member.type, member.linkname = kind, target
+    return member
+
+
+HOSTILE = {
+    "parent": {"../evil.txt": b"1"},
+    "parent inside": {"a/../../evil.txt": b"1"},
+    "absolute": {"/tmp/evil_of_transformers_sem.txt": b"1"},
+    "symbolic link": {"link": make_member("link", tarfile.SYMTYPE, "/etc")},
+    "link inside": {"a.txt": b"1", "link": make_member("link", tarfile.SYMTYPE, "a.txt")},
+    "hard link": {"a.txt": b"1", "link": make_member("link", tarfile.LNKTYPE, "a.txt")},
+    "device": {"device": make_member("device", tarfile.CHRTYPE)},
+    "pipe": {"pipe": make_member("pipe", tarfile.FIFOTYPE)},
+}
+
+
+@pytest.mark.parametrize("members", HOSTILE.values(), ids=HOSTILE)
+def test_hostile_archive(tmp_path, unpack_into, members):
+    archive = write_archive(tmp_path / "a.tar", {"good.txt": b"1", **members})
+    with pytest.raises(
+        ValueError, match="Cannot unpack .*a.tar: .*leads elsewhere, or is neither a file nor a folder"
+    ):
+        unpack(archive)
+    assert [*unpack_into.iterdir()] == []
+    assert [*tmp_path.rglob("evil*")] == [] and not Path("/tmp/evil_of_transformers_sem.txt").exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"<html>", "cut"])
+def test_broken_archive(tmp_path, unpack_into, content):
+    noise = np.random.default_rng(0).integers(0, 256, 100_000, dtype=np.uint8).tobytes()
+    archive = write_archive(tmp_path / "a.tar.gz", {"a/b.txt": noise, "a/c.txt": noise})
+    archive.write_bytes(archive.read_bytes()[:120_000] if content == "cut" else content)
+    with pytest.raises(ValueError, match="Cannot unpack .*a.tar.gz: .* Download it again, or unpack it yourself"):
+        unpack(archive)
+    assert [*unpack_into.iterdir()] == []
+
+
+def test_full_disk(tmp_path, unpack_into, monkeypatch):
+    archive = write_archive(tmp_path / "a.tar", {"a/b.txt": b"1", "a/c.txt": b"2"})
+    extract = tarfile.TarFile.extract
+
+    def fail(self, member, *arguments, **options):
+        if member.name == "a/c.txt":
+            raise OSError(28, "No space left on device")
+        extract(self, member, *arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tarfile.TarFile, "extract", fail)
+        with pytest.raises(OSError, match="Cannot unpack .*No space left on device. Free some space, or set HF_HOME"):
+            unpack(archive)
+    assert [*unpack_into.iterdir()] == []
+    assert (unpack(archive) / "a" / "c.txt").read_bytes() == b"2"

@@ -1,0 +1,233 @@
+"""Every form of NYU-Depth v2 gives the same rows."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import scipy.io
+from PIL import Image
+
+from transformers_sem.data.files import BrokenFrameError
+from transformers_sem.data.nyud_v2 import NYUDv2, find_source
+
+from . import nyud_v2_forms as forms
+
+
+REAL_FRAMES = Path(os.environ.get("SEM_NYUD_V2_DIR", Path(__file__).resolve().parents[3] / "shared"))
+EXPAND_TOOL = REAL_FRAMES / "tools" / "expand_nyud_v2.py"
+IDS = {"train": ["0003", "0001"], "val": ["0002"]}
+SHAPE = (425, 560)
+
+
+def write_frame(root: Path, name: str) -> None:
+    """A slanted floor with boxes on it, in noise."""
+    rng = np.random.default_rng(int(name))
+    segmentation = np.kron(rng.integers(0, 41, (17, 20), dtype=np.uint8), np.ones((25, 28), np.uint8))
+    depth = (np.linspace(4, 1, SHAPE[0])[:, None] + np.kron(rng.random((17, 20)) > 0.8, np.ones((25, 28))) / 4).repeat(
+        1, 1
+    )
+    depth[200:210, 300:330] = 0
+    noise = rng.integers(0, 256, (*SHAPE, 3), dtype=np.uint8)
+    pictures = {
+        "images": noise,
+        "segmentation": segmentation,
+        "normals": np.kron(rng.integers(0, 256, (17, 20, 3), dtype=np.uint8), np.ones((25, 28, 1), np.uint8)),
+        "edge": (segmentation == 7).astype(np.uint8) * 255,
+    }
+    for folder, values in pictures.items():
+        Image.fromarray(values).save(root / folder / f"{name}.png")
+    np.save(root / "depth" / f"{name}.npy", depth.astype(np.float32))
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    root = tmp_path_factory.mktemp("data") / "NYUDv2"
+    for folder in ("images", "segmentation", "depth", "normals", "edge", "gt_sets"):
+        (root / folder).mkdir(parents=True)
+    for split, names in IDS.items():
+        (root / f"gt_sets/{split}.txt").write_text("\n".join(names))
+        for name in names:
+            write_frame(root, name)
+    return root
+
+
+@pytest.fixture(scope="module")
+def bare_root(root, tmp_path_factory):
+    """The same without files of normals and edges."""
+    return without_derivable(root, tmp_path_factory.mktemp("bare") / "NYUDv2")
+
+
+def without_derivable(root: Path, target: Path) -> Path:
+    return shutil.copytree(root, target, ignore=shutil.ignore_patterns("normals", "edge"))
+
+
+@pytest.fixture(autouse=True)
+def unpack_into(tmp_path, monkeypatch):
+    monkeypatch.setattr("datasets.config.EXTRACTED_DATASETS_PATH", str(tmp_path / "extracted"))
+
+
+def read_rows(data_dir: Path) -> dict[str, list[dict]]:
+    source = find_source(data_dir)
+    return {
+        split: [
+            source.features.decode_example(source.features.encode_example(source.read_row(frame))) for frame in frames
+        ]
+        for split, frames in source.frames.items()
+    }
+
+
+def assert_equal_rows(rows: dict[str, list[dict]], expected: dict[str, list[dict]]) -> None:
+    assert {split: [row["id"] for row in part] for split, part in rows.items()} == {
+        split: [row["id"] for row in part] for split, part in expected.items()
+    }
+    for split, part in expected.items():
+        for row, expected_row in zip(rows[split], part, strict=True):
+            assert list(row) == list(expected_row)
+            for column, value in expected_row.items():
+                assert (row[column] == value) if not isinstance(value, Image.Image) else True
+                np.testing.assert_array_equal(np.asarray(row[column]), np.asarray(value), err_msg=column)
+
+
+def test_archive(root, tmp_path):
+    archive = forms.write_archive(root, tmp_path / "NYUDv2.tar.gz")
+    assert_equal_rows(read_rows(archive), read_rows(root))
+
+
+def test_full_frames(root, tmp_path):
+    target = forms.write_full_frames(root, tmp_path / "NYUD_MT")
+    rows = read_rows(target.parent)
+    assert rows["train"][0]["image"].size == (560, 425)
+    assert_equal_rows(rows, read_rows(root))
+
+
+def test_full_frames_as_arrays(root, tmp_path):
+    """Some copies have maps as .npy, normals as vectors."""
+    target = forms.write_full_frames(root, tmp_path / "NYUD_MT")
+    for folder in ("segmentation", "edge", "normals"):
+        for path in sorted((target / folder).iterdir()):
+            values = forms.read(path)
+            np.save(path.with_suffix(".npy"), values / 127.5 - 1 if folder == "normals" else values)
+            path.unlink()
+    assert_equal_rows(read_rows(target), read_rows(root))
+
+
+def test_official_file(bare_root, tmp_path):
+    folder = forms.write_official(bare_root, tmp_path / "official")
+    expected = read_rows(bare_root)
+    assert_equal_rows(read_rows(folder), expected)
+    assert_equal_rows(read_rows(folder / "nyu_depth_v2_labeled.mat"), expected)
+    assert expected["train"][0]["derived"] == ["normal", "boundary"]
+
+
+def test_builder_of_every_form(bare_root, tmp_path):
+    expected = read_rows(bare_root)
+    sources = [
+        bare_root,
+        forms.write_archive(bare_root, tmp_path / "NYUDv2.tar"),
+        forms.write_full_frames(bare_root, tmp_path / "NYUD_MT"),
+        forms.write_official(bare_root, tmp_path / "official"),
+    ]
+    for source in sources:
+        builder = NYUDv2(data_dir=str(source), cache_dir=str(tmp_path / "cache"))
+        builder.download_and_prepare()
+        assert_equal_rows({split: list(rows) for split, rows in builder.as_dataset().items()}, expected)
+
+
+def test_derived_columns_are_named(root, tmp_path):
+    assert [row["derived"] for row in read_rows(root)["train"]] == [[], []]
+    shutil.copytree(root, tmp_path / "a", ignore=shutil.ignore_patterns("edge"))
+    assert [row["derived"] for row in read_rows(tmp_path / "a")["train"]] == [["boundary"]] * 2
+
+
+def test_normals_of_an_unknown_camera(bare_root, tmp_path):
+    small = shutil.copytree(bare_root, tmp_path / "small")
+    for path in [*small.rglob("*.png"), *small.rglob("*.npy")]:
+        values = forms.read(path)[:100, :100]
+        np.save(path, values) if path.suffix == ".npy" else Image.fromarray(values).save(path)
+    with pytest.raises(BrokenFrameError, match=r"camera is known; 0003 is \(100, 100\). Add a folder normals/"):
+        read_rows(small)
+
+
+@pytest.mark.parametrize("name", ["splits.mat", "classMapping40.mat"])
+def test_official_file_alone(bare_root, tmp_path, name):
+    folder = forms.write_official(bare_root, tmp_path / "official")
+    (folder / name).unlink()
+    with pytest.raises(FileNotFoundError, match="nyu_depth_v2_labeled.mat needs .* beside it.* Put it there"):
+        find_source(folder)
+
+
+def test_class_map_of_version_7_3(bare_root, tmp_path):
+    folder = forms.write_official(bare_root, tmp_path / "official")
+    values = scipy.io.loadmat(folder / "classMapping40.mat")["mapClass"]
+    with h5py.File(folder / "classMapping40.mat", "w") as file:
+        file["mapClass"] = values.T
+    assert_equal_rows(read_rows(folder), read_rows(bare_root))
+
+
+def cut_in_half(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def test_broken_official_files(bare_root, tmp_path):
+    folder = forms.write_official(bare_root, tmp_path / "official")
+    for name in ("splits.mat", "classMapping40.mat", "nyu_depth_v2_labeled.mat"):
+        cut_in_half(folder / name)
+        with pytest.raises(ValueError, match=f"(?s)(Cannot use .*{name}|MATLAB file)"):
+            find_source(folder)
+        shutil.rmtree(folder)
+        forms.write_official(bare_root, folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "message"),
+    [("labels", (3, 480, 640), r"arrays must be .*got .*\(3, 480, 640\)"), (None, None, "images, depths and labels")],
+)
+def test_other_arrays(bare_root, tmp_path, name, shape, message):
+    folder = forms.write_official(bare_root, tmp_path / "official")
+    with h5py.File(folder / "nyu_depth_v2_labeled.mat", "a") as file:
+        del file["labels"]
+        if name:
+            file.create_dataset(name, shape, np.uint16)
+    with pytest.raises(ValueError, match=f"(?s){message}.*Download it again"):
+        find_source(folder)
+
+
+@pytest.mark.parametrize("numbers", [[[1.5]], [[0]], [[4]], [[1], [1]], np.zeros((0, 1))])
+def test_splits_of_other_frames(bare_root, tmp_path, numbers):
+    folder = forms.write_official(bare_root, tmp_path / "official")
+    scipy.io.savemat(folder / "splits.mat", {"trainNdxs": numbers, "testNdxs": [[2]]})
+    with pytest.raises(ValueError, match="Cannot use .*splits.mat: trainNdxs must be"):
+        find_source(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [("labels", 895, "0..894; got uint8, and uint16 up to 895"), ("depths", 3000, "another unit")],
+)
+def test_broken_frame_of_the_official_file(bare_root, tmp_path, name, value, message):
+    folder = forms.write_official(bare_root, tmp_path / "official")
+    with h5py.File(folder / "nyu_depth_v2_labeled.mat", "a") as file:
+        file[name][0, 100, 100] = value
+    with pytest.raises(BrokenFrameError, match=f"Cannot use frame 0001 of .*labeled.mat: .*{message}.* Download"):
+        read_rows(folder)
+
+
+@pytest.mark.skipif(not EXPAND_TOOL.is_file(), reason=f"no {EXPAND_TOOL}; set SEM_NYUD_V2_DIR to the real frames")
+def test_real_frames_in_every_form(tmp_path):
+    command = [sys.executable, str(EXPAND_TOOL), "--output", str(tmp_path), "--train", "2", "--val", "1"]
+    subprocess.run([*command, "--workers", "1"], check=True, capture_output=True)
+    root = tmp_path / "NYUDv2"
+    expected = read_rows(root)
+    assert_equal_rows(read_rows(forms.write_archive(root, tmp_path / "a.tar.gz")), expected)
+    assert_equal_rows(read_rows(forms.write_full_frames(root, tmp_path / "full" / "NYUD_MT")), expected)
+    bare = without_derivable(root, tmp_path / "bare")
+    rows = read_rows(forms.write_official(bare, tmp_path / "official"))
+    assert_equal_rows(rows, read_rows(bare))
+    for row, expected_row in zip(rows["train"], expected["train"], strict=True):
+        for column in ("image", "semseg", "depth"):
+            np.testing.assert_array_equal(np.asarray(row[column]), np.asarray(expected_row[column]))
