@@ -1,4 +1,4 @@
-"""NYU-Depth v2 in the other forms that it goes round in, written from the folder of 425 x 560 frames as they are documented."""
+"""NYU-Depth v2 on disk: a folder of tiny frames, and the other forms that it goes round in, as they are documented."""
 
 import shutil
 import tarfile
@@ -10,7 +10,34 @@ import scipy.io
 from PIL import Image
 
 
+HEIGHT, WIDTH = 10, 14
 WINDOW = (slice(45, 470), slice(40, 600))
+
+
+def write_tiny_frame(root: Path, name: str) -> None:
+    rng = np.random.default_rng(int(name))
+    colours = rng.integers(0, 256, (2, HEIGHT, WIDTH, 3), dtype=np.uint8)
+    segmentation = rng.integers(0, 41, (HEIGHT, WIDTH), dtype=np.uint8)
+    segmentation[0, :2] = 0, 40
+    depth = rng.uniform(0.5, 9.9, (HEIGHT, WIDTH)).astype(np.float32)
+    depth[0, 0] = 0
+    colours[1, 0, 0] = 128
+    edge = rng.integers(0, 2, (HEIGHT, WIDTH), dtype=np.uint8) * 255
+    pictures = {"images": colours[0], "normals": colours[1], "segmentation": segmentation, "edge": edge}
+    for folder, values in pictures.items():
+        Image.fromarray(values).save(root / folder / f"{name}.png")
+    np.save(root / "depth" / f"{name}.npy", depth)
+
+
+def write_tiny_folder(root: Path, ids: dict[str, list[str]]) -> Path:
+    """A NYUDv2 folder of tiny frames."""
+    for folder in ("images", "segmentation", "depth", "normals", "edge", "gt_sets"):
+        (root / folder).mkdir(parents=True)
+    for split, names in ids.items():
+        (root / "gt_sets" / f"{split}.txt").write_text("\n".join(names) + "\n")
+        for name in names:
+            write_tiny_frame(root, name)
+    return root
 
 
 def read(path: Path) -> np.ndarray:

@@ -14,40 +14,19 @@ from transformers_sem.data.nyud_v2 import CLASS_NAMES, NYUDv2
 from transformers_sem.data.rows import FEATURES
 from transformers_sem.tasks import TASKS, to_label
 
+from .nyud_v2_forms import HEIGHT, WIDTH, write_tiny_folder
 
-HEIGHT, WIDTH = 10, 14
+
 IDS = {"train": ["0003", "0001", "0010"], "val": ["0002", "0007"]}
 COLUMNS = ["image", "semseg", "depth", "normal", "boundary"]
 REAL_FRAMES = Path(os.environ.get("SEM_NYUD_V2_DIR", Path(__file__).resolve().parents[3] / "shared"))
 EXPAND_TOOL = REAL_FRAMES / "tools" / "expand_nyud_v2.py"
 
 
-def write_frame(root: Path, name: str) -> None:
-    rng = np.random.default_rng(int(name))
-    colours = rng.integers(0, 256, (2, HEIGHT, WIDTH, 3), dtype=np.uint8)
-    segmentation = rng.integers(0, 41, (HEIGHT, WIDTH), dtype=np.uint8)
-    segmentation[0, :2] = 0, 40
-    depth = rng.uniform(0.5, 9.9, (HEIGHT, WIDTH)).astype(np.float32)
-    depth[0, 0] = 0
-    colours[1, 0, 0] = 128
-    edge = rng.integers(0, 2, (HEIGHT, WIDTH), dtype=np.uint8) * 255
-    pictures = {"images": colours[0], "normals": colours[1], "segmentation": segmentation, "edge": edge}
-    for folder, values in pictures.items():
-        PILImage.fromarray(values).save(root / folder / f"{name}.png")
-    np.save(root / "depth" / f"{name}.npy", depth)
-
-
 @pytest.fixture
 def root(tmp_path):
     """A tiny NYUDv2 folder."""
-    root = tmp_path / "data" / "NYUDv2"
-    for folder in ("images", "segmentation", "depth", "normals", "edge", "gt_sets"):
-        (root / folder).mkdir(parents=True)
-    for split, ids in IDS.items():
-        (root / "gt_sets" / f"{split}.txt").write_text("\n".join(ids) + "\n")
-        for name in ids:
-            write_frame(root, name)
-    return root
+    return write_tiny_folder(tmp_path / "data" / "NYUDv2", IDS)
 
 
 @pytest.fixture

@@ -11,7 +11,9 @@ import argparse
 import hashlib
 import os
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +51,16 @@ def find_problem(frame: Frame, to_row: Callable[[Frame], dict[str, Any]]) -> str
     return str(row) if isinstance(row, BrokenFrameError) else None
 
 
+@contextmanager
+def mapping(num_processes: int) -> Iterator[Callable[..., Iterator]]:
+    """A `map` over processes; one process needs no others."""
+    if num_processes == 1:
+        yield map
+        return
+    with process_pool(num_processes) as pool:
+        yield pool.map
+
+
 def verify(source: Source, num_processes: int) -> list[str]:
     """Reads every file of a data set, and writes nothing.
 
@@ -60,8 +72,8 @@ def verify(source: Source, num_processes: int) -> list[str]:
         What is wrong, a line for each file, and what to do about it.
     """
     frames = [frame for split in source.frames.values() for frame in split]
-    with process_pool(num_processes) as pool:
-        found = pool.map(find_problem, frames, [source.read_row] * len(frames), chunksize=4)
+    with mapping(num_processes) as apply:
+        found = apply(find_problem, frames, repeat(source.read_row, len(frames)))
         problems = [problem for problem in tqdm(found, desc="verifying", total=len(frames), unit="frame") if problem]
     train, validation = ({frame["id"] for frame in split} for split in source.frames.values())
     both = sorted(train & validation)
@@ -153,10 +165,10 @@ def write_missing(source: Source, folder: Path, plan: Plan, num_processes: int, 
     num_frames, num_missing = (sum(len(frames) for frames in shards.values()) for shards in (plan, missing))
     problems = []
     bar = tqdm(desc=f"writing {folder}", initial=num_frames - num_missing, total=num_frames, unit="frame")
-    with bar, process_pool(num_processes) as pool:
+    with bar, mapping(num_processes) as apply:
         for name, frames in missing.items():
             rows = []
-            for row in pool.map(try_row, frames, [source.read_row] * len(frames)):
+            for row in apply(try_row, frames, repeat(source.read_row, len(frames))):
                 (problems if isinstance(row, BrokenFrameError) else rows).append(row)
                 bar.update()
             if len(rows) == len(frames) or skip_broken:
@@ -172,7 +184,8 @@ def write_shard(path: Path, rows: list[dict[str, Any]], features: datasets.Featu
     """
     unfinished = path.with_suffix(".unfinished")
     try:
-        datasets.Dataset.from_list(rows, features=features).to_parquet(unfinished, batch_size=ROWS_PER_GROUP)
+        table = datasets.Dataset.from_list(rows, features=features).data.table
+        pyarrow.parquet.write_table(table, unfinished, row_group_size=ROWS_PER_GROUP)
         os.replace(unfinished, path)
     except OSError as error:
         raise OSError(
