@@ -3,34 +3,51 @@
     python scripts/benchmark.py cost [--config scripts/configs/vit_large_nyud_v2.yaml]
     python scripts/benchmark.py boundary
     python scripts/benchmark.py metrics [--config scripts/configs/swin_tiny_nyud_v2.yaml]
+    python scripts/benchmark.py data [--config scripts/configs/vit_base_nyud_v2.yaml]
 
 `cost` counts parameters and multiply-accumulates of one image, encoder and everything that SEM adds, attention counted the
 same way on both sides. It needs no memory to speak of: the model is built without weights.
 `boundary` times the boundary measure on made-up images of 480 x 640, stage by stage, and on one process and two.
 `metrics` times all other metrics of one image against the forward pass of a model with random weights, on the CPU.
+`data` times the training loader over prepared NYU-Depth v2 against the same loader over its files, read with PIL and numpy,
+on made-up frames; and says how much of the training steps on a GPU this would feed.
 """
 
 import argparse
+import math
 import time
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
+import datasets
 import numpy as np
 import torch
+from PIL import Image
 from scipy.ndimage import gaussian_filter
 from scipy.spatial import cKDTree
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm.auto import tqdm
 
-from transformers_sem import TASKS, SEMConfig, SEMForMultiTaskDensePrediction
+from transformers_sem import TASKS, SEMConfig, SEMForMultiTaskDensePrediction, SEMImageProcessor
 from transformers_sem import boundary as measure
 from transformers_sem.boundary_files import process_pool
-from transformers_sem.data import get_benchmark
-from transformers_sem.data.transforms import row_to_tensors
+from transformers_sem.data import get_benchmark, nyud_v2
+from transformers_sem.data.preparing import prepare
+from transformers_sem.data.rows import encode_row
+from transformers_sem.data.scenes import render_scene
+from transformers_sem.data.sources import Frame
+from transformers_sem.data.transforms import TrainingAugmentation, TransformedDataset, row_to_tensors
 from transformers_sem.training.configuration import TrainingConfig, plain_errors
+from transformers_sem.training.loading import build_train_loader
 
 
 NYUD_MAX_DISTANCE = 0.011
+NUM_FRAMES, NUM_ROWS, NUM_ROUNDS = 24, 48, 7
+# What a training step sustains: 40 % of the 312e12 that an A100 can do in bf16. An assumption, not a measurement.
+ASSUMED_FLOPS_PER_SECOND = 125e12
 
 
 def count_multiply_accumulates(function, *inputs: torch.Tensor) -> float:
@@ -40,16 +57,22 @@ def count_multiply_accumulates(function, *inputs: torch.Tensor) -> float:
     return counter.get_total_flops() / 2e9
 
 
-def cost(config: TrainingConfig) -> None:
-    """Prints a table of encoder, the rest, and both."""
+def build_without_weights(config: TrainingConfig) -> tuple[SEMForMultiTaskDensePrediction, torch.Tensor]:
+    """A model whose operations can be counted, and an image for it."""
     with torch.device("meta"):
         model = SEMForMultiTaskDensePrediction(SEMConfig(**config.model)).eval()
         image = torch.empty(1, 3, *config.input_size)
     model.set_attn_implementation("eager")  # torch counts fused attention in another way
-    encoder = model.sem.backbone
-    for module in encoder.modules():
+    for module in model.sem.backbone.modules():
         if hasattr(module, "fused_attn"):  # timm's switch for the same
             module.fused_attn = False
+    return model, image
+
+
+def cost(config: TrainingConfig) -> None:
+    """Prints a table of encoder, the rest, and both."""
+    model, image = build_without_weights(config)
+    encoder = model.sem.backbone
     parameters = encoder.num_parameters() / 1e6, model.num_parameters() / 1e6
     operations = count_multiply_accumulates(encoder, image), count_multiply_accumulates(model, image)
     height, width = config.input_size
@@ -144,12 +167,148 @@ def metrics(config: TrainingConfig) -> None:
     print(f"{'all':12}{total:8.4f} s, {total / forward:7.2%} of the forward pass")
 
 
+def write_frame(root: Path, seed: int, height: int, width: int) -> None:
+    """Renders a room, and writes it as a frame of the folder `NYUDv2`, whose classes are 1..40."""
+    scene = render_scene(seed, height, width)
+    for column in nyud_v2.CLASS_NAMES:
+        scene[column] += 1
+    pictures = encode_row({column: scene[column] for column in nyud_v2.FILES})
+    for column, patterns in nyud_v2.FILES.items():
+        path = root / patterns[0].format(seed)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.suffix == ".npy":
+            np.save(path, scene[column])
+        else:
+            pictures[column].save(path)
+
+
+def write_frames(root: Path, num_frames: int, height: int = 425, width: int = 560) -> Path:
+    """Writes a folder `NYUDv2` of made-up frames to train on, and one to validate."""
+    for seed in tqdm(range(num_frames + 1), desc="frames"):
+        write_frame(root, seed, height, width)
+    seeds = {"train": range(num_frames), "validation": [num_frames]}
+    for split, path in nyud_v2.LISTS.items():
+        (root / path).parent.mkdir(exist_ok=True)
+        (root / path).write_text("\n".join(map(str, seeds[split])))
+    return root
+
+
+def read_raw(column: str, path: str) -> Image.Image | np.ndarray:
+    """Decodes a file for `row_to_tensors`; unchecked, unlike what prepares the data."""
+    if path.endswith(".npy"):
+        metres = np.load(path)
+        return np.where(metres > 0, metres, np.nan)
+    with Image.open(path) as picture:
+        picture.load()
+    # in 8 bits, 0 - 1 is 255, unlabelled
+    return np.asarray(picture) - np.uint8(1) if column in nyud_v2.CLASS_NAMES else picture
+
+
+class RawRows:
+    """Rows of a folder `NYUDv2`, each read from its files."""
+
+    def __init__(self, frames: list[Frame]) -> None:
+        self.frames = frames
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {column: read_raw(column, self.frames[index][column]) for column in nyud_v2.FILES}
+
+
+def both_rows(root: Path, output: Path) -> tuple[datasets.Dataset, RawRows]:
+    """Prepares a folder `NYUDv2`; returns its training rows as prepared, and as files."""
+    source = nyud_v2.find_source(root)
+    prepare(source, output, num_processes=1)
+    return get_benchmark("nyud_v2").load(str(output))["train"], RawRows(source.frames["train"])
+
+
+def transform(rows: datasets.Dataset | RawRows, config: TrainingConfig) -> TransformedDataset:
+    """What a training run makes of rows."""
+    size = dict(zip(("height", "width"), config.input_size, strict=True))
+    processor = SEMImageProcessor(size=size, pad_size=size, do_resize=False, do_pad=True)
+    augmentation = TrainingAugmentation(tuple(config.input_size), zoom=tuple(config.zoom))
+    tasks = [column for column in nyud_v2.FILES if column in TASKS]
+    return TransformedDataset(rows, tasks, processor, augmentation)
+
+
+def compare(sides: list[Callable[[], None]], num_rows: int, name: str) -> float:
+    """Prints rows per second of the prepared and the raw side, in turns, medians; returns that of the prepared side."""
+    for side in sides:
+        side()  # the files come to memory, the workers start
+    rates = []
+    for index in tqdm(range(NUM_ROUNDS), desc=name):
+        order = (0, 1) if index % 2 else (1, 0)
+        taken = {side: seconds(sides[side]) for side in order}
+        rates.append((num_rows / taken[0], num_rows / taken[1]))
+    prepared, raw = np.transpose(rates)
+    ratios = prepared / raw
+    print(
+        f"{name:20}{np.median(prepared):>10.1f}{np.median(raw):>10.1f}{np.median(ratios):>8.2f}  "
+        f"({ratios.min():.2f} to {ratios.max():.2f})"
+    )
+    return float(np.median(prepared))
+
+
+def compare_loading(sides: list[TransformedDataset], config: TrainingConfig, num_workers: int) -> float:
+    """`compare` of training loaders, whose workers stay between passes."""
+    loaders = [
+        build_train_loader(
+            side,
+            batch_size=config.batch_size,
+            first_sample=0,
+            num_samples=NUM_ROWS,
+            seed=config.seed,
+            num_workers=num_workers,
+        )
+        for side in sides
+    ]
+    passes = [lambda loader=loader: deque(loader, maxlen=0) for loader in loaders]
+    return compare(passes, NUM_ROWS, f"loader, workers {num_workers}")
+
+
+def print_share(config: TrainingConfig, rate: float) -> None:
+    """Prints which part of a training step on a GPU two workers feed."""
+    operations = count_multiply_accumulates(*build_without_weights(config))
+    teraflops = 3 * 2 * operations / 1e3  # a backward pass costs two forward passes
+    sustained = ASSUMED_FLOPS_PER_SECOND / 1e12
+    needed = sustained / teraflops
+    print(f"training {Path(config.output_dir).name}: 3 x 2 x {operations:.1f} GMAC = {teraflops:.3f} TFLOP for a row")
+    print(f"a GPU that sustains {sustained:.0f} TFLOP/s (assumed, not measured: 40 % of an A100's 312 in bf16)")
+    print(
+        f"needs {needed:.0f} rows/s; 2 workers give {rate:.1f}, {rate / needed:.1%} of it; "
+        f"{math.ceil(2 * needed / rate)} workers, a core each, would feed it"
+    )
+
+
+def data(config: TrainingConfig) -> None:
+    """Prints rows per second of prepared and of raw data, and the part of a training step on a GPU that they feed."""
+    with TemporaryDirectory() as folder:
+        datasets.config.HF_DATASETS_CACHE = Path(folder) / "cache"
+        rows = both_rows(write_frames(Path(folder) / "NYUDv2", NUM_FRAMES), Path(folder) / "prepared")
+        height, width = config.input_size
+        print(
+            f"{NUM_FRAMES} made-up frames, crops of {height} x {width}, batches of {config.batch_size}, {NUM_ROUNDS} rounds"
+        )
+        print(f"{'rows/s':20}{'prepared':>10}{'raw':>10}{'ratio':>8}")
+        compare(
+            [lambda side=side: [side[index] for index in range(len(side))] for side in rows],
+            NUM_FRAMES,
+            "decoding alone",
+        )
+        sides = [transform(side, config) for side in rows]
+        compare_loading(sides, config, num_workers=1)
+        print_share(config, compare_loading(sides, config, num_workers=2))
+
+
 MEASUREMENTS = {
     function.__name__: (function, config)
     for function, config in (
         (cost, "scripts/configs/vit_large_nyud_v2.yaml"),
         (boundary, "scripts/configs/vit_large_nyud_v2.yaml"),
         (metrics, "scripts/configs/swin_tiny_nyud_v2.yaml"),
+        (data, "scripts/configs/vit_base_nyud_v2.yaml"),
     )
 }
 

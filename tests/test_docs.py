@@ -11,7 +11,10 @@ from PIL import Image
 
 import transformers_sem
 from transformers_sem import TASKS, SEMForMultiTaskDensePrediction, SEMImageProcessor
+from transformers_sem.data.nyud_v2 import find_source
+from transformers_sem.data.preparing import prepare
 
+from .data.nyud_v2_forms import write_tiny_folder
 from .tiny import tiny_config
 
 
@@ -39,8 +42,10 @@ def test_these_docstrings_have_examples(name):
 
 @pytest.fixture
 def readme_folder(tmp_path, monkeypatch):
-    """A folder with what the README's examples find: a trained model and a photo."""
+    """A folder with what the README's examples find: a trained model, a photo and a prepared data set."""
     tasks = dict(TASKS)
+    source = find_source(write_tiny_folder(tmp_path / "NYUDv2", {"train": ["0001"], "val": ["0002"]}))
+    prepare(source, tmp_path / "nyud_v2", num_processes=1)
     SEMForMultiTaskDensePrediction(tiny_config()).save_pretrained(tmp_path / "runs" / "quickstart")
     SEMImageProcessor(size={"height": 64, "width": 64}).save_pretrained(tmp_path / "runs" / "quickstart")
     Image.fromarray(np.zeros((48, 80, 3), dtype=np.uint8)).save(tmp_path / "photo.jpg")

@@ -67,7 +67,7 @@ def test_the_card_says_what_is_in_the_folder(root, tmp_path):
     assert card.data.pretty_name == "NYUDv2"
     assert "| train | 7 | 795 |" in card.text and "| validation | 2 | 654 |" in card.text
     boundary = next(line for line in card.text.split("\n") if line.startswith("| `boundary`"))
-    assert "**derived**: drawn from the map of 40 classes" in boundary
+    assert "**derived**: drawn from the map of 40 classes, gaps filled" in boundary
     assert card.text.count("**derived**") == 1
     assert "broken: none" in card.text
     assert str(tmp_path) not in card.content

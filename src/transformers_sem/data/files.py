@@ -175,7 +175,10 @@ def read_depth(path: str, max_depth: float) -> np.ndarray:
     """
     depth = read_values(path)
     if depth.dtype.kind != "f" or depth.ndim != 2:
-        raise ValueError(f"depth must be floating point metres (height, width); got {depth.dtype} {depth.shape}")
+        raise ValueError(
+            f"depth must be floating point metres (height, width); got {depth.dtype} {depth.shape}: store metres, such as "
+            "millimetres divided by 1000"
+        )
     return check_depth(depth, max_depth)
 
 
@@ -334,7 +337,7 @@ def unpack(archive: Path) -> Path:
                 raise OSError(
                     f"Cannot unpack {archive} into {parent}: {error}. Free some space, or set HF_HOME."
                 ) from error
-            reason = str(error).split("\n")[0]
+            reason = str(error).split("\n")[0].rstrip(":")
             raise ValueError(
                 f"Cannot unpack {archive}: {reason}. Download it again, or unpack it yourself."
             ) from error

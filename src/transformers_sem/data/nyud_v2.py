@@ -25,7 +25,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from .derive import Intrinsics, boundaries_from_labels, normals_from_depth
+from .derive import Intrinsics, boundaries_from_labels, fill_unlabelled, normals_from_depth
 from .files import (
     BrokenFrameError,
     FrameReader,
@@ -162,7 +162,10 @@ def find_folder(root: Path) -> Source:
         ]
         for split, path in LISTS.items()
     }
-    explanations = {"normal": FITTED, "boundary": "drawn from the map of 40 classes, because there is no edge/"}
+    explanations = {
+        "normal": FITTED,
+        "boundary": "drawn from the map of 40 classes, gaps filled, because there is no edge/",
+    }
     return Source(
         **FACTS,
         variant="a folder of pictures, as multi-task papers share it",
@@ -188,7 +191,7 @@ def find_official(root: Path) -> Source:
         variant=f"the official {LABELED}",
         root=root,
         frames=frames,
-        derived={"normal": FITTED, "boundary": f"drawn from the map of {NUM_FINE_CLASSES} classes"},
+        derived={"normal": FITTED, "boundary": f"drawn from the map of {NUM_FINE_CLASSES} classes, gaps filled"},
         read=partial(read_official_frame, classes=read_class_map(root)),
     )
 
@@ -333,7 +336,7 @@ def finish_frame(name: str, maps: Maps, label_map: np.ndarray, image_file: bytes
             )
         maps["normal"] = code_normal(normals_from_depth(maps["depth"], INTRINSICS))
     if "boundary" not in maps:
-        maps["boundary"] = boundaries_from_labels(label_map)
+        maps["boundary"] = boundaries_from_labels(fill_unlabelled(label_map, 0))
     maps["semseg"] = np.where(maps["semseg"] == 0, 255, maps["semseg"] - 1).astype(np.uint8)
     return {**maps, "image": image_file or maps["image"]}
 

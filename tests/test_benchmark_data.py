@@ -1,0 +1,77 @@
+"""What `scripts/benchmark.py data` compares: two loaders that do the same work."""
+
+import importlib.util
+import re
+
+import pytest
+import torch
+
+from transformers_sem.training.configuration import TrainingConfig
+from transformers_sem.training.loading import build_train_loader
+
+from .conftest import REPOSITORY
+from .data.nyud_v2_forms import write_tiny_folder
+
+
+@pytest.fixture(scope="module")
+def benchmark():
+    spec = importlib.util.spec_from_file_location("benchmark_script", REPOSITORY / "scripts" / "benchmark.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+
+
+def write_made_up_frames(benchmark, root):
+    return benchmark.write_frames(root, num_frames=4, height=32, width=48)
+
+
+def write_frames_with_unknown_pixels(benchmark, root):
+    return write_tiny_folder(root, {"train": ["0001", "0002", "0003", "0004"], "val": ["0010"]})
+
+
+def assert_equal_samples(prepared, raw):
+    torch.testing.assert_close(raw["pixel_values"], prepared["pixel_values"], rtol=0, atol=0)
+    assert list(raw["labels"]) == list(prepared["labels"]) == ["semseg", "depth", "normal", "boundary"]
+    torch.testing.assert_close(raw["labels"], prepared["labels"], rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("write", [write_made_up_frames, write_frames_with_unknown_pixels])
+def test_both_sides_do_the_same_work(benchmark, cache, tmp_path, write):
+    config = TrainingConfig(input_size=[32, 48], batch_size=2)
+    rows = benchmark.both_rows(write(benchmark, tmp_path / "NYUDv2"), tmp_path / "prepared")
+    loaders = [
+        build_train_loader(
+            benchmark.transform(side, config), batch_size=2, first_sample=0, num_samples=8, seed=0, num_workers=0
+        )
+        for side in rows
+    ]
+    batches = list(zip(*loaders, strict=True))
+    assert len(batches) == 4
+    for prepared, raw in batches:
+        assert prepared["pixel_values"].shape == (2, 3, 32, 48)
+        assert_equal_samples(prepared, raw)
+    # augmented, and each draw its own: the second epoch shows the same frames, not the same samples
+    assert not torch.equal(batches[0][0]["pixel_values"], batches[2][0]["pixel_values"])
+
+
+def test_it_prints_three_ratios_and_the_share_of_a_training_step(benchmark, cache, tmp_path, monkeypatch, capsys):
+    write_frames = benchmark.write_frames
+    monkeypatch.setattr(
+        benchmark, "write_frames", lambda root, num_frames: write_frames(root, num_frames, height=32, width=48)
+    )
+    for name, value in (("NUM_FRAMES", 2), ("NUM_ROWS", 4), ("NUM_ROUNDS", 2)):
+        monkeypatch.setattr(benchmark, name, value)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    config = TrainingConfig.load(REPOSITORY / "scripts/configs/vit_base_nyud_v2.yaml", ["input_size=[64, 96]"])
+    benchmark.data(config)
+    printed = capsys.readouterr().out
+    assert len(re.findall(r"(?:decoding alone|workers \d) +[\d.]+ +[\d.]+ +[\d.]+ ", printed)) == 3
+    operations, teraflops = map(float, re.search(r"3 x 2 x ([\d.]+) GMAC = ([\d.]+) TFLOP", printed).groups())
+    assert teraflops == pytest.approx(6 * operations / 1e3, abs=1e-3)
+    assert re.search(r"needs \d+ rows/s; 2 workers give [\d.]+, [\d.]+% of it; \d+ workers", printed)
+    assert list(tmp_path.iterdir()) == []
