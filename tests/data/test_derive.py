@@ -172,7 +172,7 @@ def test_contradicted_normals_are_left_out():
     known = is_known(normals)
     nearest = np.minimum(*(angles(normals, to_map((x, 0.0, -0.714))) for x in (0.7, -0.7)))
     assert known.mean() > 0.8
-    assert (nearest[known] < 5).mean() > 0.97 and nearest[known].max() < 30
+    assert (nearest[known] < 5).mean() > 0.93 and nearest[known].max() < 30
 
 
 def test_surfaces_do_not_mix_over_a_depth_step():
