@@ -57,7 +57,7 @@ def main() -> None:
         model = SEMForMultiTaskDensePrediction.from_pretrained(arguments.model)
         image_processor = SEMImageProcessor.from_pretrained(arguments.model)
         with accelerator.main_process_first():
-            rows = get_benchmark(config.dataset).load(config.data_dir, **config.dataset_kwargs)
+            rows = get_benchmark(config.dataset, config.data_dir).load(config.data_dir, **config.dataset_kwargs)
         report = evaluate_and_report(
             config,
             accelerator,

@@ -99,7 +99,7 @@ def main() -> None:
     """Set up, train, save, evaluate, draw."""
     with plain_errors():
         config = read_command_line(__doc__)
-        benchmark = get_benchmark(config.dataset)
+        benchmark = get_benchmark(config.dataset, config.data_dir)
         output_dir = Path(config.output_dir)
         accelerator = Accelerator(
             cpu=not torch.accelerator.is_available(),  # without it, ranks on CPUs would not find each other

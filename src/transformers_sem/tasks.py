@@ -166,7 +166,7 @@ def divide_by_zoom(depth: Tensor, zoom: float) -> Tensor:
 def unit_vectors(vectors: Tensor) -> Tensor:
     """Vectors of shape `(3, height, width)` at unit length; those shorter than a half (unknown, averaged out) are NaN."""
     length = vectors.square().sum(dim=0, keepdim=True).sqrt()  # torch's norm over a leading axis is 40 times slower
-    return torch.where(length > 0.5, vectors / length, torch.nan)
+    return vectors / length.masked_fill(~(length > 0.5), torch.nan)
 
 
 def is_class_id(labels: Tensor) -> Tensor:
@@ -413,12 +413,15 @@ def resize_label(task: str, label: Tensor, size: tuple[int, int]) -> Tensor:
     spec = get_task(task)
     label_format = spec.label_format
     values = label.reshape(1, -1, *label.shape[-2:]).float()
-    valid = (values != label_format.invalid_value) & ~values.isnan()
-    total, share = (
-        F.interpolate(part, size=tuple(size), mode=label_format.resampling)
-        for part in (torch.where(valid, values, 0.0), valid.float())
-    )
-    resized = torch.where(share > 0.5, total / share, label_format.invalid_value)
+    if label_format.resampling == "nearest-exact":  # copies one pixel, valid or not
+        resized = F.interpolate(values, size=tuple(size), mode=label_format.resampling)
+    else:
+        valid = (values != label_format.invalid_value) & ~values.isnan()
+        total, share = (
+            F.interpolate(part, size=tuple(size), mode=label_format.resampling)
+            for part in (torch.where(valid, values, 0.0), valid.float())
+        )
+        resized = torch.where(share > 0.5, total / share, label_format.invalid_value)
     return spec.project_values(resized.to(label_format.dtype).reshape(*label.shape[:-2], *size))
 
 

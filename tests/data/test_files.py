@@ -40,7 +40,7 @@ def test_a_palette_is_for_ids(tmp_path):
     path = str(tmp_path / "a.png")
     np.testing.assert_array_equal(files.read_ids(path, range(12), ignored=255), GREY)
     with pytest.raises(ValueError, match="must be grey or RGB; got a palette, save it without"):
-        files.read_edges(path)
+        files.read_grey(path)
 
 
 def test_another_format_than_the_name_says(tmp_path):
@@ -83,8 +83,8 @@ def test_array_of_a_huge_header(tmp_path):
 def test_all_problems_of_a_frame_are_told(tmp_path):
     reader = FrameReader("0001")
     image = reader.read(save(tmp_path / "image.png", COLOURS), files.read_colours)
-    assert reader.read(str(tmp_path / "missing.png"), files.read_edges) is None
-    assert reader.read(save(tmp_path / "small.png", GREY[:2]), files.read_edges) is None
+    assert reader.read(str(tmp_path / "missing.png"), files.read_grey) is None
+    assert reader.read(save(tmp_path / "small.png", GREY[:2]), files.read_grey) is None
     np.testing.assert_array_equal(image, COLOURS)
     with pytest.raises(BrokenFrameError) as error:
         reader.finish()

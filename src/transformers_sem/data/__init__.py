@@ -9,7 +9,8 @@ import datasets
 import numpy as np
 from torch import Tensor
 
-from . import nyud_v2, pascal_context, scenes
+from ..tasks import get_task
+from . import folder, nyud_v2, pascal_context, scenes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,12 +148,36 @@ BENCHMARKS = {
 }
 
 
-def get_benchmark(name: str) -> Benchmark:
-    """Looks a data set up.
+def describe_folder(data_dir: str | Path | None) -> Benchmark:
+    """Describes a user's own folder, as its `dataset.yaml` does.
 
     Raises:
-        ValueError: If there is no such data set.
+        ValueError: If `data_dir` is not given, or `dataset.yaml` is broken.
+        FileNotFoundError: If there is no such folder.
     """
+    source = folder.find_source(data_dir)
+    tasks = source.columns[1:]
+    return Benchmark(
+        builder=folder.Folder,
+        task_num_labels={task: len(source.class_names.get(task, [])) or get_task(task).num_labels for task in tasks},
+        class_names=source.class_names,
+        needs_data_dir=True,
+    )
+
+
+def get_benchmark(name: str, data_dir: str | Path | None = None) -> Benchmark:
+    """Looks a data set up.
+
+    Args:
+        name (`str`): Key of `BENCHMARKS`, or "folder", a user's own.
+        data_dir (`str` or `Path`, *optional*): Where the latter is; it says what there is to know.
+
+    Raises:
+        ValueError: If there is no such data set, or the user's own is not described well.
+        FileNotFoundError: If the user's own is not there.
+    """
+    if name == "folder":
+        return describe_folder(data_dir)
     if name not in BENCHMARKS:
-        raise ValueError(f"Unknown data set {name!r}; known data sets are {sorted(BENCHMARKS)}.")
+        raise ValueError(f"Unknown data set {name!r}; known data sets are {sorted([*BENCHMARKS, 'folder'])}.")
     return BENCHMARKS[name]

@@ -13,7 +13,7 @@ import datasets
 import h5py
 import numpy as np
 import scipy.io
-from PIL import Image
+from PIL import Image, ImageOps
 from tqdm.auto import tqdm
 
 from .rows import code_normal
@@ -93,7 +93,7 @@ def read_picture(path: str, palette: bool = False) -> np.ndarray:
             )
         if picture.mode == "P" and not palette:
             raise ValueError("it must be grey or RGB; got a palette, save it without")
-        return np.asarray(picture)
+        return np.asarray(ImageOps.exif_transpose(picture))  # upright, as `datasets` shows it
 
 
 def read_npy(path: str) -> np.ndarray:
@@ -199,20 +199,20 @@ def check_depth(depth: np.ndarray, max_depth: float) -> np.ndarray:
     return np.where(depth > 0, depth, np.nan).astype(np.float32)
 
 
-def read_edges(path: str) -> np.ndarray:
-    """Reads boundaries `(height, width)`, uint8 in 0..255; one-bit files become 0 and 255.
+def read_grey(path: str) -> np.ndarray:
+    """Reads grey levels `(height, width)`, uint8 in 0..255; one-bit files become 0 and 255.
 
     Raises:
         ValueError: If the file holds anything else.
     """
-    edges = read_values(path)
-    if edges.dtype == bool:
-        return edges.astype(np.uint8) * 255
-    if edges.dtype != np.uint8 or edges.ndim != 2:
-        raise ValueError(f"edges must be uint8 or one bit (height, width); got {edges.dtype} {edges.shape}")
-    if edges.max() == 1:
-        raise ValueError("edges must be 0 or 255; got 0 and 1, multiply them by 255")
-    return edges
+    levels = read_values(path)
+    if levels.ndim != 2 or levels.dtype not in (np.uint8, bool):
+        raise ValueError(f"it must be 8-bit grey or one bit (height, width); got {levels.dtype} {levels.shape}")
+    if levels.dtype == bool:
+        return levels.astype(np.uint8) * 255
+    if levels.max(initial=0) == 1:
+        raise ValueError("it must be 0 or 255; got 0 and 1, multiply them by 255")
+    return levels
 
 
 def read_matlab(path: str | Path) -> dict[str, np.ndarray]:

@@ -35,7 +35,7 @@ from .files import (
     find_root,
     read_colours,
     read_depth,
-    read_edges,
+    read_grey,
     read_ids,
     read_list,
     read_matlab,
@@ -285,7 +285,7 @@ def read_folder_frame(frame: Frame) -> Maps:
         "semseg": read_segmentation,
         "depth": partial(read_depth, max_depth=MAX_DEPTH),
         "normal": read_normals,
-        "boundary": read_edges,
+        "boundary": read_grey,
     }
     maps = {column: reader.read(frame[column], read) for column, read in readers.items() if column in frame}
     reader.finish()

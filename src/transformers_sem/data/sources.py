@@ -59,7 +59,7 @@ class Source:
             f"{column}_classes": datasets.List(datasets.ClassLabel(names=self.class_names[column]))
             for column in self.class_columns
         }
-        pictures = {column: COLUMNS[column] for column in self.columns}
+        pictures = {column: COLUMNS.get(column, datasets.Image()) for column in self.columns}
         text = datasets.Value("string")
         return datasets.Features({"id": text, **pictures, **classes, "derived": datasets.List(text)})
 

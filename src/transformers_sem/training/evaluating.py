@@ -233,7 +233,7 @@ def evaluate_and_report(
     Writes the scores to `path`, and those of each image beside it as Parquet. `num_processes` is that of `Evaluation`; by
     default every core but one has one.
     """
-    benchmark = get_benchmark(config.dataset)
+    benchmark = get_benchmark(config.dataset, config.data_dir)
     check_widths(model.config.task_num_labels, benchmark)
     unfinished_dir = path.with_name(f"unfinished_{path.stem}")
     validation = rows["validation"]

@@ -1,0 +1,286 @@
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from datasets import Image
+from datasets.exceptions import DatasetGenerationError
+from PIL import Image as PILImage
+
+from transformers_sem.data import get_benchmark
+from transformers_sem.data.folder import Folder, find_source
+from transformers_sem.data.transforms import TrainingAugmentation, row_to_tensors
+from transformers_sem.tasks import to_label
+
+
+SHAPE = (12, 16)
+NAMES = [f"photo_{index:02d}" for index in range(12)]
+SETTINGS = """
+tasks:
+  semseg:
+    classes: {7: road, 300: building, 0: tree}
+    ignored: 9
+  parsing: {classes: [background, head]}
+  depth: {unit: millimetre}
+  normal: {axes: right-up-backward}
+  boundary:
+  saliency:
+"""
+
+
+def make_maps(name: str) -> dict[str, np.ndarray]:
+    """What the files of a frame hold."""
+    rng = np.random.default_rng(int(name[-2:]))
+    return {
+        "images": rng.integers(0, 256, (*SHAPE, 3), dtype=np.uint8),
+        "semseg": rng.choice(np.array([7, 300, 0, 9], np.uint16), SHAPE),
+        "parsing": rng.choice(np.array([0, 1, 255], np.uint8), SHAPE),
+        "depth": rng.choice(np.array([0, 500, 4321, 65535], np.uint16), SHAPE),
+        "normal": np.where(rng.random((*SHAPE, 1)) < 0.2, 128, [[[200, 60, 20]]]).astype(np.uint8),
+        "boundary": rng.integers(0, 2, SHAPE, dtype=np.uint8) * 255,
+        "saliency": rng.choice(np.array([0, 127, 128, 255], np.uint8), SHAPE),
+    }
+
+
+@pytest.fixture
+def root(tmp_path):
+    root = tmp_path / "streets"
+    for name in NAMES:
+        for folder, values in make_maps(name).items():
+            (root / folder).mkdir(parents=True, exist_ok=True)
+            PILImage.fromarray(values).save(root / folder / f"{name}.png")
+    (root / "dataset.yaml").write_text(SETTINGS)
+    return root
+
+
+@pytest.fixture
+def prepare(root, tmp_path):
+    def prepare(data_dir: Path = root):
+        builder = Folder(data_dir=str(data_dir), cache_dir=str(tmp_path / "cache"))
+        builder.download_and_prepare()
+        return builder.as_dataset()
+
+    return prepare
+
+
+def expected_labels(name: str) -> dict[str, np.ndarray]:
+    maps = make_maps(name)
+    vectors = maps["normal"].transpose(2, 0, 1) / 127.5 - 1
+    vectors = vectors / np.linalg.norm(vectors, axis=0) * np.array([1, -1, -1])[:, None, None]
+    return {
+        "semseg": np.select([maps["semseg"] == index for index in (7, 300, 0)], [0, 1, 2], 255),
+        "parsing": maps["parsing"],
+        "depth": np.where(maps["depth"] == 0, np.nan, maps["depth"] / 1000)[None],
+        "normal": np.where((maps["normal"] == 128).all(-1), np.nan, vectors),
+        "boundary": maps["boundary"] / 255,
+        "saliency": maps["saliency"] > 127,
+    }
+
+
+def assert_row_equals_files(row: dict) -> None:
+    np.testing.assert_array_equal(np.asarray(row["image"]), make_maps(row["id"])["images"])
+    for task, values in expected_labels(row["id"]).items():
+        np.testing.assert_allclose(to_label(task, row[task]).numpy(), values, atol=1e-6, err_msg=task)
+
+
+def test_rows_hold_what_the_files_hold(prepare):
+    dataset = prepare()
+    assert dataset["validation"]["id"][:] == ["photo_00", "photo_10"]
+    assert dataset["train"]["id"][:] == [name for name in NAMES if name not in ("photo_00", "photo_10")]
+    for rows in dataset.values():
+        for row in rows:
+            assert_row_equals_files(row)
+
+
+def test_features_name_the_classes(prepare):
+    features = prepare()["train"].features
+    assert features["semseg_classes"].feature.names == ["road", "building", "tree"]
+    assert features["parsing_classes"].feature.names == ["background", "head"]
+
+
+def test_streaming(root, tmp_path):
+    for row in Folder(data_dir=str(root), cache_dir=str(tmp_path / "cache")).as_streaming_dataset("train"):
+        assert_row_equals_files(row)
+
+
+def test_what_training_needs_to_know(root):
+    benchmark = get_benchmark("folder", root)
+    assert benchmark.task_num_labels == {
+        "semseg": 3,
+        "parsing": 2,
+        "depth": 1,
+        "normal": 3,
+        "boundary": 1,
+        "saliency": 2,
+    }
+    assert benchmark.class_names == {"semseg": ["road", "building", "tree"], "parsing": ["background", "head"]}
+    rows = benchmark.load(str(root))
+    labels = TrainingAugmentation(SHAPE)(*row_to_tensors(rows["train"][0], benchmark.task_num_labels))[1]
+    assert list(labels) == list(benchmark.task_num_labels)
+
+
+@pytest.mark.parametrize("task", expected_labels(NAMES[0]))
+def test_one_task_is_enough(root, prepare, task):
+    (root / "dataset.yaml").write_text(yaml.safe_dump({"tasks": {task: yaml.safe_load(SETTINGS)["tasks"][task]}}))
+    for other in set(make_maps(NAMES[0])) - {task, "images"}:
+        shutil.rmtree(root / other)
+    rows = prepare()["train"]
+    assert [name for name, feature in rows.features.items() if isinstance(feature, Image)] == ["image", task]
+    label = to_label(task, rows[0][task]).numpy()
+    np.testing.assert_allclose(label, expected_labels(rows[0]["id"])[task], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("unit", "metres"), [("metre", 1), ("centimetre", 0.01), ("millimetre", 0.001), ("0.002", 0.002)]
+)
+def test_units(root, unit, metres):
+    (root / "dataset.yaml").write_text(f"tasks: {{depth: {{unit: {unit}}}}}")
+    shutil.rmtree(root / "depth")
+    (root / "depth").mkdir()
+    for name in NAMES:
+        np.save(root / "depth" / f"{name}.npy", np.full(SHAPE, 500, np.float64))
+    source = find_source(root)
+    depth = source.read(source.frames["train"][0])["depth"]
+    assert depth.dtype == np.float32
+    np.testing.assert_allclose(depth, 500 * metres, rtol=1e-6)
+
+
+def test_vectors_and_other_endings(root):
+    (root / "dataset.yaml").write_text("tasks: {normal: }")
+    for name in NAMES:
+        codes = make_maps(name)["normal"]
+        np.save(root / "normal" / f"{name}.npy", codes.astype(np.float32) / 127.5 - 1)
+        (root / "normal" / f"{name}.png").unlink()
+        PILImage.fromarray(make_maps(name)["images"]).save(root / "images" / f"{name}.JPG", "JPEG")
+        (root / "images" / f"{name}.png").unlink()
+    source = find_source(root)
+    maps = source.read(source.frames["train"][0])
+    assert maps["image"].startswith(b"\xff\xd8")
+    np.testing.assert_array_equal(maps["normal"], make_maps("photo_01")["normal"])
+
+
+def test_a_photo_that_the_camera_turned(root, prepare):
+    """Maps are drawn over the photo as it is seen."""
+    turned = PILImage.fromarray(make_maps("photo_01")["images"].transpose(1, 0, 2)[:, ::-1].copy())
+    exif = PILImage.Exif()
+    exif[0x0112] = 8  # seen after a quarter turn to the left
+    turned.save(root / "images" / "photo_01.png", exif=exif)
+    row = prepare()["train"][0]
+    assert row["image"].size == row["semseg"].size == (16, 12)
+    np.testing.assert_array_equal(np.asarray(row["image"]), make_maps("photo_01")["images"])
+
+
+def test_lists(root):
+    (root / "train.txt").write_text("photo_03\nphoto_01\n")
+    with pytest.raises(FileNotFoundError, match="needs the list .*validation.txt"):
+        find_source(root)
+    (root / "validation.txt").write_text("photo_02\n")
+    frames = find_source(root).frames
+    assert {split: [frame["id"] for frame in part] for split, part in frames.items()} == {
+        "train": ["photo_03", "photo_01"],
+        "validation": ["photo_02"],
+    }
+
+
+def test_another_description_is_read_anew(root, prepare):
+    before = np.asarray(prepare()["train"][0]["depth"])
+    (root / "dataset.yaml").write_text(SETTINGS.replace("millimetre", "0.002"))
+    np.testing.assert_allclose(np.asarray(prepare()["train"][0]["depth"]), 2 * before)
+
+
+BROKEN_SETTINGS = {
+    "tasks: [": "must be YAML",
+    "": "must name the tasks, .*got None",
+    "semseg: {}": "must name the tasks",
+    "tasks: []": "must name the tasks",
+    "tasks: {albedo: }": "Unknown task 'albedo'; known tasks are .*depth",
+    "tasks: {depth: {units: metre}}": r"settings of depth are \['unit'\]; got \{'units': 'metre'\}",
+    "tasks: {depth: metre}": "settings of depth are",
+    "tasks: {boundary: {unit: metre}}": "settings of boundary are none",
+    "tasks: {depth: {unit: foot}}": "unit of depth is one of .*got 'foot'",
+    "tasks: {depth: {unit: -1}}": "above 0; got -1",
+    "tasks: {normal: {axes: x}}": "axes of normal are one of .*right-up-backward.*got 'x'",
+    "tasks: {semseg: }": "classes of semseg are 1 to 255 distinct names.*got None",
+    "tasks: {semseg: {classes: [a, a]}}": "distinct names",
+    "tasks: {semseg: {classes: [yes, b]}}": "in quotes",
+    "tasks: {semseg: {classes: {0: a, 0.5: b}}}": "whole numbers 0..65535",
+    "tasks: {semseg: {classes: [a, b], ignored: 1}}": "none of them is the ignored one; .*ignored 1",
+    f"tasks: {{semseg: {{classes: {list(map(str, range(256)))}}}}}": "1 to 255",
+}
+
+
+@pytest.mark.parametrize(("text", "message"), BROKEN_SETTINGS.items(), ids=range(len(BROKEN_SETTINGS)))
+def test_broken_description(root, text, message):
+    (root / "dataset.yaml").write_text(text)
+    with pytest.raises(ValueError, match=f"(?s)Cannot use .*dataset.yaml: .*{message}"):
+        find_source(root)
+
+
+def test_no_description(root):
+    (root / "dataset.yaml").unlink()
+    with pytest.raises(FileNotFoundError, match="Pass the folder that has images/ and dataset.yaml"):
+        get_benchmark("folder", root)
+    with pytest.raises(ValueError, match="data_dir is None"):
+        get_benchmark("folder")
+
+
+def test_missing_files(root, prepare):
+    (root / "depth" / "photo_03.png").unlink()
+    with pytest.raises(FileNotFoundError, match="1 are missing, first .*depth/photo_03.png"):
+        prepare()
+    shutil.rmtree(root / "depth")
+    with pytest.raises(FileNotFoundError, match="there is no .*depth"):
+        find_source(root)
+    (root / "depth").mkdir()
+    with pytest.raises(FileNotFoundError, match="depth needs files that end in .png, .npy; there are none"):
+        find_source(root)
+
+
+def test_two_files_of_one_name(root):
+    shutil.copy(root / "images" / "photo_03.png", root / "images" / "photo_03.jpg")
+    with pytest.raises(ValueError, match="An id has one file in a folder; .*photo_03.*Remove one"):
+        find_source(root)
+
+
+def test_one_image_cannot_be_split(root):
+    for name in NAMES[1:]:
+        (root / "images" / f"{name}.png").unlink()
+    with pytest.raises(ValueError, match="an image each; .*has 1. Add more"):
+        find_source(root)
+
+
+BROKEN_FILES = {
+    "unknown class": ("semseg", np.full(SHAPE, 3, np.uint8), r"\[7, 300, 0\], or the ignored 9; got \[3\]"),
+    "colours for ids": ("semseg", np.zeros((*SHAPE, 3), np.uint8), "must be whole numbers"),
+    "another size": ("parsing", np.zeros((3, 4), np.uint8), "size of its image"),
+    "grey normals": ("normal", np.zeros(SHAPE, np.uint8), "must be 8-bit RGB"),
+    "colours for depth": ("depth", np.zeros((*SHAPE, 3), np.uint8), "must be numbers"),
+    "mask of 0 and 1": ("saliency", np.eye(*SHAPE, dtype=np.uint8), "multiply them by 255"),
+}
+
+
+@pytest.mark.parametrize(("task", "values", "message"), BROKEN_FILES.values(), ids=BROKEN_FILES)
+def test_broken_file_is_named(root, prepare, task, values, message):
+    path = root / task / "photo_03.png"
+    PILImage.fromarray(values).save(path)
+    with pytest.raises(DatasetGenerationError) as error:
+        prepare()
+    with pytest.raises(ValueError, match=f"Cannot use {path}: .*{message}.*Restore the file, or take photo_03 off"):
+        raise error.value.__cause__
+
+
+def test_wrong_unit(root, prepare):
+    (root / "dataset.yaml").write_text("tasks: {depth: {unit: metre}}")
+    with pytest.raises(DatasetGenerationError) as error:
+        prepare()
+    with pytest.raises(
+        ValueError, match="at most 1000 metres; got 65535 in the unit 'metre': check the unit in dataset.yaml"
+    ):
+        raise error.value.__cause__
+
+
+def test_labels_reach_the_model_as_tensors(root, prepare):
+    image, labels = row_to_tensors(prepare()["train"][0], ["semseg", "depth"])
+    assert image.dtype == torch.uint8 and labels["semseg"].dtype == torch.int64
