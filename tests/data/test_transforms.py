@@ -6,6 +6,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torchvision import tv_tensors
+from torchvision.transforms import v2
 
 from transformers_sem import losses
 from transformers_sem.data.rows import encode_row
@@ -318,6 +319,87 @@ def test_image_and_maps_stay_aligned(slope, seed):
     assert torch.equal(labels["semseg"][inside], ((4 * x).long() + 4 * (4 * y).long())[inside])
     away = (y - 0.5).abs() > 0.02
     assert torch.equal(labels["boundary"][away], (y > 0.5).float()[away])
+
+
+SHIFTS = [(0, 0), (0, 3), (0, -3), (3, 0), (-3, 0)]
+
+
+def agreement(task: str, label: Tensor, expected: Tensor) -> float:
+    """How well two maps agree, 0 to 1: pixels of the same class, within 2 % or 5 degrees; boundaries in common."""
+    if TASKS[task].label_format.dtype == torch.int64:
+        return float((label == expected).float().mean())
+    if task == "depth":
+        return float(((label / expected - 1).abs() < 0.02).float().mean())
+    if task == "normal":
+        return float(((label * expected).sum(0) > np.cos(np.radians(5))).float().mean())
+    return float((label * expected).sum() / expected.sum())
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("flip", [0.0, 1.0])
+@pytest.mark.parametrize("zoom", [0.75, 2.0])
+def test_a_scene_rendered_after_the_transform_agrees_with_its_maps(monkeypatch, seed, flip, zoom):
+    windows = []
+    sample_window = RandomCrop.sample_window
+    monkeypatch.setattr(
+        RandomCrop, "sample_window", lambda self, image: windows.append(sample_window(self, image)) or windows[-1]
+    )
+    sample = row_to_tensors(encode_row(render_scene(seed, HEIGHT, WIDTH)), TASKS)
+    torch.manual_seed(seed)
+    augment = TrainingAugmentation((64, 80), zoom=(zoom, zoom), flip_probability=flip, distortion_probability=0.0)
+    image, labels = augment(*sample)
+    assert_valid_sample(image, labels)
+
+    # The same room, seen through a longer lens, by a window, in a mirror.
+    rendered = render_scene(seed, int(HEIGHT * zoom), int(WIDTH * zoom))
+    top, left, height, width = windows[-1]
+    expected_image, expected = row_to_tensors(encode_row(rendered), TASKS)
+    expected = {
+        "image": expected_image.float(),
+        **{task: label.as_subclass(Tensor) for task, label in expected.items()},
+    }
+    expected = {name: values[..., top : top + height, left : left + width] for name, values in expected.items()}
+    expected["depth"] = expected["depth"] / zoom
+    if flip:
+        expected = {name: values.flip(-1) for name, values in expected.items()}
+        expected["normal"] = expected["normal"] * torch.tensor([-1.0, 1.0, 1.0])[:, None, None]
+
+    difference = [(image.roll(shift, (-2, -1)) - expected["image"]).abs().mean() for shift in SHIFTS]
+    assert difference[0] == min(difference) and difference[0] < 12
+    for task, label in labels.items():
+        agreements = [
+            agreement(task, label.as_subclass(Tensor).roll(shift, (-2, -1)), expected[task]) for shift in SHIFTS
+        ]
+        assert agreements[0] == max(agreements), task
+        assert agreements[0] > (0.2 if task == "boundary" else 0.8), (task, agreements)
+    length = labels["normal"].norm(dim=0)
+    torch.testing.assert_close(length[~length.isnan()], torch.ones(int((~length.isnan()).sum())))
+
+
+def test_transforms_compose_with_others(slope):
+    """They are transforms of torchvision's v2 like any other."""
+    both = v2.Compose([RandomHorizontalFlip(1.0), v2.RandomGrayscale(1.0), RandomHorizontalFlip(1.0)])
+    image, labels = both(*slope)
+    assert (image[0] == image[1]).all() and isinstance(image, tv_tensors.Image)
+    assert same((image, labels), (v2.functional.rgb_to_grayscale(slope[0], 3), slope[1]))
+    assert "RandomZoom(low=0.5, high=2.0)" in repr(TrainingAugmentation((64, 80)))
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: RandomZoom(0.0, 1.0), "0 < low <= high; got 0.0 and 1.0"),
+        (lambda: RandomZoom(2.0, 1.0), "0 < low <= high; got 2.0 and 1.0"),
+        (lambda: RandomCrop((0, 4)), r"at least 1; got \(0, 4\) and 10"),
+        (lambda: RandomCrop((4, 4), num_tries=0), r"at least 1; got \(4, 4\) and 0"),
+        (lambda: RandomCrop((4, 4), max_class_share=75), "max_class_share must be a probability, 0 to 1; got 75"),
+        (lambda: RandomHorizontalFlip(-0.1), "p must be a probability, 0 to 1; got -0.1"),
+        (lambda: RandomPhotometricDistortion(1.5), "p must be a probability, 0 to 1; got 1.5"),
+    ],
+)
+def test_impossible_settings(build, message):
+    with pytest.raises(ValueError, match=message):
+        build()
 
 
 def test_a_seed_fixes_the_augmentation(slope):

@@ -2,11 +2,11 @@
 
 Labels are `{task: tv_tensors.Mask}` in the label format of their task, an image is a uint8 `tv_tensors.Image` `(3, H, W)`.
 All randomness comes from torch's global generator, so a seed fixes it and every `DataLoader` worker draws its own.
-Normalising and padding belong to the image processor.
+Each is a transform of torchvision's v2, called with `(image, labels)`, and composes with others. Normalising and padding
+belong to the image processor.
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import datasets
@@ -52,14 +52,27 @@ def row_to_tensors(row: dict[str, Any], tasks: Iterable[str]) -> tuple[tv_tensor
     return image, labels
 
 
-@dataclass(frozen=True)
-class RandomZoom:
+def check_probability(name: str, value: float) -> float:
+    """Returns a probability.
+
+    Raises:
+        ValueError: If it is none.
+    """
+    if not 0 <= value <= 1:
+        raise ValueError(f"{name} must be a probability, 0 to 1; got {value}.")
+    return value
+
+
+class RandomZoom(v2.Transform):
     """Enlarges or shrinks image and labels by one factor, drawn evenly from `low` to `high`."""
 
-    low: float = 0.5
-    high: float = 2.0
+    def __init__(self, low: float = 0.5, high: float = 2.0) -> None:
+        super().__init__()
+        if not 0 < low <= high:
+            raise ValueError(f"A range of zooms must be 0 < low <= high; got {low} and {high}.")
+        self.low, self.high = low, high
 
-    def __call__(self, image: tv_tensors.Image, labels: Labels) -> tuple[tv_tensors.Image, Labels]:
+    def forward(self, image: tv_tensors.Image, labels: Labels) -> tuple[tv_tensors.Image, Labels]:
         """Zooms one sample."""
         height, width = image.shape[-2:]
         drawn = torch.empty(()).uniform_(self.low, self.high).item()
@@ -74,8 +87,7 @@ class RandomZoom:
         return functional.resize(image, size, antialias=True), zoomed
 
 
-@dataclass(frozen=True)
-class RandomCrop:
+class RandomCrop(v2.Transform):
     """Crops image and labels to at most `size`, and again while one class fills the crop.
 
     The first task whose labels are class ids is the judge; without such a task the first crop is taken.
@@ -86,11 +98,14 @@ class RandomCrop:
         num_tries (`int`): After so many crops the last one is taken as it is.
     """
 
-    size: tuple[int, int]
-    max_class_share: float = 0.75
-    num_tries: int = 10
+    def __init__(self, size: tuple[int, int], max_class_share: float = 0.75, num_tries: int = 10) -> None:
+        super().__init__()
+        if min(size) < 1 or num_tries < 1:
+            raise ValueError(f"size and num_tries must be at least 1; got {size} and {num_tries}.")
+        self.size, self.num_tries = tuple(size), num_tries
+        self.max_class_share = check_probability("max_class_share", max_class_share)
 
-    def __call__(self, image: tv_tensors.Image, labels: Labels) -> tuple[tv_tensors.Image, Labels]:
+    def forward(self, image: tv_tensors.Image, labels: Labels) -> tuple[tv_tensors.Image, Labels]:
         """Crops one sample."""
         judge = next((task for task in labels if get_task(task).constant == "majority"), None)
         window = self.sample_window(image)
@@ -115,13 +130,14 @@ class RandomCrop:
         return len(valid_ids) > 0 and bool(torch.bincount(valid_ids).max() <= self.max_class_share * len(valid_ids))
 
 
-@dataclass(frozen=True)
-class RandomHorizontalFlip:
+class RandomHorizontalFlip(v2.Transform):
     """Mirrors image and labels with probability `p`."""
 
-    p: float = 0.5
+    def __init__(self, p: float = 0.5) -> None:
+        super().__init__()
+        self.p = check_probability("p", p)
 
-    def __call__(self, image: tv_tensors.Image, labels: Labels) -> tuple[tv_tensors.Image, Labels]:
+    def forward(self, image: tv_tensors.Image, labels: Labels) -> tuple[tv_tensors.Image, Labels]:
         """Mirrors one sample, or leaves it as it is."""
         if torch.rand(()) >= self.p:
             return image, labels
@@ -138,14 +154,14 @@ class RandomPhotometricDistortion(v2.RandomPhotometricDistort):
     def __init__(self, p: float = 0.5) -> None:
         # The recipe's 32 of 255 levels and 18 of OpenCV's 180 hues, as factors and as a part of torchvision's circle.
         level, hue = 32 / 255, 18 / 180
-        super().__init__((1 - level, 1 + level), (0.5, 1.5), (0.5, 1.5), (-hue, hue), p)
+        super().__init__((1 - level, 1 + level), (0.5, 1.5), (0.5, 1.5), (-hue, hue), check_probability("p", p))
 
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
         """Leaves out torchvision's permutation of the colour channels, which the recipe does not have."""
         return {**super().make_params(flat_inputs), "channel_permutation": None}
 
 
-class TrainingAugmentation:
+class TrainingAugmentation(v2.Compose):
     """Zoom, crop, flip and photometric distortion, in this order; the defaults are the paper's.
 
     Args:
@@ -165,17 +181,14 @@ class TrainingAugmentation:
         flip_probability: float = 0.5,
         distortion_probability: float = 0.5,
     ) -> None:
-        self.zoom = RandomZoom(*zoom)
-        self.crop = RandomCrop(size, max_class_share)
-        self.flip = RandomHorizontalFlip(flip_probability)
-        self.distort = RandomPhotometricDistortion(distortion_probability)
-
-    def __call__(self, image: tv_tensors.Image, labels: Labels) -> tuple[tv_tensors.Image, Labels]:
-        """Augments one sample."""
-        image, labels = self.zoom(image, labels)
-        image, labels = self.crop(image, labels)
-        image, labels = self.flip(image, labels)
-        return self.distort(image), labels
+        super().__init__(
+            [
+                RandomZoom(*zoom),
+                RandomCrop(size, max_class_share),
+                RandomHorizontalFlip(flip_probability),
+                RandomPhotometricDistortion(distortion_probability),
+            ]
+        )
 
 
 class TransformedDataset(Dataset):
