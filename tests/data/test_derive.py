@@ -159,7 +159,7 @@ def test_noisy_rooms(seed):
     depth, true, camera = room(seed)
     errors = angles(normals_from_depth(noisy(depth), camera), true)
     known = np.isfinite(errors)
-    # Measured: 0.96 and 0.97; 0.73 degrees in both; 0.93 and 0.91.
+    # Measured: 0.95 and 0.96; 0.77 and 0.74 degrees; 0.91 and 0.90.
     assert known.mean() > 0.945
     assert np.median(errors[known]) < 0.85
     assert (errors[known] < 11.25).mean() > 0.89
@@ -312,7 +312,7 @@ def test_boundaries_against_plain_loops(dtype):
     label_map = np.kron(blocks, np.ones((5, 4), dtype))
     label_map[7:20, 3:30] = np.where(np.tri(13, 27, 5), label_map[7:20, 3:30], 255)
     # Whole numbers of 8 bits would wrap sums of these around to 0.
-    label_map[18:] = np.random.default_rng(1).choice([0, 64, 128, 192], (12, 32))
+    label_map[18:] = np.random.default_rng(9).choice([0, 64, 128, 192], (12, 32))
     padded = np.pad(label_map.astype(int), 1, mode="reflect")
     neighbours = padded[:-2, 1:-1] + padded[2:, 1:-1] + padded[1:-1, :-2] + padded[1:-1, 2:]
     boundary = boundaries_from_labels(label_map)
