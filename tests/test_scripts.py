@@ -238,7 +238,7 @@ def test_other_settings_do_not_go_on_with_a_run(trained, run_script):
     [
         (["dataset=nyud"], ["'nyud'", "nyud_v2", "scenes"]),
         (["dataset=nyud_v2", "dataset_kwargs={}"], ["NYUDv2", "data_dir"]),
-        (["dataset=nyud_v2", "dataset_kwargs={}", "data_dir=."], ["NYUDv2", "images", "data_dir"]),
+        (["dataset=nyud_v2", "dataset_kwargs={}", "data_dir=."], ["NYUDv2", "images", "tar archive"]),
         (["max_step=3"], ["'max_step'", "max_steps"]),
         (["tasks=[depth, albedo]"], ["'albedo'", "saliency"]),
         (["model.num_bases=many"], ["num_bases", "many"]),

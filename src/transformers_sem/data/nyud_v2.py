@@ -105,7 +105,7 @@ SPLITS = {"train": "trainNdxs", "validation": "testNdxs"}
 OFFICIAL_SIZES = {"train": 795, "validation": 654}
 NUM_FINE_CLASSES = 894
 RULE = (
-    "the folder that has images/, segmentation/, depth/ and gt_sets/, the one that contains it, its tar archive, or the "
+    "the folder NYUDv2 that has images/, segmentation/, depth/ and gt_sets/, the one that contains it, its tar archive, or the "
     f"folder of the official {LABELED}"
 )
 # Frames are 480 x 640 with a blank border; papers use the 425 x 560 within.

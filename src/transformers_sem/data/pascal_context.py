@@ -124,7 +124,7 @@ DERIVED = {
 }
 PARTS = "the parts of people that PASCAL-Part annotates, put together to six"
 OFFICIAL_SIZES = {"train": 4998, "validation": 5105}
-RULE = "the folder that has JPEGImages/ and ImageSets/Context/, the one that contains it, or a tar archive of either"
+RULE = "the folder PASCALContext that has JPEGImages/ and ImageSets/Context/, the one that contains it, or a tar archive of either"
 TERMS = (
     "PASCAL-Context (Mottaghi et al., The Role of Context for Object Detection and Semantic Segmentation in the Wild, CVPR "
     "2014), on the images of PASCAL VOC 2010; human parts of PASCAL-Part (Chen et al., Detect What You Can, CVPR 2014); "
