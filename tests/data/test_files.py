@@ -119,14 +119,26 @@ def test_normals_as_vectors_and_as_codes(tmp_path):
     np.testing.assert_array_equal(files.read_normals(save(tmp_path / "a.png", codes)), codes)
     vectors = save(tmp_path / "a.npy", codes.astype(np.float32) / 127.5 - 1)
     np.testing.assert_array_equal(files.read_normals(vectors), codes)
-    with pytest.raises(ValueError, match="must be floating point -1..1"):
+    with pytest.raises(ValueError, match="must be vectors of -1..1"):
         files.read_normals(save(tmp_path / "b.npy", codes.astype(np.float32)))
+
+
+@pytest.mark.parametrize("values", [GREY % 2, (GREY % 2).astype(np.float64), GREY % 2 == 1], ids=str)
+def test_edges_of_0_and_1_as_arrays(tmp_path, values):
+    np.testing.assert_array_equal(files.read_grey(save(tmp_path / "a.npy", values)), GREY % 2 * 255)
+
+
+def test_ids_of_any_whole_type(tmp_path):
+    ids = files.read_ids(save(tmp_path / "a.npy", GREY.astype(np.int64)), range(12), ignored=255)
+    assert ids.dtype == np.uint8
+    np.testing.assert_array_equal(ids, GREY)
 
 
 def test_lists(tmp_path):
     path = tmp_path / "train.txt"
-    path.write_text("b\na\n\n")
-    assert read_list(path) == ["b", "a"]
+    for text in ("b\na\n\n", "\ufeffb\r\na\r\n"):
+        path.write_text(text, encoding="utf-8")
+        assert read_list(path) == ["b", "a"]
     for text, message in {
         "": "at least one id",
         "a\nb\na\n": r"listed once; .*repeats \['a'\]",

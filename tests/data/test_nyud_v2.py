@@ -154,6 +154,12 @@ def test_edited_list_is_read_anew(prepare, root):
     assert prepare()["validation"]["id"][:] == ["0007"]
 
 
+def test_replaced_file_is_read_anew(prepare, root):
+    prepare()
+    np.save(root / "depth" / "0003.npy", np.full((HEIGHT, WIDTH), 7.0))
+    assert (np.asarray(prepare()["train"][0]["depth"]) == 7).all()
+
+
 def test_class_names():
     names = CLASS_NAMES["semseg"]
     assert len(set(names)) == TASKS["semseg"].num_labels == 40
@@ -215,7 +221,7 @@ BROKEN_FRAMES = {
         np.full((HEIGHT, WIDTH), 41, np.uint8),
         "0..40, and 0 where unlabelled; got 41",
     ),
-    "16 bit classes": ("segmentation/0001.png", np.ones((HEIGHT, WIDTH), np.uint16), "uint8 .*; got uint16"),
+    "16 bit classes": ("segmentation/0001.png", np.full((HEIGHT, WIDTH), 300, np.uint16), "must be .* got 300"),
     "colour classes": ("segmentation/0001.png", np.ones((HEIGHT, WIDTH, 3), np.uint8), r"got uint8 \(10, 14, 3\)"),
     "small classes": (
         "segmentation/0001.png",

@@ -136,6 +136,22 @@ def test_changed_files_are_prepared_anew(root, tmp_path):
     assert len([*(output / "data").iterdir()]) == 4
 
 
+def test_a_shard_that_was_cut_off_is_written_anew(root, tmp_path):
+    cut(root / "depth" / "0010.npy")
+    prepare(find_source(root), tmp_path / "prepared", num_processes=1)
+    shard = next((tmp_path / "unfinished_prepared" / "data").glob("train-00001*"))
+    shard.write_bytes(shard.read_bytes()[:-100])
+    prepare(find_source(root), tmp_path / "prepared", num_processes=1, skip_broken=True)
+    assert datasets.load_dataset(str(tmp_path / "prepared"))["train"]["id"][:] == IDS["train"]
+
+
+def test_an_empty_folder_is_as_good_as_none(root, tmp_path, monkeypatch):
+    (tmp_path / "prepared").mkdir()
+    monkeypatch.chdir(tmp_path / "prepared")
+    prepare(find_source(root), Path("."), num_processes=1)
+    assert (tmp_path / "prepared" / "README.md").is_file()
+
+
 def test_a_foreign_folder_is_not_touched(root, tmp_path):
     (tmp_path / "prepared").mkdir()
     (tmp_path / "prepared" / "thesis.txt").write_text("mine")

@@ -133,13 +133,11 @@ def read_normals(path: str) -> np.ndarray:
     Raises:
         ValueError: If the file holds something else.
     """
-    if not path.endswith(".npy"):
+    vectors = read_values(path)
+    if vectors.dtype.kind != "f":
         return read_colours(path)
-    vectors = read_npy(path)
-    if vectors.dtype.kind != "f" or vectors.ndim != 3 or vectors.shape[2] != 3 or np.nanmax(np.abs(vectors)) > 1.01:
-        raise ValueError(
-            f"normals must be floating point -1..1 (height, width, 3); got {vectors.dtype} {vectors.shape}"
-        )
+    if vectors.ndim != 3 or vectors.shape[2] != 3 or np.nanmax(np.abs(vectors), initial=0.0) > 1.01:
+        raise ValueError(f"normals must be vectors of -1..1 (height, width, 3); got {vectors.dtype} {vectors.shape}")
     return code_normal(np.clip(vectors, -1, 1).transpose(2, 0, 1))
 
 
@@ -155,12 +153,12 @@ def read_ids(path: str, ids: range, ignored: int) -> np.ndarray:
         ValueError: If it holds anything else.
     """
     labels = read_values(path, palette=True)
-    if labels.dtype != np.uint8 or labels.ndim != 2:
-        raise ValueError(f"ids must be uint8 (height, width); got {labels.dtype} {labels.shape}")
+    if labels.dtype.kind not in "iu" or labels.ndim != 2:
+        raise ValueError(f"ids must be whole numbers (height, width); got {labels.dtype} {labels.shape}")
     unknown = labels[(labels != ignored) & ((labels < ids[0]) | (labels > ids[-1]))]
     if len(unknown) > 0:
         raise ValueError(f"ids must be {ids[0]}..{ids[-1]}, and {ignored} where unlabelled; got {unknown.max()}")
-    return labels
+    return labels.astype(np.uint8)
 
 
 def read_depth(path: str, max_depth: float) -> np.ndarray:
@@ -200,19 +198,28 @@ def check_depth(depth: np.ndarray, max_depth: float) -> np.ndarray:
 
 
 def read_grey(path: str) -> np.ndarray:
-    """Reads grey levels `(height, width)`, uint8 in 0..255; one-bit files become 0 and 255.
+    """Reads grey levels `(height, width)`, uint8 in 0..255; one-bit pictures and 0..1 of .npy files are stretched to that.
 
     Raises:
         ValueError: If the file holds anything else.
     """
     levels = read_values(path)
-    if levels.ndim != 2 or levels.dtype not in (np.uint8, bool):
+    if levels.dtype == bool or (path.endswith(".npy") and levels.min(initial=0) >= 0 and levels.max(initial=0) <= 1):
+        levels = np.round(levels * 255.0).astype(np.uint8)
+    if levels.ndim != 2 or levels.dtype != np.uint8:
         raise ValueError(f"it must be 8-bit grey or one bit (height, width); got {levels.dtype} {levels.shape}")
-    if levels.dtype == bool:
-        return levels.astype(np.uint8) * 255
     if levels.max(initial=0) == 1:
         raise ValueError("it must be 0 or 255; got 0 and 1, multiply them by 255")
     return levels
+
+
+def describe_file(path: str) -> tuple:
+    """Name, size and time of a file; of a missing one the name."""
+    try:
+        facts = os.stat(path)
+    except OSError:
+        return (os.path.basename(path),)
+    return os.path.basename(path), facts.st_size, facts.st_mtime_ns
 
 
 def read_matlab(path: str | Path) -> dict[str, np.ndarray]:
@@ -268,10 +275,14 @@ def read_list(path: Path) -> list[str]:
     if not path.is_file():
         raise FileNotFoundError(f"A split needs the list {path}, and there is none; write one id a line.")
     # What is no text becomes ids without files, and is reported as such.
-    names = path.read_text(encoding="utf-8", errors="replace").split()
+    names = path.read_text(encoding="utf-8-sig", errors="replace").split()
     if not names:
         raise ValueError(f"A split needs at least one id, and {path} is empty; write one id a line.")
-    outside = [name for name in names if name.startswith("/") or ".." in name.split("/") or "\\" in name]
+    outside = [
+        name
+        for name in names
+        if name.startswith("/") or ".." in name.split("/") or "\\" in name or not name.isprintable()
+    ]
     if outside:
         raise ValueError(f"An id is a plain name; {path} has {outside[:5]}. Take them off the list.")
     twice = sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []

@@ -257,12 +257,14 @@ def read_class_map(root: Path) -> np.ndarray:
         ValueError: If a file cannot be read.
     """
     last = len(CLASS_NAMES["semseg"])
-    for path in sorted(root.glob("*.mat")):
-        if path.name in (LABELED, "splits.mat"):
-            continue
-        for values in read_matlab(path).values():
-            is_map = isinstance(values, np.ndarray) and values.size == NUM_FINE_CLASSES and values.dtype.kind in "iuf"
-            if is_map and np.isin(values, np.arange(last + 1)).all():
+    for path in sorted(set(root.glob("*.mat")) - {root / LABELED, root / "splits.mat"}):
+        try:
+            variables = read_matlab(path)
+        except ValueError as error:
+            raise ValueError(f"Cannot use {path}: {error}. Restore it, or take it away.") from error
+        for values in variables.values():
+            is_vector = isinstance(values, np.ndarray) and values.size >= last and values.size == max(values.shape)
+            if is_vector and values.dtype.kind in "iuf" and np.isin(values, np.arange(last + 1)).all():
                 return np.append(0, values.ravel()).astype(np.uint8)
     raise FileNotFoundError(
         f"{LABELED} needs a class map beside it: a .mat file with {NUM_FINE_CLASSES} numbers 0..{last}, the class of each "

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import pyarrow
 import pyarrow.parquet
 from huggingface_hub import DatasetCard, DatasetCardData, HfApi
 from loky import cpu_count
@@ -26,7 +27,7 @@ from tqdm.auto import tqdm
 from ..boundary_files import process_pool
 from ..panels import contact_sheet
 from ..tasks import TASKS
-from .files import BrokenFrameError
+from .files import BrokenFrameError, describe_file
 from .rows import ENCODINGS
 from .sources import Frame, Source, SourceBuilder, files_of
 
@@ -103,15 +104,6 @@ def stamp(source: Source, frames: list[Frame]) -> str:
     return hashlib.sha256(repr(facts).encode()).hexdigest()[:12]
 
 
-def describe_file(path: str) -> tuple:
-    """Name, size and time of a file; of a missing one the name."""
-    try:
-        facts = os.stat(path)
-    except OSError:
-        return (os.path.basename(path),)
-    return os.path.basename(path), facts.st_size, facts.st_mtime_ns
-
-
 def prepare(source: Source, output: Path, num_processes: int, *, skip_broken: bool = False) -> list[str]:
     """Writes shards and card, or what an earlier run has left to do.
 
@@ -129,10 +121,10 @@ def prepare(source: Source, output: Path, num_processes: int, *, skip_broken: bo
         ValueError: If `output` holds something else.
         OSError: If it cannot be written.
     """
-    plan = plan_shards(source)
+    plan, output = plan_shards(source), output.expanduser().resolve()
     if is_whole(output, plan, skip_broken):
         return []
-    if output.exists():
+    if output.exists() and not (output.is_dir() and not any(output.iterdir())):
         raise ValueError(
             f"The output must be a new folder, and {output} holds something else, or was made of other files. Remove it, or "
             "choose another."
@@ -155,8 +147,12 @@ def is_whole(folder: Path, plan: Plan, skip_broken: bool) -> bool:
 
 
 def is_written(path: Path, frames: list[Frame], skip_broken: bool) -> bool:
-    """Whether a shard is there, and none of its frames was left out that must not be."""
-    return path.is_file() and (skip_broken or pyarrow.parquet.read_metadata(path).num_rows == len(frames))
+    """Whether a shard is there and whole, and none of its frames was left out that must not be."""
+    try:
+        num_rows = pyarrow.parquet.read_metadata(path).num_rows
+    except (OSError, pyarrow.ArrowInvalid):  # not there, or cut off when the machine stopped
+        return False
+    return skip_broken or num_rows == len(frames)
 
 
 def write_missing(source: Source, folder: Path, plan: Plan, num_processes: int, skip_broken: bool) -> list[str]:

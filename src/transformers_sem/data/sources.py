@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import datasets
 import numpy as np
 
+from .files import describe_file
 from .rows import FEATURES, encode_map
 
 
@@ -129,17 +130,15 @@ class SourceConfig(datasets.BuilderConfig):
     find_source: ClassVar[Callable[[str | Path | None], Source]]
 
     def create_config_id(self, config_kwargs: dict, custom_features: datasets.Features | None = None) -> str:
-        """Name the cache by the files that are read, so that an edited list or an added folder is read anew."""
-        values = {**config_kwargs, "data_dir": None, **self.find_source(self.data_dir).frames}
+        """Name the cache by the files that are read, with their sizes and times, so that what has changed is read anew."""
+        frames = self.find_source(self.data_dir).frames
+        files = [describe_file(path) for split in frames.values() for frame in split for path in files_of(frame)]
+        values = {**config_kwargs, "data_dir": None, **frames, "files": files}
         return super().create_config_id(values, custom_features)
 
 
 class SourceBuilder(datasets.GeneratorBasedBuilder):
-    """Serves a data set from `data_dir`.
-
-    A cache is made anew when `data_dir`, one of its lists or the set of its files changes; after replacing maps, pass
-    `download_mode="force_redownload"` to `download_and_prepare`.
-    """
+    """Serves a data set from `data_dir`; a cache is made anew when one of its lists or files has changed."""
 
     # A change of how files are read must raise the version: it is part of the path of the cache.
     VERSION = datasets.Version("2.0.0")
