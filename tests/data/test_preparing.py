@@ -114,6 +114,30 @@ def test_broken_frames_can_be_left_out(root, tmp_path):
         prepare(find_source(root), output, num_processes=1)
 
 
+def test_all_frames_of_a_shard_can_be_left_out(root, tmp_path):
+    for name in ("0001", "0002", "0003"):
+        cut(root / "depth" / f"{name}.npy")
+    prepare(find_source(root), tmp_path / "prepared", num_processes=1, skip_broken=True)
+    rows = datasets.load_dataset(str(tmp_path / "prepared"))
+    assert rows["train"]["id"][:] == ["0004", "0005", "0006", "0007"]
+    assert rows["train"].features == find_source(root).features
+
+
+def test_every_split_needs_a_frame(root, tmp_path):
+    for name in ("0010", "0011"):
+        cut(root / "depth" / f"{name}.npy")
+    with pytest.raises(ValueError, match="all of validation are broken"):
+        prepare(find_source(root), tmp_path / "prepared", num_processes=1, skip_broken=True)
+    assert not (tmp_path / "prepared").exists()
+
+
+def test_files_of_others_are_not_removed(root, tmp_path):
+    (tmp_path / "unfinished_prepared").mkdir()
+    (tmp_path / "unfinished_prepared" / "thesis.txt").write_text("mine")
+    prepare(find_source(root), tmp_path / "prepared", num_processes=1)
+    assert (tmp_path / "prepared" / "thesis.txt").read_text() == "mine"
+
+
 def test_a_finished_folder_is_left_as_it_is(root, tmp_path):
     output = tmp_path / "prepared"
     prepare(find_source(root), output, num_processes=1)

@@ -295,7 +295,7 @@ def find_root(data_dir: str | Path | None, is_root: Callable[[Path], bool], rule
     """Finds the folder of a data set, unpacking it if need be.
 
     Args:
-        data_dir: That folder, the one that contains it, a tar archive of either, or a file in it.
+        data_dir: That folder, the one that contains it, or a tar archive of either.
         is_root: Recognises the folder.
         rule: What the folder must have, for people.
 
@@ -307,7 +307,7 @@ def find_root(data_dir: str | Path | None, is_root: Callable[[Path], bool], rule
         raise ValueError(f"The data is read from your disk, and data_dir is None; pass {rule}.")
     path = Path(data_dir).expanduser().resolve()
     if path.is_file():
-        path = unpack(path) if path.suffix != ".mat" else path.parent
+        path = unpack(path)
     if not path.is_dir():
         raise FileNotFoundError(f"There is no file or folder {path}; pass {rule}.")
     roots = [path] if is_root(path) else [folder for folder in sorted(path.iterdir()) if is_root(folder)]

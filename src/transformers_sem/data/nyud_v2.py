@@ -145,6 +145,8 @@ def find_source(data_dir: str | Path | None) -> Source:
         FileNotFoundError: If nothing is recognised, or a part without which nothing can be done is missing.
         OSError: If an archive cannot be unpacked.
     """
+    if data_dir is not None and Path(data_dir).name == LABELED:
+        data_dir = Path(data_dir).parent
     root = find_root(data_dir, is_root, RULE)
     return find_official(root) if (root / LABELED).is_file() else find_folder(root)
 

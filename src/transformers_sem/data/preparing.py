@@ -133,12 +133,26 @@ def prepare(source: Source, output: Path, num_processes: int, *, skip_broken: bo
     (unfinished / "data").mkdir(parents=True, exist_ok=True)
     problems = write_missing(source, unfinished, plan, num_processes, skip_broken)
     if not problems or skip_broken:
-        for path in unfinished.rglob("*"):  # what earlier runs with other files have left
-            if path.is_file() and str(path.relative_to(unfinished)) not in plan:
-                path.unlink()
-        make_card(source, unfinished, plan).save(unfinished / "README.md")
+        finish(source, unfinished, plan)
         os.replace(unfinished, output)
     return problems
+
+
+def finish(source: Source, folder: Path, plan: Plan) -> None:
+    """Removes what earlier runs with other files have left, and writes the card.
+
+    Raises:
+        ValueError: If a split has no frame that can be used.
+    """
+    for path in (folder / "data").glob("*-of-*"):
+        # `datasets` cannot read a file without rows, which a shard of broken frames is.
+        if f"data/{path.name}" not in plan or pyarrow.parquet.read_metadata(path).num_rows == 0:
+            path.unlink()
+    ids = {split: read_prepared_ids(folder, split) for split in source.frames}
+    for split, names in ids.items():
+        if not names:
+            raise ValueError(f"Every split needs a frame; all of {split} are broken. Mend some, and run this again.")
+    make_card(source, ids).save(folder / "README.md")
 
 
 def is_whole(folder: Path, plan: Plan, skip_broken: bool) -> bool:
@@ -180,7 +194,8 @@ def write_shard(path: Path, rows: list[dict[str, Any]], features: datasets.Featu
     """
     unfinished = path.with_suffix(".unfinished")
     try:
-        table = datasets.Dataset.from_list(rows, features=features).data.table
+        columns = {column: [row[column] for row in rows] for column in features}  # also those of no row at all
+        table = datasets.Dataset.from_dict(columns, features=features).data.table
         pyarrow.parquet.write_table(table, unfinished, row_group_size=ROWS_PER_GROUP)
         os.replace(unfinished, path)
     except OSError as error:
@@ -198,8 +213,13 @@ def read_prepared_ids(folder: Path, split: str) -> list[str]:
     return [name for table in tables for name in table["id"].to_pylist()]
 
 
-def make_card(source: Source, folder: Path, plan: Plan) -> DatasetCard:
-    """Says what is in a prepared folder, where it is from, and how to load it."""
+def make_card(source: Source, ids: dict[str, list[str]]) -> DatasetCard:
+    """Says what is in a prepared folder, where it is from, and how to load it.
+
+    Args:
+        source: The data set.
+        ids: Those of the frames in the folder, by split.
+    """
     data_files = [{"split": split, "path": f"data/{split}-*.parquet"} for split in source.frames]
     metadata = DatasetCardData(
         pretty_name=source.title,
@@ -207,7 +227,6 @@ def make_card(source: Source, folder: Path, plan: Plan) -> DatasetCard:
         tags=["multi-task-learning", "dense-prediction"],
         configs=[{"config_name": "default", "data_files": data_files}],
     )
-    ids = {split: read_prepared_ids(folder, split) for split in source.frames}
     return DatasetCard(f"---\n{metadata}\n---\n\n{describe(source, ids)}")
 
 
