@@ -176,6 +176,12 @@ def test_an_empty_folder_is_as_good_as_none(root, tmp_path, monkeypatch):
     assert (tmp_path / "prepared" / "README.md").is_file()
 
 
+def test_a_name_that_cannot_be_loaded(root, tmp_path):
+    with pytest.raises(ValueError, match="choose another than .*nyu"):
+        prepare(find_source(root), tmp_path / "nyu[2]", num_processes=1)
+    assert not (tmp_path / "unfinished_nyu[2]").exists()
+
+
 def test_a_foreign_folder_is_not_touched(root, tmp_path):
     (tmp_path / "prepared").mkdir()
     (tmp_path / "prepared" / "thesis.txt").write_text("mine")

@@ -118,10 +118,14 @@ def prepare(source: Source, output: Path, num_processes: int, *, skip_broken: bo
         not there yet, but all shards without broken frames are kept for the next run.
 
     Raises:
-        ValueError: If `output` holds something else.
+        ValueError: If `output` holds something else, or cannot be loaded under its name.
         OSError: If it cannot be written.
     """
     plan, output = plan_shards(source), output.expanduser().resolve()
+    if set("*?[]") & set(str(output)):
+        raise ValueError(
+            f"`datasets` takes * ? [ ] in the name of a folder for patterns; choose another than {output}."
+        )
     if is_whole(output, plan, skip_broken):
         return []
     if output.exists() and not (output.is_dir() and not any(output.iterdir())):
