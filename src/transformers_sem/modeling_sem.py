@@ -10,6 +10,7 @@ Letters: B batch, T tasks, S encoder stages (shallow to deep), C channels, N poi
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from fractions import Fraction
 
 import torch
 import torch.distributed as dist
@@ -95,18 +96,21 @@ def to_map(tokens: Tensor, size: tuple[int, int]) -> Tensor:
     return tokens.transpose(1, 2).unflatten(2, size)
 
 
-def cover(feature_map: Tensor, size: tuple[int, int], stride: float) -> Tensor:
+def cover(feature_map: Tensor, size: tuple[int, int], stride: Fraction) -> Tensor:
     """Takes the padding off a map of stride `stride`, so that its cells cover an image of `size`, no more and no less."""
-    cells = [math.ceil(edge / stride) for edge in size]
-    if all(edge == count * stride for edge, count in zip(size, cells, strict=True)):
+    cells = [-(-edge * stride.denominator // stride.numerator) for edge in size]
+    # An exported graph holds for every size, so it always resamples
+    if not torch.compiler.is_exporting() and all(
+        edge == count * stride for edge, count in zip(size, cells, strict=True)
+    ):
         return feature_map[..., : cells[0], : cells[1]]
     # The last cells reach beyond the image: narrower cells, or every resizing to the image would shift what it shows
     rows, columns = (
-        (torch.arange(count, device=feature_map.device) + 0.5) * (2 * edge / (count * stride * full)) - 1
+        (torch.arange(count, device=feature_map.device) + 0.5) * (2 * edge / (count * float(stride) * full)) - 1
         for edge, count, full in zip(size, cells, feature_map.shape[-2:], strict=True)
     )
     grid = torch.stack(torch.meshgrid(rows, columns, indexing="ij"), dim=-1).flip(-1)  # grid_sample wants (x, y)
-    grid = grid.expand(len(feature_map), -1, -1, -1)
+    grid = grid.expand(feature_map.shape[0], -1, -1, -1)
     covered = F.grid_sample(feature_map.float(), grid, mode="bilinear", padding_mode="border", align_corners=False)
     return covered.to(feature_map.dtype)
 
@@ -191,15 +195,32 @@ def build_backbone(backbone_config) -> PreTrainedModel:
     return AutoBackbone.from_config(backbone_config)
 
 
-def backbone_strides(backbone: PreTrainedModel) -> tuple[int, ...]:
-    """Stride of each feature map; transformers' backbones do not say it, so a twin without weights is asked."""
-    if isinstance(backbone, SEMTimmBackbone):
-        return backbone.strides
+@dataclass(frozen=True, kw_only=True)
+class BackboneSurvey:
+    """What transformers' backbones do not say of themselves.
+
+    Args:
+        strides (`list[Fraction]`): Stride of each feature map.
+        unused_parameters (`list[str]`): Names of the parameters that the feature maps in use do not depend on.
+    """
+
+    strides: list[Fraction]
+    unused_parameters: list[str]
+
+
+def survey_backbone(backbone: PreTrainedModel, num_maps: int) -> BackboneSurvey:
+    """Asks a twin without weights which strides the maps have, and what the last `num_maps` of them depend on."""
     size = 224  # divides by the patches of 14 and 16 pixels and by the strides of every pyramid
-    with torch.device("meta"):
-        twin = AutoBackbone.from_config(backbone.config)
+    with torch.device("meta"), torch.enable_grad():
+        twin = build_backbone(backbone.config).requires_grad_(True)
         feature_maps = twin(torch.empty(1, backbone.config.num_channels, size, size)).feature_maps
-    return tuple(round(size / feature_map.shape[-1]) for feature_map in feature_maps)
+        names, parameters = zip(*twin.named_parameters(), strict=True)
+        output = sum(feature_map.float().sum() for feature_map in feature_maps[-num_maps:])
+        gradients = torch.autograd.grad(output, parameters, allow_unused=True)
+    return BackboneSurvey(
+        strides=[Fraction(round(size / feature_map.shape[-1])) for feature_map in feature_maps],
+        unused_parameters=[name for name, gradient in zip(names, gradients, strict=True) if gradient is None],
+    )
 
 
 class SEMFeatureReassembly(nn.ModuleList):
@@ -357,6 +378,13 @@ class SEMIntraTask(nn.Module):
 # Inter-task EM-interactive module (Sec. 3.3, Fig. 4)
 
 
+def starting_bases(num_bases: int, hidden_size: int) -> Tensor:
+    """mu^(0) before training: unit rows `(K, C)`, orthogonal where K <= C, and the same in every model."""
+    bases = torch.empty(num_bases, hidden_size, dtype=torch.float32, device="cpu")
+    nn.init.orthogonal_(bases, generator=torch.Generator("cpu").manual_seed(0))
+    return F.normalize(bases, dim=-1)
+
+
 def expectation_step(states: Tensor, bases: Tensor, temperature: float = 1.0) -> Tensor:
     """E step, Eq. (7)-(8): responsibilities `(..., N, K)` of bases `(..., K, C)` for states `(..., N, C)`."""
     return (states @ bases.transpose(-1, -2) / temperature).softmax(dim=-1)
@@ -409,7 +437,8 @@ class SEMInterTaskModule(nn.Module):
         self.norm = nn.LayerNorm(hidden_size)
         self.project_in = nn.Linear(hidden_size, hidden_size)  # a 1x1 convolution, on tokens
         self.project_out = nn.Linear(hidden_size, hidden_size)
-        self.initial_bases = nn.Buffer(torch.empty(config.num_bases, hidden_size, dtype=torch.float32))
+        bases = starting_bases(config.num_bases, hidden_size)
+        self.initial_bases = nn.Buffer(torch.empty(bases.shape, dtype=bases.dtype).copy_(bases))
 
     def _apply(self, fn: Callable, recurse: bool = True):
         # the moving average creeps by less than half precision can hold: no cast of the model touches it
@@ -567,8 +596,7 @@ class SEMPreTrainedModel(PreTrainedModel):
         elif isinstance(module, SEMInterTaskModule):
             # states of unit variance whatever the width, so that tau = 1 tells bases apart from the first step on
             init.normal_(module.project_in.weight, std=module.project_in.in_features**-0.5)
-            bases = torch.randn(module.initial_bases.shape, device=module.initial_bases.device)
-            init.copy_(module.initial_bases, F.normalize(bases, dim=-1))
+            init.copy_(module.initial_bases, starting_bases(*module.initial_bases.shape))
 
 
 class SEMModel(SEMPreTrainedModel):
@@ -581,16 +609,21 @@ class SEMModel(SEMPreTrainedModel):
         )  # a training loop that accumulates over n batches takes its n-th root
         self.use_decoder = config.use_decoder
         self.backbone = build_backbone(config.backbone_config)
-        strides, channels = backbone_strides(self.backbone), list(self.backbone.channels)
-        self.min_size = min(strides)
-        self.size_divisor = self.deepest_stride = self.output_stride = max(strides)
+        survey = survey_backbone(self.backbone, num_maps=len(self.backbone.channels) if config.use_decoder else 1)
+        for name in survey.unused_parameters:
+            # distributed training waits for the gradient of whatever could have one
+            self.backbone.get_parameter(name).requires_grad_(False)
+        strides, channels = survey.strides, list(self.backbone.channels)
+        self.min_size = int(min(strides))
+        self.size_divisor = int(max(strides))
+        self.deepest_stride = self.output_stride = max(strides)
         self.output_channels = channels[-1]
         self.reassembly = self.intra_task = self.decoder = None
         if config.use_decoder:
             self._build_decoder(config, strides, channels)
         self.post_init()
 
-    def _build_decoder(self, config: SEMConfig, strides: tuple[int, ...], channels: list[int]) -> None:
+    def _build_decoder(self, config: SEMConfig, strides: list[Fraction], channels: list[int]) -> None:
         num_stages = len(config.decoder_hidden_sizes)
         if len(strides) != num_stages:
             raise ValueError(
@@ -603,10 +636,11 @@ class SEMModel(SEMPreTrainedModel):
         if factors is not None:
             widths = list(reversed(config.decoder_hidden_sizes))
             self.reassembly = SEMFeatureReassembly(channels, widths, factors)
-            strides, channels = [s / f for s, f in zip(strides, factors, strict=True)], widths
+            strides = [s / Fraction(f).limit_denominator() for s, f in zip(strides, factors, strict=True)]
+            channels = widths
         # every stage has a whole number of pixels, and of deformed points
         steps = [s * r for s, r in zip(strides, config.offset_strides, strict=True)]
-        self.size_divisor = math.lcm(round(max(strides)), *(round(step) for step in steps))
+        self.size_divisor = math.lcm(*(round(step) for step in (max(strides), *steps)))
         self.deepest_stride = max(strides)
         self.output_stride, self.output_channels = min(strides), config.decoder_hidden_sizes[-1]
         self.intra_task = SEMIntraTask(config, channels)
