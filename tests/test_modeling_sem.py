@@ -1,5 +1,6 @@
 import itertools
 import math
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -743,7 +744,7 @@ def test_cells_cover_the_image_and_no_more(stride, width):
     """A ramp of pixel positions, sampled at the cells of the padded image, is the same ramp at the image's pixels."""
     num_cells = math.ceil(width / stride) + 2
     ramp = ((torch.arange(num_cells) + 0.5) * stride).expand(1, 1, num_cells, num_cells)
-    covered = cover(ramp, (width, width), stride)
+    covered = cover(ramp, (width, width), Fraction(stride))
     assert covered.shape[-1] == math.ceil(width / stride)
     restored = F.interpolate(covered, size=(width, width), mode="bilinear")[0, 0, 0]
     inside = slice(math.ceil(stride), -math.ceil(stride))
