@@ -13,6 +13,7 @@ _EXPORTS = {
     "SEMModel": "modeling_sem",
     "SEMForMultiTaskDensePrediction": "modeling_sem",
     "SEMImageProcessor": "image_processing_sem",
+    "MultiTaskDensePredictionPipeline": "pipeline_sem",
     "TASKS": "tasks",
     "LabelFormat": "tasks",
     "Metric": "tasks",

@@ -17,6 +17,7 @@ REGISTRATIONS = {
     "transformers.models.auto.configuration_auto": "transformers_sem.configuration_sem",
     "transformers.models.auto.modeling_auto": "transformers_sem.modeling_sem",
     "transformers.models.auto.image_processing_auto": "transformers_sem.image_processing_sem",
+    "transformers.pipelines": "transformers_sem.pipeline_sem",
 }
 
 
