@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import boundary
+from .boundary import summed_scores
 from .losses import INVALID_ID
 
 
@@ -277,5 +277,5 @@ def odsf_scores(statistics: dict[str, Tensor]) -> dict[str, float]:
     """`odsf`, the boundary F-measure of the field, its threshold, precision and recall; `ois`; `ap`. See `boundary.py`."""
     if statistics["num_images"] == 0:
         return {}
-    scores = boundary.summed_scores(np.asarray(statistics["counts"]), np.asarray(statistics["best_counts"]))
+    scores = summed_scores(np.asarray(statistics["counts"]), np.asarray(statistics["best_counts"]))
     return {"odsf": scores.pop("ods"), **scores}

@@ -190,7 +190,8 @@ class SEMConvBlock(nn.Sequential):
 
 def build_backbone(backbone_config) -> PreTrainedModel:
     """The encoder that a backbone configuration describes, with random weights."""
-    if isinstance(backbone_config, SEMTimmBackboneConfig):
+    # by name: of code that travels with a checkpoint, configuration and model may hold two copies of one class
+    if backbone_config.model_type == SEMTimmBackboneConfig.model_type:
         return SEMTimmBackbone(backbone_config)
     return AutoBackbone.from_config(backbone_config)
 

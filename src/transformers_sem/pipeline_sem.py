@@ -16,7 +16,9 @@ from .modeling_sem import SEMMultiTaskOutput
 from .panels import colorize_pair
 
 
-def read_image(image: str | Path | Image.Image | np.ndarray | Tensor | dict[str, Any], timeout: float | None) -> Image.Image:
+def read_image(
+    image: str | Path | Image.Image | np.ndarray | Tensor | dict[str, Any], timeout: float | None
+) -> Image.Image:
     """Reads what [`MultiTaskDensePredictionPipeline`] takes as one image: upright, RGB.
 
     Raises:
@@ -24,7 +26,9 @@ def read_image(image: str | Path | Image.Image | np.ndarray | Tensor | dict[str,
     """
     if isinstance(image, dict):
         if "image" not in image:
-            raise ValueError(f"A row of a data set has its picture in the column 'image'; got {sorted(image)}. Rename it.")
+            raise ValueError(
+                f"A row of a data set has its picture in the column 'image'; got {sorted(image)}. Rename it."
+            )
         image = image["image"]
     if isinstance(image, Tensor):
         image = image.cpu().numpy()
@@ -77,12 +81,10 @@ class MultiTaskDensePredictionPipeline(Pipeline):
         Args:
             inputs (`str`, `Path`, `PIL.Image.Image`, `np.ndarray`, `torch.Tensor`, `dict`, a list, data set or generator of them):
                 Path or URL, picture, array (uint8, channels first or last), or row of a data set with the column `image`.
-            return_images (`bool`, *optional*, defaults to `False`):
-                Whether to colour the maps, too.
-            timeout (`float`, *optional*):
-                Seconds to wait for a URL; without it, for ever.
-            batch_size (`int`, *optional*, defaults to 1):
-                How many images of a list or data set go through the model at once.
+            **kwargs:
+                `return_images` (`bool`, defaults to `False`), whether to colour the maps, too; `timeout` (`float`), seconds to
+                wait for a URL, without it for ever; `batch_size` (`int`, defaults to 1), how many images of a list or data
+                set go through the model at once.
 
         Returns:
             `dict`: for each image `predictions`, `{task: torch.Tensor}` of the size of the image and in the physical units of
@@ -104,7 +106,10 @@ class MultiTaskDensePredictionPipeline(Pipeline):
         """Reads one image, and prepares it."""
         image = read_image(inputs, timeout)
         pixel_values = self.image_processor(image, return_tensors="pt")["pixel_values"]
-        return {"pixel_values": pixel_values.to(self.dtype), "target_size": torch.tensor([[image.height, image.width]])}
+        return {
+            "pixel_values": pixel_values.to(self.dtype),
+            "target_size": torch.tensor([[image.height, image.width]]),
+        }
 
     def _forward(self, model_inputs: dict[str, Any]) -> dict[str, Tensor]:
         outputs = self.model(pixel_values=model_inputs["pixel_values"])

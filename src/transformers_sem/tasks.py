@@ -18,7 +18,29 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from . import boundary, losses, metrics, visualization
+from .boundary import boundary_statistics, to_levels
+from .losses import (
+    INVALID_ID,
+    balanced_binary_cross_entropy,
+    balanced_cross_entropy,
+    cross_entropy,
+    l1,
+    unit_length,
+    unit_vector_l1,
+)
+from .metrics import (
+    class_ious,
+    class_scores,
+    class_statistics,
+    depth_scores,
+    depth_statistics,
+    normal_scores,
+    normal_statistics,
+    odsf_scores,
+    saliency_scores,
+    saliency_statistics,
+)
+from .visualization import colorize_depth, colorize_ids, colorize_normal, colorize_probability
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,7 +142,7 @@ def predict_depth(logits: Tensor) -> Tensor:
 
 def predict_unit_vectors(logits: Tensor) -> Tensor:
     """Unit vectors, float32 `(batch_size, 3, height, width)`."""
-    return losses.unit_length(logits.float())
+    return unit_length(logits.float())
 
 
 def predict_binary_probability(logits: Tensor) -> Tensor:
@@ -150,7 +172,7 @@ def encode_unit_vectors(vectors: np.ndarray) -> Image.Image:
 
 def encode_probability(probability: np.ndarray) -> Image.Image:
     """Probabilities as 8-bit levels, truncated as the field writes boundaries for SEISM."""
-    return Image.fromarray(boundary.to_levels(probability))
+    return Image.fromarray(to_levels(probability))
 
 
 def negate_x(vectors: Tensor) -> Tensor:
@@ -171,17 +193,17 @@ def unit_vectors(vectors: Tensor) -> Tensor:
 
 def is_class_id(labels: Tensor) -> Tensor:
     """Whole numbers 0 ... 254, and 255 invalid."""
-    return (labels >= 0) & (labels <= losses.INVALID_ID) & (labels == labels.round())
+    return (labels >= 0) & (labels <= INVALID_ID) & (labels == labels.round())
 
 
 def is_binary_id(labels: Tensor) -> Tensor:
     """0, 1, and 255 invalid."""
-    return (labels == 0) | (labels == 1) | (labels == losses.INVALID_ID)
+    return (labels == 0) | (labels == 1) | (labels == INVALID_ID)
 
 
 def is_probability(labels: Tensor) -> Tensor:
     """[0, 1], and 255 invalid."""
-    return ((labels >= 0) & (labels <= 1)) | (labels == losses.INVALID_ID)
+    return ((labels >= 0) & (labels <= 1)) | (labels == INVALID_ID)
 
 
 def is_distance(labels: Tensor) -> Tensor:
@@ -197,29 +219,29 @@ def is_vector_component(labels: Tensor) -> Tensor:
 CLASS_IDS = LabelFormat(
     dtype=torch.int64,
     num_channels=0,
-    invalid_value=losses.INVALID_ID,
+    invalid_value=INVALID_ID,
     resampling="nearest-exact",
     is_valid_value=is_class_id,
     rule="class ids from 0, 255 invalid",
 )
 CLASS_METRIC = Metric(
-    statistics=metrics.class_statistics,
-    reduce=metrics.class_scores,
+    statistics=class_statistics,
+    reduce=class_scores,
     main="miou",
     lower_is_better=False,
-    per_class=metrics.class_ious,
+    per_class=class_ious,
 )
 
 SEMSEG = TaskSpec(
     name="semseg",
     num_labels=40,
     label_format=CLASS_IDS,
-    loss=losses.cross_entropy,
+    loss=cross_entropy,
     loss_weight=1.0,
     post_process=predict_ids,
     constant="majority",
     metric=CLASS_METRIC,
-    colorize=visualization.colorize_ids,
+    colorize=colorize_ids,
     encode=encode_ids,
 )
 DEPTH = TaskSpec(
@@ -233,11 +255,11 @@ DEPTH = TaskSpec(
         is_valid_value=is_distance,
         rule="metres >= 0, NaN invalid",
     ),
-    loss=losses.l1,
+    loss=l1,
     loss_weight=1.0,
     post_process=predict_depth,
-    metric=Metric(statistics=metrics.depth_statistics, reduce=metrics.depth_scores, main="rmse", lower_is_better=True),
-    colorize=visualization.colorize_depth,
+    metric=Metric(statistics=depth_statistics, reduce=depth_scores, main="rmse", lower_is_better=True),
+    colorize=colorize_depth,
     encode=encode_millimetres,
     zoom_values=divide_by_zoom,
 )
@@ -253,13 +275,11 @@ NORMAL = TaskSpec(
         is_valid_value=is_vector_component,
         rule="unit vectors (x right, y down, z forward), NaN invalid",
     ),
-    loss=losses.unit_vector_l1,
+    loss=unit_vector_l1,
     loss_weight=10.0,
     post_process=predict_unit_vectors,
-    metric=Metric(
-        statistics=metrics.normal_statistics, reduce=metrics.normal_scores, main="mean_error", lower_is_better=True
-    ),
-    colorize=visualization.colorize_normal,
+    metric=Metric(statistics=normal_statistics, reduce=normal_scores, main="mean_error", lower_is_better=True),
+    colorize=colorize_normal,
     encode=encode_unit_vectors,
     flip_values=negate_x,
     project_values=unit_vectors,
@@ -270,35 +290,35 @@ BOUNDARY = TaskSpec(
     label_format=LabelFormat(
         dtype=torch.float32,
         num_channels=0,
-        invalid_value=losses.INVALID_ID,
+        invalid_value=INVALID_ID,
         resampling="nearest-exact",
         value_range=(0.0, 1.0),
         is_valid_value=is_probability,
         rule="boundary in [0, 1], 255 invalid",
     ),
-    loss=losses.balanced_binary_cross_entropy,
+    loss=balanced_binary_cross_entropy,
     loss_weight=50.0,
     post_process=predict_binary_probability,
     metric=Metric(
-        statistics=boundary.boundary_statistics,
-        reduce=metrics.odsf_scores,
+        statistics=boundary_statistics,
+        reduce=odsf_scores,
         main="odsf",
         lower_is_better=False,
         is_slow=True,
     ),
-    colorize=visualization.colorize_probability,
+    colorize=colorize_probability,
     encode=encode_probability,
 )
 PARSING = TaskSpec(
     name="parsing",
     num_labels=7,
     label_format=CLASS_IDS,
-    loss=losses.cross_entropy,
+    loss=cross_entropy,
     loss_weight=2.0,
     post_process=predict_ids,
     constant="majority",
     metric=CLASS_METRIC,
-    colorize=visualization.colorize_ids,
+    colorize=colorize_ids,
     encode=encode_ids,
 )
 SALIENCY = TaskSpec(
@@ -307,18 +327,16 @@ SALIENCY = TaskSpec(
     label_format=LabelFormat(
         dtype=torch.int64,
         num_channels=0,
-        invalid_value=losses.INVALID_ID,
+        invalid_value=INVALID_ID,
         resampling="nearest-exact",
         is_valid_value=is_binary_id,
         rule="0 or 1, 255 invalid",
     ),
-    loss=losses.balanced_cross_entropy,
+    loss=balanced_cross_entropy,
     loss_weight=5.0,
     post_process=predict_positive_probability,
-    metric=Metric(
-        statistics=metrics.saliency_statistics, reduce=metrics.saliency_scores, main="maxf", lower_is_better=False
-    ),
-    colorize=visualization.colorize_probability,
+    metric=Metric(statistics=saliency_statistics, reduce=saliency_scores, main="maxf", lower_is_better=False),
+    colorize=colorize_probability,
     encode=encode_probability,
 )
 
