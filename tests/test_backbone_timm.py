@@ -269,3 +269,9 @@ def test_drop_path_acts_in_training_only():
     assert_same(backbone(images).feature_maps, backbone(images).feature_maps)
     backbone.train()
     assert not torch.equal(backbone(images).feature_maps[-1], backbone(images).feature_maps[-1])
+
+
+@pytest.mark.parametrize("name", ["test_convnext", "test_vit"])
+def test_stages_beyond_the_encoder_are_refused(name):
+    with pytest.raises(ValueError, match=rf"stages of '{name}' from 1; got \[1, 2, 3, 60\]"):
+        SEMTimmBackbone(SEMTimmBackboneConfig(model_name=name, out_indices=[1, 2, 3, 60]))

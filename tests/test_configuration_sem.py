@@ -214,6 +214,9 @@ CONTRADICTIONS = [
         ["`out_indices`", "from 1", "[0, 1]"],
     ),
     ({"backbone_config": {"model_type": "no_such_model"}}, ["no_such_model"]),
+    ({"backbone_config": {"model_type": "vit"}}, ["`backbone_config`", "'vit'", "timm"]),
+    ({"backbone_config": {"model_type": "swin", "out_indices": [2, 3, 4]}}, ["4 stages", "gives 3", "[2, 3, 4]"]),
+    ({"backbone_config": {"model_type": "swin", "out_indices": [1, 2, 3, 9]}}, ["out_indices", "[1, 2, 3, 9]"]),
 ]
 
 

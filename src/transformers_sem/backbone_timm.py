@@ -29,23 +29,31 @@ def build_timm_encoder(config: SEMTimmBackboneConfig, **pretrained_kwargs) -> nn
     timm's getter returns `(batch_size, channels, height, width)` for every family of encoders.
 
     Raises:
-        ValueError: If timm has no model of that name.
+        ValueError: If timm has no model of that name, or the model fewer stages than asked for.
     """
     architecture = timm.models.get_arch_name(config.model_name)
     if not timm.models.is_model(architecture):
         raise ValueError(f"timm {timm.__version__} has no model {config.model_name!r}; see timm.list_models().")
     timm_module = timm.models.model_entrypoint(architecture).__module__.rsplit(".", maxsplit=1)[-1]
-    return timm.create_model(
-        config.model_name,
-        features_only=True,
-        feature_cls="getter",
-        in_chans=config.num_channels,
-        out_indices=[index - 1 for index in config.out_indices],
-        # not every timm model knows stochastic depth
-        **({"drop_path_rate": config.drop_path_rate} if config.drop_path_rate else {}),
-        **{**ANY_SIZE_KWARGS.get(timm_module, {}), **config.model_kwargs},
-        **pretrained_kwargs,
-    )
+    try:
+        return timm.create_model(
+            config.model_name,
+            features_only=True,
+            feature_cls="getter",
+            in_chans=config.num_channels,
+            out_indices=[index - 1 for index in config.out_indices],
+            # not every timm model knows stochastic depth
+            **({"drop_path_rate": config.drop_path_rate} if config.drop_path_rate else {}),
+            **{**ANY_SIZE_KWARGS.get(timm_module, {}), **config.model_kwargs},
+            **pretrained_kwargs,
+        )
+    except AssertionError as error:
+        if "feature index" not in str(error):
+            raise
+        raise ValueError(
+            f"`out_indices` count the stages of {config.model_name!r} from 1; got {config.out_indices}, and the last stage is "
+            f"before {max(config.out_indices)}. Choose among those it has."
+        ) from error
 
 
 class SEMTimmBackbone(BackboneMixin, PreTrainedModel):

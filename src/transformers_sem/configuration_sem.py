@@ -247,6 +247,17 @@ class SEMConfig(PreTrainedConfig):
             raise ValueError(
                 f"`reassemble_factors` are whole numbers or one over a whole number; got {self.reassemble_factors}."
             )
+        if not isinstance(self.backbone_config, BackboneConfigMixin):
+            raise ValueError(
+                f"`backbone_config` is that of a timm encoder or of a backbone of transformers; got {self.backbone_config.model_type!r}, "
+                "which gives no feature maps. Take timm's version of it: {'model_name': ..., 'out_indices': ...}."
+            )
+        out_indices = list(self.backbone_config.out_indices)
+        if self.use_decoder and len(out_indices) != num_stages:
+            raise ValueError(
+                f"The decoder has {num_stages} stages (`decoder_hidden_sizes`), so the backbone must give as many feature "
+                f"maps; it gives {len(out_indices)}. Set its `out_indices`, now {out_indices}."
+            )
         if not 1 <= self.num_intra_task_stages <= num_stages:
             raise ValueError(f"`num_intra_task_stages` is 1 to {num_stages}; got {self.num_intra_task_stages}.")
         if not 0 <= self.inter_task_stages <= num_stages:

@@ -626,11 +626,6 @@ class SEMModel(SEMPreTrainedModel):
 
     def _build_decoder(self, config: SEMConfig, strides: list[Fraction], channels: list[int]) -> None:
         num_stages = len(config.decoder_hidden_sizes)
-        if len(strides) != num_stages:
-            raise ValueError(
-                f"The decoder has {num_stages} stages (`decoder_hidden_sizes`), so the backbone must give as many feature "
-                f"maps; it gives {len(strides)}. Set its `out_indices`."
-            )
         factors = config.reassemble_factors
         if factors is None and len(set(strides)) == 1:
             factors = [2.0 ** (num_stages - 2 - stage) for stage in range(num_stages)]  # 4, 2, 1, 0.5

@@ -1,0 +1,166 @@
+"""What transformers' own suites ask of every model, on encoders of each kind."""
+
+import copy
+
+import pytest
+import torch
+from transformers import AutoBackbone, ConvNextConfig, Dinov2Config, SwinConfig, Trainer, TrainingArguments
+from transformers.trainer_utils import EvalPrediction
+
+from transformers_sem import MultiTaskMetric, SEMForMultiTaskDensePrediction, SEMImageProcessor, SEMModel, TASKS
+from transformers_sem.modeling_sem import SEMMultiTaskOutput, survey_backbone
+
+from .samples import invalid_labels, random_labels
+from .tiny import tiny_config
+
+
+BACKBONES = {
+    "swin": SwinConfig(
+        embed_dim=8, depths=[1, 1, 1, 1], num_heads=[1, 1, 2, 2], window_size=4, out_indices=[1, 2, 3, 4]
+    ),
+    "dinov2": Dinov2Config(
+        hidden_size=32, num_hidden_layers=4, num_attention_heads=2, patch_size=16, out_indices=[1, 2, 3, 4]
+    ),
+    "convnext": ConvNextConfig(hidden_sizes=[8, 16, 24, 32], depths=[1, 1, 1, 1], out_indices=[1, 2, 3, 4]),
+    "timm": {"model_name": "test_vit", "out_indices": [1, 2, 4, 6], "drop_path_rate": 0.0},
+}
+CLASSES = [SEMModel, SEMForMultiTaskDensePrediction]
+TASK_NAMES = ["semseg", "depth", "normal", "boundary"]
+
+
+def build_config(backbone, **overrides):
+    return tiny_config(backbone_config=copy.deepcopy(BACKBONES[backbone]), **overrides)
+
+
+def labels_of(size=64):
+    return {task: random_labels(task, 2, (size, size)) for task in TASK_NAMES}
+
+
+@pytest.mark.parametrize("model_class", CLASSES)
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_buffers_come_back_from_the_meta_device(backbone, model_class):
+    expected = dict(model_class(build_config(backbone)).named_buffers())
+    with torch.device("meta"):
+        model = model_class(build_config(backbone))
+    tensors = {*model.state_dict(keep_vars=True).values(), *model.buffers()}
+    assert all(tensor.is_meta for tensor in tensors)
+    model.to_empty(device="cpu").init_weights()
+    for name, buffer in model.named_buffers():
+        assert torch.equal(buffer, expected[name]), name
+
+
+@pytest.mark.parametrize("use_decoder", [True, False])
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_every_trainable_parameter_learns(backbone, use_decoder, tmp_path):
+    SEMForMultiTaskDensePrediction(build_config(backbone, use_decoder=use_decoder)).save_pretrained(tmp_path)
+    model = SEMForMultiTaskDensePrediction.from_pretrained(tmp_path).train()
+    model(torch.randn(2, 3, 64, 64), labels=labels_of()).loss.backward()
+    without = [name for name, value in model.named_parameters() if value.requires_grad and value.grad is None]
+    assert without == []
+
+
+def test_what_no_map_depends_on_is_named():
+    backbone = AutoBackbone.from_config(BACKBONES["swin"])
+    survey = survey_backbone(backbone, num_maps=4)
+    assert survey.strides == [4, 8, 16, 32]
+    assert survey.unused_parameters == ["swin.layernorm.weight", "swin.layernorm.bias"]
+    deepest_only = survey_backbone(backbone, num_maps=1).unused_parameters
+    assert "hidden_states_norms.stage1.weight" in deepest_only and "hidden_states_norms.stage4.weight" not in deepest_only
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_labels_that_are_all_ignored_give_a_finite_loss(backbone):
+    model = SEMForMultiTaskDensePrediction(build_config(backbone)).train()
+    loss = model(torch.randn(2, 3, 64, 64), labels={task: invalid_labels(task, 2, (64, 64)) for task in TASK_NAMES}).loss
+    loss.backward()
+    assert loss.item() == 0
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_hidden_states_and_attentions_are_those_of_the_encoder(backbone):
+    model = SEMForMultiTaskDensePrediction(build_config(backbone, attn_implementation="eager")).eval()
+    images = torch.randn(1, 3, 64, 64)
+    outputs = model(images, output_hidden_states=True, output_attentions=True)
+    assert len(outputs.hidden_states) >= 4
+    assert (outputs.attentions is None) == (backbone in ("convnext", "timm"))
+    plain = model(images)
+    assert plain.hidden_states is None and plain.attentions is None
+    torch.testing.assert_close(outputs.logits, plain.logits)
+
+
+@pytest.mark.parametrize("max_shard_size", ["20KB", "5GB"])
+def test_shards_and_devices(max_shard_size, tmp_path):
+    model = SEMForMultiTaskDensePrediction(build_config("swin")).eval()
+    model.save_pretrained(tmp_path, max_shard_size=max_shard_size)
+    assert (len(list(tmp_path.glob("*.safetensors"))) > 1) == (max_shard_size == "20KB")
+    loaded = SEMForMultiTaskDensePrediction.from_pretrained(
+        tmp_path, device_map="auto", low_cpu_mem_usage=True, local_files_only=True
+    )
+    images = torch.randn(1, 3, 64, 64)
+    assert {parameter.dtype for parameter in loaded.parameters()} == {torch.float32}
+    torch.testing.assert_close(loaded(images).logits, model(images).logits, rtol=0, atol=0)
+
+
+def test_another_head_width_starts_that_head_anew(tmp_path):
+    model = SEMForMultiTaskDensePrediction(build_config("convnext"))
+    model.save_pretrained(tmp_path)
+    widths = {"semseg": 7, "depth": 1, "normal": 3, "boundary": 1}
+    loaded, info = SEMForMultiTaskDensePrediction.from_pretrained(
+        tmp_path, task_num_labels=widths, ignore_mismatched_sizes=True, output_loading_info=True
+    )
+    mismatched = {name for name, *_ in info["mismatched_keys"]}
+    assert mismatched == {f"{head}.{part}" for head in ("heads.semseg.1", "auxiliary_heads.semseg") for part in ("weight", "bias")}
+    expected = model.state_dict()
+    for name, value in loaded.state_dict().items():
+        assert name in mismatched or torch.equal(value, expected[name]), name
+
+
+class Scenes(torch.utils.data.Dataset):
+    """Eight images and their labels, as the image processor gives them."""
+
+    def __init__(self):
+        generator = torch.Generator().manual_seed(0)
+        self.images = torch.randn(8, 3, 32, 32, generator=generator)
+        self.labels = {task: random_labels(task, 8, (32, 32), invalid_share=0.0) for task in ("semseg", "depth")}
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, index):
+        return {"pixel_values": self.images[index], "labels": {task: value[index] for task, value in self.labels.items()}}
+
+
+def test_the_trainer_of_transformers_trains_and_judges(tmp_path):
+    widths = {"semseg": 40, "depth": 1}
+    processor, metric = SEMImageProcessor(), MultiTaskMetric(widths)
+
+    def compute_metrics(prediction: EvalPrediction, compute_result: bool) -> dict[str, float]:
+        size = next(iter(prediction.label_ids.values())).shape[-2:]
+        outputs = SEMMultiTaskOutput(logits=prediction.predictions)
+        maps = processor.post_process_dense_prediction(outputs)
+        metric.add_batch(
+            predictions={task: [resize(image[task], size) for image in maps] for task in widths},
+            references=prediction.label_ids,
+        )
+        return metric.compute() if compute_result else {}
+
+    def resize(values, size):
+        return torch.nn.functional.interpolate(values[None, None].float(), size=tuple(size))[0, 0].to(values.dtype)
+
+    model = SEMForMultiTaskDensePrediction(tiny_config(task_num_labels=widths))
+    start = [module.clone() for module in model.buffers()]
+    arguments = TrainingArguments(
+        output_dir=str(tmp_path), max_steps=12, per_device_train_batch_size=4, per_device_eval_batch_size=4,
+        learning_rate=5e-3, report_to=[], label_names=["labels"], batch_eval_metrics=True, use_cpu=True, logging_steps=1,
+    )
+    trainer = Trainer(
+        model=model, args=arguments, train_dataset=Scenes(), eval_dataset=Scenes(), compute_metrics=compute_metrics
+    )
+    trainer.train()
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    assert losses[-1] < losses[0]
+    assert any(not torch.equal(before, after) for before, after in zip(start, model.buffers(), strict=True))
+    scores = trainer.evaluate()
+    assert {"eval_loss", "eval_semseg/miou", "eval_depth/rmse"} <= set(scores)
+    trainer.save_model(str(tmp_path / "model"))
+    assert SEMForMultiTaskDensePrediction.from_pretrained(tmp_path / "model").config.tasks == list(widths)
