@@ -4,10 +4,11 @@ import copy
 
 import pytest
 import torch
+from torch.utils.data import default_collate
 from transformers import AutoBackbone, ConvNextConfig, Dinov2Config, SwinConfig, Trainer, TrainingArguments
 from transformers.trainer_utils import EvalPrediction
 
-from transformers_sem import MultiTaskMetric, SEMForMultiTaskDensePrediction, SEMImageProcessor, SEMModel, TASKS
+from transformers_sem import MultiTaskMetric, SEMForMultiTaskDensePrediction, SEMImageProcessor, SEMModel
 from transformers_sem.modeling_sem import SEMMultiTaskOutput, survey_backbone
 
 from .samples import invalid_labels, random_labels
@@ -65,13 +66,17 @@ def test_what_no_map_depends_on_is_named():
     assert survey.strides == [4, 8, 16, 32]
     assert survey.unused_parameters == ["swin.layernorm.weight", "swin.layernorm.bias"]
     deepest_only = survey_backbone(backbone, num_maps=1).unused_parameters
-    assert "hidden_states_norms.stage1.weight" in deepest_only and "hidden_states_norms.stage4.weight" not in deepest_only
+    assert (
+        "hidden_states_norms.stage1.weight" in deepest_only and "hidden_states_norms.stage4.weight" not in deepest_only
+    )
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)
 def test_labels_that_are_all_ignored_give_a_finite_loss(backbone):
     model = SEMForMultiTaskDensePrediction(build_config(backbone)).train()
-    loss = model(torch.randn(2, 3, 64, 64), labels={task: invalid_labels(task, 2, (64, 64)) for task in TASK_NAMES}).loss
+    loss = model(
+        torch.randn(2, 3, 64, 64), labels={task: invalid_labels(task, 2, (64, 64)) for task in TASK_NAMES}
+    ).loss
     loss.backward()
     assert loss.item() == 0
 
@@ -109,7 +114,9 @@ def test_another_head_width_starts_that_head_anew(tmp_path):
         tmp_path, task_num_labels=widths, ignore_mismatched_sizes=True, output_loading_info=True
     )
     mismatched = {name for name, *_ in info["mismatched_keys"]}
-    assert mismatched == {f"{head}.{part}" for head in ("heads.semseg.1", "auxiliary_heads.semseg") for part in ("weight", "bias")}
+    assert mismatched == {
+        f"{head}.{part}" for head in ("heads.semseg.1", "auxiliary_heads.semseg") for part in ("weight", "bias")
+    }
     expected = model.state_dict()
     for name, value in loaded.state_dict().items():
         assert name in mismatched or torch.equal(value, expected[name]), name
@@ -127,7 +134,10 @@ class Scenes(torch.utils.data.Dataset):
         return len(self.images)
 
     def __getitem__(self, index):
-        return {"pixel_values": self.images[index], "labels": {task: value[index] for task, value in self.labels.items()}}
+        return {
+            "pixel_values": self.images[index],
+            "labels": {task: value[index] for task, value in self.labels.items()},
+        }
 
 
 def test_the_trainer_of_transformers_trains_and_judges(tmp_path):
@@ -150,11 +160,24 @@ def test_the_trainer_of_transformers_trains_and_judges(tmp_path):
     model = SEMForMultiTaskDensePrediction(tiny_config(task_num_labels=widths))
     start = [module.clone() for module in model.buffers()]
     arguments = TrainingArguments(
-        output_dir=str(tmp_path), max_steps=12, per_device_train_batch_size=4, per_device_eval_batch_size=4,
-        learning_rate=5e-3, report_to=[], label_names=["labels"], batch_eval_metrics=True, use_cpu=True, logging_steps=1,
+        output_dir=str(tmp_path),
+        max_steps=12,
+        per_device_train_batch_size=4,
+        per_device_eval_batch_size=4,
+        learning_rate=5e-3,
+        report_to=[],
+        label_names=["labels"],
+        batch_eval_metrics=True,
+        use_cpu=True,
+        logging_steps=1,
     )
     trainer = Trainer(
-        model=model, args=arguments, train_dataset=Scenes(), eval_dataset=Scenes(), compute_metrics=compute_metrics
+        model=model,
+        args=arguments,
+        train_dataset=Scenes(),
+        eval_dataset=Scenes(),
+        compute_metrics=compute_metrics,
+        data_collator=default_collate,
     )
     trainer.train()
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]

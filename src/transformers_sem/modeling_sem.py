@@ -594,6 +594,10 @@ class SEMPreTrainedModel(PreTrainedModel):
         super()._init_weights(module)
         if isinstance(module, SEMOffsetNetwork):
             init.zeros_(module.offset.weight)
+        elif isinstance(module, SEMModel):
+            for name in module.unused_parameters:
+                # distributed training waits for the gradient of whatever could have one
+                module.backbone.get_parameter(name).requires_grad_(False)
         elif isinstance(module, SEMInterTaskModule):
             # states of unit variance whatever the width, so that tau = 1 tells bases apart from the first step on
             init.normal_(module.project_in.weight, std=module.project_in.in_features**-0.5)
@@ -611,9 +615,7 @@ class SEMModel(SEMPreTrainedModel):
         self.use_decoder = config.use_decoder
         self.backbone = build_backbone(config.backbone_config)
         survey = survey_backbone(self.backbone, num_maps=len(self.backbone.channels) if config.use_decoder else 1)
-        for name in survey.unused_parameters:
-            # distributed training waits for the gradient of whatever could have one
-            self.backbone.get_parameter(name).requires_grad_(False)
+        self.unused_parameters = survey.unused_parameters
         strides, channels = survey.strides, list(self.backbone.channels)
         self.min_size = int(min(strides))
         self.size_divisor = int(max(strides))
