@@ -790,3 +790,19 @@ def test_nothing_that_a_script_reaches_imports_the_evaluate_library(path):
     files = {path}.union(*(reachable(file) for file in package_files(path)))
     assert len(files) > 3
     assert [file for file in files if "evaluate" in absolute_imports(file)] == []
+
+
+@pytest.mark.slow
+def test_an_export_predicts_without_torch(trained, run_script, tmp_path):
+    Image.fromarray(np.zeros((50, 70, 3), np.uint8)).save(tmp_path / "photo.png")
+    exported = run_script("export_onnx.py", "--model", str(trained), "--output", str(tmp_path / "onnx"))
+    assert exported.returncode == 0, exported.stderr
+    assert exported.stdout.count("largest difference") == 2
+    blocked = "import runpy, sys; sys.modules['torch'] = None; sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0])"
+    command = [sys.executable, "-c", blocked, str(tmp_path / "onnx" / "run_onnx.py"), str(tmp_path / "photo.png")]
+    subprocess.run(command, check=True, timeout=120)
+    with np.load(tmp_path / "photo.npz") as maps:
+        config = SEMForMultiTaskDensePrediction.from_pretrained(trained).config
+        assert {task: maps[task].shape[0] for task in maps} == config.task_num_labels
+    again = run_script("export_onnx.py", "--model", str(trained), "--output", str(tmp_path / "onnx"))
+    assert again.returncode == 1 and "must be a new folder" in again.stderr

@@ -98,7 +98,8 @@ def to_map(tokens: Tensor, size: tuple[int, int]) -> Tensor:
 
 def cover(feature_map: Tensor, size: tuple[int, int], stride: Fraction) -> Tensor:
     """Takes the padding off a map of stride `stride`, so that its cells cover an image of `size`, no more and no less."""
-    cells = [-(-edge * stride.denominator // stride.numerator) for edge in size]
+    # rounded up; ONNX rounds quotients of negative numbers the other way
+    cells = [(edge * stride.denominator + stride.numerator - 1) // stride.numerator for edge in size]
     # An exported graph holds for every size, so it always resamples
     if not torch.compiler.is_exporting() and all(
         edge == count * stride for edge, count in zip(size, cells, strict=True)

@@ -1,0 +1,113 @@
+"""Export a trained model to ONNX, for any image size, with an example that needs no torch.
+
+    python scripts/export_onnx.py --model runs/quickstart --output onnx
+
+Writes model.onnx, preprocessor_config.json, config.json and run_onnx.py, the example. Before anything is there under its
+name, ONNX Runtime predicts images of two sizes and has to agree with the model.
+"""
+
+import argparse
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import torch
+from torch import Tensor, nn
+
+from transformers_sem import SEMForMultiTaskDensePrediction, SEMImageProcessor
+from transformers_sem.training.configuration import plain_errors
+
+
+TOLERANCE = 1e-3
+EXAMPLE = Path(__file__).parent / "examples" / "run_onnx.py"
+
+
+class Logits(nn.Module):
+    """A model that gives its logits as a tuple, in the order of its tasks."""
+
+    def __init__(self, model: SEMForMultiTaskDensePrediction):
+        super().__init__()
+        self.model = model
+
+    def forward(self, pixel_values: Tensor) -> tuple[Tensor, ...]:
+        """`(B, 3, H, W)` -> `(B, C_t, H / 4, W / 4)` of each task."""
+        return tuple(self.model(pixel_values).logits.values())
+
+
+def export(model: SEMForMultiTaskDensePrediction, path: Path) -> None:
+    """Writes the graph, with free batch size, height and width."""
+    divisor = model.sem.size_divisor
+    images = torch.zeros(2, model.config.backbone_config.num_channels, 2 * divisor, 3 * divisor)
+    free = dict.fromkeys((0, 2, 3), torch.export.Dim.DYNAMIC)
+    torch.onnx.export(
+        Logits(model),
+        (images,),
+        path,
+        input_names=["pixel_values"],
+        output_names=model.config.tasks,
+        dynamic_shapes=(free,),
+        dynamo=True,
+        verbose=False,
+    )
+
+
+@torch.no_grad()
+def largest_difference(model: SEMForMultiTaskDensePrediction, path: Path, size: tuple[int, int]) -> float:
+    """How far ONNX Runtime is from the model on an image of noise."""
+    images = torch.randn(1, model.config.backbone_config.num_channels, *size)
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    exported = session.run(model.config.tasks, {"pixel_values": images.numpy()})
+    logits = [values.numpy() for values in model(images).logits.values()]
+    return max(float(np.abs(ours - theirs).max()) for ours, theirs in zip(logits, exported, strict=True))
+
+
+def export_folder(model: SEMForMultiTaskDensePrediction, image_processor: SEMImageProcessor, folder: Path) -> None:
+    """Writes everything to a folder, and checks it.
+
+    Raises:
+        ValueError: If ONNX Runtime does not agree with the model.
+    """
+    export(model, folder / "model.onnx")
+    image_processor.save_pretrained(folder)
+    model.config.save_pretrained(folder)
+    shutil.copy(EXAMPLE, folder)
+    size = (image_processor.size["height"], image_processor.size["width"])
+    for checked in (size, (size[0] // 2 + 1, size[1] // 2 + 3)):
+        difference = largest_difference(model, folder / "model.onnx", checked)
+        if not difference <= TOLERANCE:
+            raise ValueError(
+                f"ONNX Runtime must agree with the model to {TOLERANCE:g}; on {checked[0]} x {checked[1]} pixels it is "
+                f"{difference:.2g} away. Nothing was written; try another encoder or version of onnxruntime."
+            )
+        print(f"{checked[0]} x {checked[1]}: largest difference to the model {difference:.2g}")
+
+
+def main() -> None:
+    """Load, export, check, move into place."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True, help="folder or Hub name of a trained model")
+    parser.add_argument(
+        "--output", type=Path, default=Path("onnx"), help="folder to write, which must not be there yet"
+    )
+    arguments = parser.parse_args()
+    with plain_errors():
+        if arguments.output.exists():
+            raise ValueError(
+                f"--output must be a new folder; {str(arguments.output)!r} is there. Remove it or name another."
+            )
+        model = SEMForMultiTaskDensePrediction.from_pretrained(arguments.model, attn_implementation="sdpa").eval()
+        image_processor = SEMImageProcessor.from_pretrained(arguments.model)
+        arguments.output.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=arguments.output.parent, prefix=".unfinished_") as unfinished:
+            folder = Path(unfinished, "onnx")
+            folder.mkdir()
+            export_folder(model, image_processor, folder)
+            os.replace(folder, arguments.output)
+    print(f"Written: {arguments.output}/. Try: python {arguments.output}/{EXAMPLE.name} photo.jpg")
+
+
+if __name__ == "__main__":
+    main()
