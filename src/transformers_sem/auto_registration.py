@@ -43,6 +43,6 @@ class _RegisterAfterImport(MetaPathFinder):
 def register() -> None:
     """Registers with the Auto classes that are loaded already, and sees to the others."""
     for auto_module, module in REGISTRATIONS.items():
-        if auto_module in sys.modules:
+        if sys.modules.get(auto_module) is not None:  # None keeps a module from being imported
             importlib.import_module(module)
     sys.meta_path.insert(0, _RegisterAfterImport())
