@@ -796,8 +796,8 @@ def test_nothing_that_a_script_reaches_imports_the_evaluate_library(path):
 def test_an_export_predicts_without_torch(trained, run_script, tmp_path):
     Image.fromarray(np.zeros((50, 70, 3), np.uint8)).save(tmp_path / "photo.png")
     exported = run_script("export_onnx.py", "--model", str(trained), "--output", str(tmp_path / "onnx"))
-    assert exported.returncode == 0, exported.stderr
-    assert exported.stdout.count("largest difference") == 2
+    assert exported.code == 0, exported.errors
+    assert exported.output.count("largest difference") == 2
     blocked = "import runpy, sys; sys.modules['torch'] = None; sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0])"
     command = [sys.executable, "-c", blocked, str(tmp_path / "onnx" / "run_onnx.py"), str(tmp_path / "photo.png")]
     subprocess.run(command, check=True, timeout=120)
@@ -805,4 +805,4 @@ def test_an_export_predicts_without_torch(trained, run_script, tmp_path):
         config = SEMForMultiTaskDensePrediction.from_pretrained(trained).config
         assert {task: maps[task].shape[0] for task in maps} == config.task_num_labels
     again = run_script("export_onnx.py", "--model", str(trained), "--output", str(tmp_path / "onnx"))
-    assert again.returncode == 1 and "must be a new folder" in again.stderr
+    assert again.code == 1 and "must be a new folder" in again.errors
