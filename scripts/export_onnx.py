@@ -16,6 +16,7 @@ import numpy as np
 import onnxruntime
 import torch
 from torch import Tensor, nn
+from torch.onnx import OnnxExporterError
 
 from transformers_sem import SEMForMultiTaskDensePrediction, SEMImageProcessor
 from transformers_sem.training.configuration import plain_errors
@@ -38,20 +39,30 @@ class Logits(nn.Module):
 
 
 def export(model: SEMForMultiTaskDensePrediction, path: Path) -> None:
-    """Writes the graph, with free batch size, height and width."""
+    """Writes the graph, with free batch size, height and width.
+
+    Raises:
+        ValueError: If the encoder cannot be exported so.
+    """
     divisor = model.sem.size_divisor
     images = torch.zeros(2, model.config.backbone_config.num_channels, 2 * divisor, 3 * divisor)
     free = dict.fromkeys((0, 2, 3), torch.export.Dim.DYNAMIC)
-    torch.onnx.export(
-        Logits(model),
-        (images,),
-        path,
-        input_names=["pixel_values"],
-        output_names=model.config.tasks,
-        dynamic_shapes=(free,),
-        dynamo=True,
-        verbose=False,
-    )
+    try:
+        torch.onnx.export(
+            Logits(model),
+            (images,),
+            path,
+            input_names=["pixel_values"],
+            output_names=model.config.tasks,
+            dynamic_shapes=(free,),
+            dynamo=True,
+            verbose=False,
+        )
+    except OnnxExporterError as error:
+        raise ValueError(
+            "A graph for any image size needs an encoder that torch.export can follow, such as ConvNeXt, ViT or DINOv2; of "
+            f"this one it says: {error.__cause__ or error}"
+        ) from error
 
 
 @torch.no_grad()
@@ -98,7 +109,7 @@ def main() -> None:
             raise ValueError(
                 f"--output must be a new folder; {str(arguments.output)!r} is there. Remove it or name another."
             )
-        model = SEMForMultiTaskDensePrediction.from_pretrained(arguments.model, attn_implementation="sdpa").eval()
+        model = SEMForMultiTaskDensePrediction.from_pretrained(arguments.model).eval()
         image_processor = SEMImageProcessor.from_pretrained(arguments.model)
         arguments.output.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=arguments.output.parent, prefix=".unfinished_") as unfinished:

@@ -71,6 +71,12 @@ def test_what_no_map_depends_on_is_named():
     )
 
 
+def test_a_patch_of_any_size():
+    backbone = {**BACKBONES["timm"], "model_kwargs": {"patch_size": 12}}
+    model = SEMForMultiTaskDensePrediction(tiny_config(backbone_config=backbone)).eval()
+    assert model(torch.randn(1, 3, 50, 70)).logits["depth"].shape == (1, 1, 17, 24)  # 50 and 70 over a stride of 3
+
+
 @pytest.mark.parametrize("backbone", BACKBONES)
 def test_labels_that_are_all_ignored_give_a_finite_loss(backbone):
     model = SEMForMultiTaskDensePrediction(build_config(backbone)).train()

@@ -199,7 +199,7 @@ def build_backbone(backbone_config) -> PreTrainedModel:
 
 @dataclass(frozen=True, kw_only=True)
 class BackboneSurvey:
-    """What transformers' backbones do not say of themselves.
+    """What a backbone of transformers does not say of itself.
 
     Args:
         strides (`list[Fraction]`): Stride of each feature map.
@@ -212,6 +212,8 @@ class BackboneSurvey:
 
 def survey_backbone(backbone: PreTrainedModel, num_maps: int) -> BackboneSurvey:
     """Asks a twin without weights which strides the maps have, and what the last `num_maps` of them depend on."""
+    if isinstance(backbone, SEMTimmBackbone):  # says its strides, and timm leaves out what no map needs
+        return BackboneSurvey(strides=[Fraction(stride) for stride in backbone.strides], unused_parameters=[])
     size = 224  # divides by the patches of 14 and 16 pixels and by the strides of every pyramid
     with torch.device("meta"), torch.enable_grad():
         twin = build_backbone(backbone.config).requires_grad_(True)
@@ -440,6 +442,7 @@ class SEMInterTaskModule(nn.Module):
         self.project_in = nn.Linear(hidden_size, hidden_size)  # a 1x1 convolution, on tokens
         self.project_out = nn.Linear(hidden_size, hidden_size)
         bases = starting_bases(config.num_bases, hidden_size)
+        # on the device that modules are built on, which may be the meta device
         self.initial_bases = nn.Buffer(torch.empty(bases.shape, dtype=bases.dtype).copy_(bases))
 
     def _apply(self, fn: Callable, recurse: bool = True):
@@ -597,7 +600,8 @@ class SEMPreTrainedModel(PreTrainedModel):
             init.zeros_(module.offset.weight)
         elif isinstance(module, SEMModel):
             for name in module.unused_parameters:
-                # distributed training waits for the gradient of whatever could have one
+                # Distributed training waits for the gradient of whatever could have one. Here and not in `__init__`: loading
+                # puts new, trainable parameters in the place of those
                 module.backbone.get_parameter(name).requires_grad_(False)
         elif isinstance(module, SEMInterTaskModule):
             # states of unit variance whatever the width, so that tau = 1 tells bases apart from the first step on
@@ -610,9 +614,8 @@ class SEMModel(SEMPreTrainedModel):
 
     def __init__(self, config: SEMConfig):
         super().__init__(config)
-        self.bases_momentum = (
-            config.bases_momentum
-        )  # a training loop that accumulates over n batches takes its n-th root
+        # a training loop that accumulates over n batches takes its n-th root
+        self.bases_momentum = config.bases_momentum
         self.use_decoder = config.use_decoder
         self.backbone = build_backbone(config.backbone_config)
         survey = survey_backbone(self.backbone, num_maps=len(self.backbone.channels) if config.use_decoder else 1)

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 from transformers import AutoModelForSemanticSegmentation, Pipeline
 from transformers.image_utils import load_image
@@ -36,7 +36,7 @@ def read_image(
         image = str(image)
     if isinstance(image, np.ndarray):
         return Image.fromarray(read_pixels(image))
-    return ImageOps.exif_transpose(load_image(image, timeout=timeout)).convert("RGB")
+    return load_image(image, timeout=timeout)
 
 
 def read_pixels(pixels: np.ndarray) -> np.ndarray:
@@ -58,16 +58,7 @@ def read_pixels(pixels: np.ndarray) -> np.ndarray:
 
 
 class MultiTaskDensePredictionPipeline(Pipeline):
-    """Every dense prediction of [`SEMForMultiTaskDensePrediction`] for photos of any size.
-
-    ```python
-    >>> from transformers import pipeline  # doctest: +SKIP
-    >>> predict = pipeline("multi-task-dense-prediction", model="runs/quickstart")  # doctest: +SKIP
-    >>> predict("photo.jpg")["predictions"]["depth"].shape  # doctest: +SKIP
-    torch.Size([480, 640])
-
-    ```
-    """
+    """Every dense prediction of [`SEMForMultiTaskDensePrediction`] for photos of any size."""
 
     _load_image_processor = True
     _load_processor = False
