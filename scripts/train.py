@@ -15,13 +15,14 @@ from accelerate.utils import ProjectConfiguration, set_seed
 from torch.optim.lr_scheduler import PolynomialLR
 from tqdm.auto import tqdm
 
-from transformers_sem import SEMConfig, SEMForMultiTaskDensePrediction, SEMImageProcessor, SEMTimmBackbone
+from transformers_sem import SEMConfig, SEMForMultiTaskDensePrediction, SEMImageProcessor
 from transformers_sem.data import Benchmark, get_benchmark
 from transformers_sem.data.transforms import TrainingAugmentation, TransformedDataset
 from transformers_sem.training.checkpoints import resume, save_checkpoint
 from transformers_sem.training.configuration import TrainingConfig, claim_output_dir, plain_errors, read_command_line
 from transformers_sem.training.evaluating import evaluate_and_report, predict_rows
 from transformers_sem.training.loading import build_train_loader
+from transformers_sem.training.optimization import build_optimizer
 from transformers_sem.training.progress import LossLog
 from transformers_sem.training.reporting import save_panel, save_trained
 
@@ -34,14 +35,15 @@ def build_model(config: TrainingConfig, benchmark: Benchmark) -> SEMForMultiTask
         task_id2label={task: dict(enumerate(names)) for task, names in benchmark.class_names.items() if task in tasks},
         **config.model,
     )
-    model = SEMForMultiTaskDensePrediction(model_config)
     if config.pretrained_backbone:
-        if not isinstance(model.sem.backbone, SEMTimmBackbone):
-            raise ValueError("pretrained_backbone loads timm encoders only; set it to false for another backbone.")
-        file = config.pretrained_backbone if isinstance(config.pretrained_backbone, str) else None
-        model.sem.backbone.load_timm_weights(file)
+        source = config.pretrained_backbone if isinstance(config.pretrained_backbone, str) else None
+        model = SEMForMultiTaskDensePrediction.from_pretrained_backbone(model_config, source)
+    else:
+        model = SEMForMultiTaskDensePrediction(model_config)
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable()
+    if config.freeze_backbone:
+        model.sem.backbone.requires_grad_(False)
     # the memory of the bases is per optimiser step, however many micro-batches make one
     model.sem.bases_momentum = model_config.bases_momentum ** (1 / config.gradient_accumulation_steps)
     return model
@@ -56,7 +58,7 @@ def build_image_processor(config: TrainingConfig) -> SEMImageProcessor:
 
 def train(config: TrainingConfig, accelerator: Accelerator, model, dataset: TransformedDataset):
     """Trains for `max_steps` optimiser steps, from the newest checkpoint where there is one."""
-    optimizer = torch.optim.Adam(model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
+    optimizer = build_optimizer(config, model)
     schedule = PolynomialLR(optimizer, total_iters=config.max_steps, power=config.decay_power)
     model, optimizer = accelerator.prepare(model, optimizer)
     accelerator.register_for_checkpointing(schedule)
@@ -73,6 +75,8 @@ def train(config: TrainingConfig, accelerator: Accelerator, model, dataset: Tran
     log = LossLog(accelerator)
     bar = tqdm(initial=step, total=config.max_steps, desc="training", disable=not accelerator.is_main_process)
     model.train()
+    if config.freeze_backbone:
+        accelerator.unwrap_model(model).sem.backbone.eval()
     for batch in accelerator.prepare(loader):
         with accelerator.accumulate(model):
             outputs = model(**batch)
@@ -88,7 +92,7 @@ def train(config: TrainingConfig, accelerator: Accelerator, model, dataset: Tran
         step += 1
         bar.update()
         if step % config.log_every == 0 or step == config.max_steps:
-            bar.set_postfix(log.flush(step, schedule.get_last_lr()[0]))
+            bar.set_postfix(log.flush(step, max(schedule.get_last_lr())))
         if step % config.save_every == 0 or step == config.max_steps:
             save_checkpoint(accelerator, checkpoints, step, config.keep_checkpoints)
     bar.close()

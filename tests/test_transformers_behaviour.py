@@ -4,8 +4,19 @@ import copy
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch.utils.data import default_collate
-from transformers import AutoBackbone, ConvNextConfig, Dinov2Config, SwinConfig, Trainer, TrainingArguments
+from transformers import (
+    AutoBackbone,
+    AutoConfig,
+    ConvNextConfig,
+    Dinov2Config,
+    Dinov2Model,
+    SwinConfig,
+    SwinForImageClassification,
+    Trainer,
+    TrainingArguments,
+)
 from transformers.trainer_utils import EvalPrediction
 
 from transformers_sem import MultiTaskMetric, SEMForMultiTaskDensePrediction, SEMImageProcessor, SEMModel
@@ -126,6 +137,75 @@ def test_another_head_width_starts_that_head_anew(tmp_path):
     expected = model.state_dict()
     for name, value in loaded.state_dict().items():
         assert name in mismatched or torch.equal(value, expected[name]), name
+
+
+ENCODER_CLASSES = {"swin": SwinForImageClassification, "dinov2": Dinov2Model}
+
+
+@pytest.mark.parametrize("backbone", ENCODER_CLASSES)
+def test_a_pretrained_encoder_of_transformers(backbone, tmp_path, caplog):
+    config = build_config(backbone)
+    encoder = ENCODER_CLASSES[backbone](config.backbone_config)
+    encoder.save_pretrained(tmp_path)
+    with caplog.at_level("WARNING", "transformers_sem"):
+        model = SEMForMultiTaskDensePrediction.from_pretrained_backbone(config, str(tmp_path))
+    assert f"tensors from '{tmp_path}'" in caplog.text
+    loaded, expected = model.sem.backbone.state_dict(), encoder.state_dict()
+    shared = set(loaded) & set(expected)
+    assert len(shared) > 20
+    assert all(torch.equal(loaded[name], expected[name]) for name in shared)
+    # the configuration that came with weights names them
+    config.backbone_config = AutoConfig.from_pretrained(tmp_path, out_indices=[1, 2, 3, 4])
+    again = SEMModel.from_pretrained_backbone(config)
+    assert all(torch.equal(again.backbone.state_dict()[name], expected[name]) for name in shared)
+
+
+def test_a_pretrained_encoder_of_timm(tmp_path, caplog):
+    config = build_config("timm")
+    encoder = SEMModel(config).backbone.encoder.model
+    save_file(encoder.state_dict(), tmp_path / "weights.safetensors")
+    with caplog.at_level("WARNING", "transformers_sem"):
+        model = SEMModel.from_pretrained_backbone(config, str(tmp_path / "weights.safetensors"))
+    assert "all" in caplog.text and "weights.safetensors" in caplog.text
+    assert all(
+        torch.equal(value, encoder.state_dict()[name])
+        for name, value in model.backbone.encoder.model.state_dict().items()
+    )
+
+
+def test_weights_of_another_encoder_are_refused(tmp_path):
+    SwinForImageClassification(BACKBONES["swin"]).save_pretrained(tmp_path)
+    with pytest.raises(OSError, match="holds no weight of a dinov2 encoder"):
+        SEMModel.from_pretrained_backbone(build_config("dinov2"), str(tmp_path))
+    with pytest.raises(OSError, match="Could not load pretrained weights of a dinov2 encoder from"):
+        SEMModel.from_pretrained_backbone(build_config("dinov2"), str(tmp_path / "absent"))
+    with pytest.raises(ValueError, match="Give `source`"):
+        SEMModel.from_pretrained_backbone(build_config("dinov2"))
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_low_rank_adapters_of_the_encoder(backbone, tmp_path):
+    """Of peft: only the adapters and what was asked for learn, and the adapted model comes back from its file."""
+    peft = pytest.importorskip("peft")
+    projections = {"timm": "qkv", "convnext": "pwconv1"}.get(backbone, "q_proj")
+    trained = ["decoder", "intra_task", *(f"heads.{task}" for task in TASK_NAMES)]
+    lora = peft.LoraConfig(r=2, target_modules=rf"sem\.backbone\..*\.{projections}", modules_to_save=trained)
+    base = SEMForMultiTaskDensePrediction(build_config(backbone))
+    state = copy.deepcopy(base.state_dict())
+    model = peft.get_peft_model(base, lora).train()
+    optimizer = torch.optim.SGD([value for value in model.parameters() if value.requires_grad], lr=0.1)
+    images = torch.randn(2, 3, 64, 64)
+    for _ in range(2):
+        optimizer.zero_grad()
+        model(pixel_values=images, labels=labels_of()).loss.backward()
+        optimizer.step()
+    adapters = [value for name, value in model.named_parameters() if "lora_B" in name]
+    assert adapters and all(value.abs().sum() > 0 for value in adapters)
+    model.eval().save_pretrained(tmp_path)
+    fresh = SEMForMultiTaskDensePrediction(build_config(backbone))
+    fresh.load_state_dict(state)
+    loaded = peft.PeftModel.from_pretrained(fresh, tmp_path).eval()
+    torch.testing.assert_close(loaded(pixel_values=images).logits, model(pixel_values=images).logits)
 
 
 class Scenes(torch.utils.data.Dataset):

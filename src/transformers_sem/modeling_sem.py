@@ -22,13 +22,16 @@ from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.processing_utils import Unpack
-from transformers.utils import ModelOutput, TransformersKwargs
+from transformers.utils import ModelOutput, TransformersKwargs, logging
 from transformers.utils.generic import can_return_tuple, maybe_autocast
 
 from .backbone_timm import SEMTimmBackbone
 from .configuration_sem import SEMConfig, SEMTimmBackboneConfig
 from .losses import INVALID_ID
 from .tasks import get_task
+
+
+logger = logging.get_logger(__name__)
 
 
 @dataclass
@@ -225,6 +228,37 @@ def survey_backbone(backbone: PreTrainedModel, num_maps: int) -> BackboneSurvey:
         strides=[Fraction(round(size / feature_map.shape[-1])) for feature_map in feature_maps],
         unused_parameters=[name for name, gradient in zip(names, gradients, strict=True) if gradient is None],
     )
+
+
+def load_backbone_weights(backbone: PreTrainedModel, source: str | None) -> str:
+    """Loads pretrained weights into an encoder; see [`SEMPreTrainedModel.from_pretrained_backbone`].
+
+    Returns:
+        `str`: what was loaded, for people.
+    """
+    if isinstance(backbone, SEMTimmBackbone):
+        backbone.load_timm_weights(source)
+        return f"all {len(backbone.state_dict())} tensors of {backbone.config.model_name!r} from {source or 'timm'}"
+    source = source or backbone.config.name_or_path
+    if not source:
+        raise ValueError(
+            "`backbone_config` does not say which weights it came with. Give `source`, a folder or Hub name, or build it by "
+            "AutoConfig.from_pretrained(...)."
+        )
+    try:
+        pretrained, info = type(backbone).from_pretrained(source, config=backbone.config, output_loading_info=True)
+    except Exception as error:
+        raise OSError(
+            f"Could not load pretrained weights of a {backbone.config.model_type} encoder from {source!r}: {error}"
+        ) from error
+    missing, names = set(info["missing_keys"]), set(backbone.state_dict())
+    if missing >= {name for name, _ in backbone.named_parameters()}:
+        raise OSError(
+            f"{source!r} holds no weight of a {backbone.config.model_type} encoder; got none of {len(names)}."
+        )
+    backbone.load_state_dict(pretrained.state_dict())
+    new = f"; new are {sorted(missing)}" if missing else ""
+    return f"{len(names - missing)} of {len(names)} tensors from {source!r}{new}"
 
 
 class SEMFeatureReassembly(nn.ModuleList):
@@ -592,6 +626,27 @@ class SEMPreTrainedModel(PreTrainedModel):
     def is_custom_code(cls) -> bool:
         """`False`: `_init_weights` keeps to loaded weights itself, and must see modules without tensors of their own."""
         return False
+
+    @classmethod
+    def from_pretrained_backbone(cls, config: SEMConfig, source: str | None = None) -> "SEMPreTrainedModel":
+        """Builds the model around a pretrained encoder, and logs which weights were loaded; everything else is new.
+
+        Args:
+            config ([`SEMConfig`]):
+                Of the whole model.
+            source (`str`, *optional*):
+                For a timm encoder a file of weights in timm's format; for one of transformers a folder or Hub name.
+                `None` is what `backbone_config` names: timm's weights of `model_name`, or where the configuration itself was
+                loaded from.
+
+        Raises:
+            OSError: If the weights cannot be had, or are those of another encoder.
+            ValueError: If nothing names them.
+        """
+        model = cls(config)
+        loaded = load_backbone_weights(model.base_model.backbone, source)
+        logger.warning(f"The encoder starts from {loaded}. The rest of {cls.__name__} is new: train it before use.")
+        return model
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:

@@ -31,7 +31,8 @@ class TrainingConfig:
         dataset_kwargs (`dict`): Fields of the data set's builder configuration.
         tasks (`list[str]`, *optional*): The tasks to learn; `None` is all of the data set.
         model (`dict`): Fields of [`SEMConfig`] besides the tasks.
-        pretrained_backbone (`bool | str`): Start from timm's weights, from its cache or the Hub, or from a file.
+        pretrained_backbone (`bool | str`): Start from the encoder's own weights, from the cache or the Hub, or from a file
+            in timm's format, or a folder or Hub name in transformers'.
         input_size (`list[int]`): Height and width of the training crops and of the padded evaluation images.
         network_size (`list[int]`, *optional*): Stretch crops and evaluation images to this height and width, for a
             smaller network input; `None` leaves them at `input_size`.
@@ -41,6 +42,8 @@ class TrainingConfig:
         gradient_accumulation_steps (`int`): Micro-batches per optimiser step.
         learning_rate (`float`): Of Adam; it decays to 0 with the power `decay_power`.
         decay_power (`float`): Of the polynomial decay.
+        layer_decay (`float`): Each layer of the encoder learns slower than the one above it by this factor (BEiT).
+        freeze_backbone (`bool`): Leave the encoder as it is, and out of training mode.
         weight_decay (`float`): Of Adam.
         max_grad_norm (`float`): Gradients are clipped to this norm.
         mixed_precision (`str`): `no`, `bf16` or `fp16`.
@@ -68,6 +71,8 @@ class TrainingConfig:
     gradient_accumulation_steps: int = 1
     learning_rate: float = 1e-5
     decay_power: float = 0.9
+    layer_decay: float = 1.0
+    freeze_backbone: bool = False
     weight_decay: float = 1e-6
     max_grad_norm: float = 10.0
     mixed_precision: str = "no"
@@ -102,6 +107,10 @@ class TrainingConfig:
                 raise ValueError(f"`{name}` is 1 or more; got {getattr(self, name)}.")
         if self.num_evaluation_images is not None and self.num_evaluation_images < 1:
             raise ValueError(f"`num_evaluation_images` is 1 or more; got {self.num_evaluation_images}.")
+        if not 0 < self.layer_decay <= 1:
+            raise ValueError(
+                f"`layer_decay` is above 0 and at most 1; got {self.layer_decay}. To keep the encoder, `freeze_backbone`."
+            )
         if not 0 < self.zoom[0] <= self.zoom[1]:
             raise ValueError(f"`zoom` is a range above 0, the lower end first; got {self.zoom}.")
         backbone = self.model.get("backbone_config") or {}
