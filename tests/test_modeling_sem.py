@@ -184,7 +184,7 @@ def build_inter_task_module(num_bases=5, hidden_size=8, **overrides):
 def test_interaction_of_one_task_is_em(num_iterations, temperature):
     module = build_inter_task_module(num_em_iterations=num_iterations, em_temperature=temperature)
     states = torch.randn(2, 1, 30, 8)
-    reconstructed, bases = module.interact(states)
+    reconstructed, _, bases = module.interact(states)
     for image in range(2):
         start = module.initial_bases.double().numpy()
         expected = numpy_em(states[image, 0].double().numpy(), start, num_iterations, temperature)
@@ -195,7 +195,7 @@ def test_interaction_of_one_task_is_em(num_iterations, temperature):
 def test_tasks_meet_in_the_mean_of_their_bases():
     module = build_inter_task_module(num_em_iterations=2)
     states = torch.randn(1, 3, 30, 8)
-    reconstructed, bases = module.interact(states)
+    reconstructed, _, bases = module.interact(states)
     start = module.initial_bases.double().numpy()
     tasks = [numpy_em(states[0, task].double().numpy(), start, 2, 1.0) for task in range(3)]
     mean = np.mean([task_bases for _, task_bases in tasks], axis=0)
@@ -434,8 +434,8 @@ def test_bases_follow_the_moving_average(momentum):
     model = build_model(bases_momentum=momentum).train()
     before, outputs = bases_of(model), record_outputs(inter_task_modules(model))
     model(random_images(batch_size=3))
-    for actual, bases, (_, consensus_bases) in zip(bases_of(model), before, outputs, strict=True):
-        average = momentum * bases.double().numpy() + (1 - momentum) * consensus_bases.double().numpy().mean(axis=0)
+    for actual, bases, (_, state) in zip(bases_of(model), before, outputs, strict=True):
+        average = momentum * bases.double().numpy() + (1 - momentum) * state.bases.double().numpy().mean(axis=0)
         average /= np.linalg.norm(average, axis=1, keepdims=True)
         np.testing.assert_allclose(actual, average, atol=1e-5)
 
@@ -775,7 +775,7 @@ def test_em_runs_in_float32_under_autocast():
     outputs = record_outputs(inter_task_modules(model))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         model(random_images())
-    assert {consensus_bases.dtype for _, consensus_bases in outputs} == {torch.float32}
+    assert {state.bases.dtype for _, state in outputs} == {torch.float32}
 
 
 def test_a_model_in_half_precision_runs(model):

@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import save_file
 from torch.utils.data import default_collate
 from transformers import (
+    AttentionInterface,
     AutoBackbone,
     AutoConfig,
     ConvNextConfig,
@@ -20,7 +21,7 @@ from transformers import (
 from transformers.trainer_utils import EvalPrediction
 
 from transformers_sem import MultiTaskMetric, SEMForMultiTaskDensePrediction, SEMImageProcessor, SEMModel
-from transformers_sem.modeling_sem import SEMMultiTaskOutput, survey_backbone
+from transformers_sem.modeling_sem import SEMMultiTaskOutput, eager_attention_forward, survey_backbone
 
 from .samples import invalid_labels, random_labels
 from .tiny import tiny_config
@@ -137,6 +138,65 @@ def test_another_head_width_starts_that_head_anew(tmp_path):
     expected = model.state_dict()
     for name, value in loaded.state_dict().items():
         assert name in mismatched or torch.equal(value, expected[name]), name
+
+
+@pytest.mark.parametrize("attn_implementation", ["eager", "sdpa"])
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_what_goes_on_inside(backbone, attn_implementation):
+    model = SEMForMultiTaskDensePrediction(build_config(backbone, num_bases=5, inter_task_stages=3)).eval()
+    model.set_attn_implementation({"": attn_implementation})  # of SEM alone: ConvNeXt has no attention
+    images = torch.randn(2, 3, 50, 100)  # padded to 64 x 128: 2 x 4 points on each of the four stages
+    outputs = model(images, output_sem_states=True)
+    assert model(images).sem_states is None
+    states = outputs.sem_states
+    assert [list(by_task) for by_task in (states.points, states.stage_weights)] == [TASK_NAMES, TASK_NAMES]
+    for task in TASK_NAMES:
+        assert [tuple(points.shape) for points in states.points[task]] == [(2, 8, 2)] * 4
+        # the offsets start at zero: cell centres of the padded image, in units of the image
+        expected = torch.tensor(
+            [[(row + 0.5) * 64 / 50 - 1, (column + 0.5) * 64 / 100 - 1] for row in (0, 1) for column in range(4)]
+        )
+        torch.testing.assert_close(states.points[task][0][0], expected)
+        weights = states.stage_weights[task]
+        assert weights.shape == (2, 32, 4)
+        torch.testing.assert_close(weights.sum(-1), torch.ones(2, 32))
+        attention = states.intra_task_attentions[task]
+        if attn_implementation == "eager":
+            assert attention.shape == (2, 2, 8, 32)
+            torch.testing.assert_close(attention.sum(-1), torch.ones(2, 2, 8))
+        else:
+            assert attention is None
+    sizes = [(2, 4), (4, 7), (7, 13)]  # 50 x 100 over strides of 32, 16, 8
+    for by_task, bases, size, width in zip(states.responsibilities, states.bases, sizes, (16, 16, 8), strict=True):
+        assert bases.shape == (2, 5, width)
+        for task in TASK_NAMES:
+            assert by_task[task].shape == (2, 5, *size)
+            torch.testing.assert_close(by_task[task].sum(1), torch.ones(2, *size))
+
+
+def test_without_the_modules_there_is_nothing_inside():
+    model = SEMModel(build_config("convnext", use_intra_task=False, inter_task_stages=0)).eval()
+    states = model(torch.randn(1, 3, 64, 64), output_sem_states=True).sem_states
+    assert not states.points and not states.responsibilities
+
+
+def test_any_attention_function_of_transformers_is_used():
+    """Flash attention and others are chosen by name; what they are called with is what they get everywhere."""
+    calls = []
+
+    def attend(module, query, key, value, attention_mask, scaling, dropout=0.0, **kwargs):
+        calls.append((query.shape[1:], key.shape[1:], attention_mask, module.is_causal))
+        return eager_attention_forward(module, query, key, value, attention_mask, scaling, dropout)
+
+    AttentionInterface.register("counted", attend)
+    model = SEMForMultiTaskDensePrediction(build_config("convnext")).eval()
+    images = torch.randn(1, 3, 64, 64)
+    expected = model(images).logits
+    model.set_attn_implementation("counted")
+    torch.testing.assert_close(model(images).logits, expected)
+    num_modules = len(TASK_NAMES) * (1 + 4)  # intra-task, and four decoder stages
+    assert len(calls) == num_modules
+    assert all(mask is None and not is_causal for *_, mask, is_causal in calls)
 
 
 ENCODER_CLASSES = {"swin": SwinForImageClassification, "dinov2": Dinov2Model}

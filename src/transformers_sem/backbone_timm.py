@@ -68,7 +68,9 @@ class SEMTimmBackbone(BackboneMixin, PreTrainedModel):
     input_modalities = ("image",)
     supports_gradient_checkpointing = True
     has_attentions = False
-    _supports_sdpa = True  # timm's attention calls scaled_dot_product_attention itself
+    _supports_sdpa = _supports_flash_attn = (
+        True  # timm calls scaled_dot_product_attention itself, which picks the kernel
+    )
 
     def __init__(self, config: SEMTimmBackboneConfig):
         super().__init__(config)

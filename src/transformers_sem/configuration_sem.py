@@ -121,7 +121,7 @@ class SEMConfig(PreTrainedConfig):
     """
 
     model_type = "sem"
-    keys_to_ignore_at_inference = ["losses", "auxiliary_logits", "hidden_states", "attentions"]
+    keys_to_ignore_at_inference = ["losses", "auxiliary_logits", "hidden_states", "attentions", "sem_states"]
     sub_configs = {"backbone_config": AutoConfig}
 
     backbone_config: dict | PreTrainedConfig | None = None

@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -35,6 +36,34 @@ logger = logging.get_logger(__name__)
 
 
 @dataclass
+class SEMStates(ModelOutput):
+    """What goes on inside: where each task looks, which stages it weighs, and how the tasks meet.
+
+    Args:
+        points (`dict[str, tuple[torch.FloatTensor]]`):
+            Deformed points of Eq. (1), for each task and encoder stage `(batch_size, num_points, 2)`, as (y, x); -1 and 1 are
+            the edges of the image, and beyond 1 is padding.
+        stage_weights (`dict[str, torch.FloatTensor]`):
+            Weights of Eq. (3), `(batch_size, num_points of all stages, num_stages)`, of sum 1 over the stages.
+        intra_task_attentions (`dict[str, torch.FloatTensor]`):
+            How much each pixel of the deepest map attends to each point,
+            `(batch_size, num_heads, height * width / 32^2, num_points of all stages)`; `None` for other attention
+            implementations than eager, which do not give it.
+        responsibilities (`tuple[dict[str, torch.FloatTensor]]`):
+            A of Eq. (8), for each decoder stage with an inter-task module and each task
+            `(batch_size, num_bases, height, width)` at the size of that stage, of sum 1 over the bases.
+        bases (`tuple[torch.FloatTensor]`):
+            Consensus bases of Eq. (10), for each of these stages `(batch_size, num_bases, channels)`.
+    """
+
+    points: dict[str, tuple[torch.FloatTensor, ...]] | None = None
+    stage_weights: dict[str, torch.FloatTensor] | None = None
+    intra_task_attentions: dict[str, torch.FloatTensor | None] | None = None
+    responsibilities: tuple[dict[str, torch.FloatTensor], ...] | None = None
+    bases: tuple[torch.FloatTensor, ...] | None = None
+
+
+@dataclass
 class SEMModelOutput(ModelOutput):
     """Output of [`SEMModel`].
 
@@ -49,6 +78,8 @@ class SEMModelOutput(ModelOutput):
             Hidden states of the encoder, with `output_hidden_states=True`.
         attentions (`tuple[torch.FloatTensor]`, *optional*):
             Attentions of the encoder, with `output_attentions=True` and an encoder that has them.
+        sem_states ([`SEMStates`], *optional*):
+            Points, weights and responsibilities, with `output_sem_states=True`.
     """
 
     last_hidden_state: torch.FloatTensor | None = None
@@ -56,6 +87,7 @@ class SEMModelOutput(ModelOutput):
     intra_task_hidden_states: dict[str, torch.FloatTensor] | None = None
     hidden_states: tuple[torch.FloatTensor, ...] | None = None
     attentions: tuple[torch.FloatTensor, ...] | None = None
+    sem_states: SEMStates | None = None
 
 
 @dataclass
@@ -75,6 +107,8 @@ class SEMMultiTaskOutput(ModelOutput):
             Hidden states of the encoder, with `output_hidden_states=True`.
         attentions (`tuple[torch.FloatTensor]`, *optional*):
             Attentions of the encoder, with `output_attentions=True` and an encoder that has them.
+        sem_states ([`SEMStates`], *optional*):
+            Points, weights and responsibilities, with `output_sem_states=True`.
     """
 
     loss: torch.FloatTensor | None = None
@@ -83,6 +117,7 @@ class SEMMultiTaskOutput(ModelOutput):
     auxiliary_logits: dict[str, torch.FloatTensor] | None = None
     hidden_states: tuple[torch.FloatTensor, ...] | None = None
     attentions: tuple[torch.FloatTensor, ...] | None = None
+    sem_states: SEMStates | None = None
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -156,16 +191,18 @@ class SEMAttention(nn.Module):
         self.value = nn.Linear(hidden_size, hidden_size)
         self.output = nn.Linear(hidden_size, hidden_size)
 
-    def forward(self, query_tokens: Tensor, key_value_tokens: Tensor) -> Tensor:
-        """`(B, N, C)` and `(B, M, C)` -> `(B, N, C)`."""
+    def forward(self, query_tokens: Tensor, key_value_tokens: Tensor) -> tuple[Tensor, Tensor | None]:
+        """`(B, N, C)` and `(B, M, C)` -> `(B, N, C)` and, where the implementation gives them, weights `(B, heads, N, M)`."""
         query_states = self._split_heads(self.query(query_tokens))
         key_states = self._split_heads(self.key(key_value_tokens))
         value_states = self._split_heads(self.value(key_value_tokens))
         attend: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
         )
-        attended, _ = attend(self, query_states, key_states, value_states, attention_mask=None, scaling=self.scaling)
-        return self.output(attended.flatten(2))
+        attended, attention = attend(
+            self, query_states, key_states, value_states, attention_mask=None, scaling=self.scaling
+        )
+        return self.output(attended.flatten(2)), attention
 
     def _split_heads(self, tokens: Tensor) -> Tensor:
         return tokens.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # (B, heads, N, C / heads)
@@ -345,6 +382,14 @@ class SEMStageWeighting(nn.Module):
         return self.layers(sample_points(query_map, points)).softmax(dim=-1)
 
 
+class SEMIntraTaskState(NamedTuple):
+    """Of one task: points of each stage `(B, N_s, 2)`, stage weights `(B, N, S)`, attention `(B, heads, H_S * W_S, N)`."""
+
+    points: tuple[Tensor, ...]
+    stage_weights: Tensor
+    attention: Tensor | None
+
+
 class SEMHierarchyAdaptiveAttention(nn.Module):
     """Keys and values at deformed points, mixed over the stages, for the queries of the smallest map."""
 
@@ -356,15 +401,17 @@ class SEMHierarchyAdaptiveAttention(nn.Module):
         self.attention = SEMAttention(config, config.hidden_size, config.num_attention_heads)
         self.norm = nn.LayerNorm(config.hidden_size)
 
-    def forward(self, query_map: Tensor, stage_maps: list[Tensor]) -> Tensor:
-        """`(B, C, H_S, W_S)` and S maps `(B, C, H_s, W_s)` -> attended query tokens `(B, H_S * W_S, C)`."""
-        points = torch.cat(
-            [network(stage_map) for network, stage_map in zip(self.offset_networks, stage_maps, strict=True)], dim=1
-        )  # (B, N, 2)
+    def forward(self, query_map: Tensor, stage_maps: list[Tensor]) -> tuple[Tensor, SEMIntraTaskState]:
+        """`(B, C, H_S, W_S)` and S maps `(B, C, H_s, W_s)` -> attended query tokens `(B, H_S * W_S, C)`, and how."""
+        stage_points = tuple(
+            network(stage_map) for network, stage_map in zip(self.offset_networks, stage_maps, strict=True)
+        )
+        points = torch.cat(stage_points, dim=1)  # (B, N, 2)
         sampled_states = torch.stack([sample_points(stage_map, points) for stage_map in stage_maps], dim=1)
         stage_weights = self.stage_weighting(query_map, points)
         hierarchy_states = aggregate_stages(sampled_states, stage_weights)  # (B, N, C)
-        return self.attention(self.norm(to_tokens(query_map)), self.norm(hierarchy_states))
+        attended, attention = self.attention(self.norm(to_tokens(query_map)), self.norm(hierarchy_states))
+        return attended, SEMIntraTaskState(stage_points, stage_weights, attention)
 
 
 class SEMIntraTaskModule(GradientCheckpointingLayer):
@@ -377,13 +424,14 @@ class SEMIntraTaskModule(GradientCheckpointingLayer):
         self.norm = nn.LayerNorm(config.hidden_size)
         self.mlp = SEMMLP(config.hidden_size, config.mlp_ratio)
 
-    def forward(self, stage_maps: list[Tensor]) -> Tensor:
-        """S projected maps `(B, C, H_s, W_s)` -> X^t `(B, C, H_S, W_S)`."""
+    def forward(self, stage_maps: list[Tensor]) -> tuple[Tensor, SEMIntraTaskState]:
+        """S projected maps `(B, C, H_s, W_s)` -> X^t `(B, C, H_S, W_S)`, and how."""
         size = stage_maps[-1].shape[-2:]
         query_map = self.query(sum(resize(stage_map, size) for stage_map in stage_maps))
-        tokens = to_tokens(query_map) + self.attention(query_map, stage_maps)
+        attended, state = self.attention(query_map, stage_maps)
+        tokens = to_tokens(query_map) + attended
         tokens = tokens + self.mlp(self.norm(tokens))
-        return to_map(tokens, size)
+        return to_map(tokens, size), state
 
 
 class SEMIntraTask(nn.Module):
@@ -403,13 +451,14 @@ class SEMIntraTask(nn.Module):
                 {task: SEMConvBlock(channels[-1], config.hidden_size) for task in config.tasks}
             )
 
-    def forward(self, feature_maps: list[Tensor]) -> dict[str, Tensor]:
-        """S encoder maps -> `{task: X^t}`."""
+    def forward(self, feature_maps: list[Tensor]) -> tuple[dict[str, Tensor], dict[str, SEMIntraTaskState]]:
+        """S encoder maps -> `{task: X^t}`, and how."""
         if not self.use_intra_task:
-            return {task: module(feature_maps[-1]) for task, module in self.task_modules.items()}
+            return {task: module(feature_maps[-1]) for task, module in self.task_modules.items()}, {}
         seen_maps = feature_maps[-self.num_stages :]
         stage_maps = [project(seen) for project, seen in zip(self.stage_projections, seen_maps, strict=True)]
-        return {task: module(stage_maps) for task, module in self.task_modules.items()}
+        outputs = {task: module(stage_maps) for task, module in self.task_modules.items()}
+        return {task: x for task, (x, _) in outputs.items()}, {task: state for task, (_, state) in outputs.items()}
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -465,6 +514,13 @@ def mean_over_images(values: Tensor) -> Tensor:
     return total / num_images
 
 
+class SEMInterTaskState(NamedTuple):
+    """Of one decoder stage: responsibilities `(B, T, K, H, W)` and consensus bases `(B, K, C)`."""
+
+    responsibilities: Tensor
+    bases: Tensor
+
+
 class SEMInterTaskModule(nn.Module):
     """The tasks meet in K shared bases: each is rebuilt from the consensus of all."""
 
@@ -487,19 +543,20 @@ class SEMInterTaskModule(nn.Module):
             self.initial_bases = bases.to(self.initial_bases.device)
         return self
 
-    def forward(self, task_maps: dict[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:
-        """`{task: (B, C, H, W)}` -> the same, rebuilt, and the consensus bases `(B, K, C)`."""
+    def forward(self, task_maps: dict[str, Tensor]) -> tuple[dict[str, Tensor], SEMInterTaskState]:
+        """`{task: (B, C, H, W)}` -> the same, rebuilt, and how."""
         size = next(iter(task_maps.values())).shape[-2:]
         tokens = torch.stack([to_tokens(task_map) for task_map in task_maps.values()], dim=1)  # (B, T, N, C)
         states = self.project_in(self.norm(tokens))
         with maybe_autocast(states.device.type, enabled=False):
-            reconstructed_states, consensus_bases = self.interact(states.float())
+            reconstructed_states, responsibilities, consensus_bases = self.interact(states.float())
         tokens = tokens + self.project_out(reconstructed_states.to(states.dtype))
         rebuilt_maps = {task: to_map(tokens[:, index], size) for index, task in enumerate(task_maps)}
-        return rebuilt_maps, consensus_bases
+        responsibility_maps = responsibilities.transpose(-1, -2).unflatten(-1, size)
+        return rebuilt_maps, SEMInterTaskState(responsibility_maps, consensus_bases)
 
-    def interact(self, states: Tensor) -> tuple[Tensor, Tensor]:
-        """X `(B, T, N, C)` -> X~ = A mu^(R) of the same shape, and mu^(R) `(B, K, C)`.
+    def interact(self, states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """X `(B, T, N, C)` -> X~ = A mu^(R) of the same shape, A `(B, T, N, K)` and mu^(R) `(B, K, C)`.
 
         The iterations run without gradient (EMANet); the last E step is taken again with it, so that the features learn
         through A.
@@ -509,7 +566,7 @@ class SEMInterTaskModule(nn.Module):
             task_bases = task_bases.repeat(*states.shape[:2], 1, 1)  # not expand: the moving average writes in place
         responsibilities = expectation_step(states, task_bases, self.temperature)  # (B, T, N, K)
         consensus_bases = consensus(task_bases)
-        return responsibilities @ consensus_bases.unsqueeze(1), consensus_bases
+        return responsibilities @ consensus_bases.unsqueeze(1), responsibilities, consensus_bases
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -531,7 +588,8 @@ class SEMSpatialReductionAttention(nn.Module):
     def forward(self, tokens: Tensor, size: tuple[int, int]) -> Tensor:
         """`(B, H * W, C)` -> the same shape."""
         reduced = tokens if self.reduction is None else to_tokens(self.reduction(to_map(tokens, size)))
-        return self.attention(tokens, reduced)
+        attended, _ = self.attention(tokens, reduced)
+        return attended
 
 
 class SEMDecoderBlock(GradientCheckpointingLayer):
@@ -568,8 +626,10 @@ class SEMDecoderStage(nn.Module):
         self.blocks = nn.ModuleDict({task: SEMDecoderBlock(config, in_channels, stage) for task in config.tasks})
         self.inter_task = SEMInterTaskModule(config, hidden_size) if stage < config.inter_task_stages else None
 
-    def forward(self, task_maps: dict[str, Tensor], feature_map: Tensor) -> tuple[dict[str, Tensor], Tensor | None]:
-        """`{task: (B, C_in, h, w)}` and `(B, C_s, H, W)` -> `{task: (B, C, H, W)}` and the consensus bases."""
+    def forward(
+        self, task_maps: dict[str, Tensor], feature_map: Tensor
+    ) -> tuple[dict[str, Tensor], SEMInterTaskState | None]:
+        """`{task: (B, C_in, h, w)}` and `(B, C_s, H, W)` -> `{task: (B, C, H, W)}`, and how the tasks met."""
         encoder_map = self.lateral(feature_map)
         task_maps = {task: self.blocks[task](task_map, encoder_map) for task, task_map in task_maps.items()}
         return (task_maps, None) if self.inter_task is None else self.inter_task(task_maps)
@@ -588,13 +648,13 @@ class SEMDecoder(nn.Module):
 
     def forward(
         self, task_maps: dict[str, Tensor], feature_maps: list[Tensor]
-    ) -> tuple[dict[str, Tensor], list[Tensor | None]]:
-        """`{task: X^t}` and S encoder maps -> `{task: (B, C, H / 4, W / 4)}` and each stage's consensus bases."""
-        stage_bases = []
+    ) -> tuple[dict[str, Tensor], list[SEMInterTaskState]]:
+        """`{task: X^t}` and S encoder maps -> `{task: (B, C, H / 4, W / 4)}`, and how the tasks met in each stage."""
+        states = []
         for stage, feature_map in zip(self.stages, reversed(feature_maps), strict=True):
-            task_maps, consensus_bases = stage(task_maps, feature_map)
-            stage_bases.append(consensus_bases)
-        return task_maps, stage_bases
+            task_maps, state = stage(task_maps, feature_map)
+            states += [] if state is None else [state]
+        return task_maps, states
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -619,6 +679,7 @@ class SEMPreTrainedModel(PreTrainedModel):
     accepts_loss_kwargs = False
     _no_split_modules = ["SEMTimmBackbone", "SEMIntraTaskModule", "SEMDecoderStage", "SEMTaskHead"]
     _supports_sdpa = True
+    _supports_flash_attn = True
     _supports_attention_backend = True
     _keep_in_fp32_modules_strict = ["initial_bases"]
 
@@ -698,18 +759,23 @@ class SEMModel(SEMPreTrainedModel):
         # every stage has a whole number of pixels, and of deformed points
         steps = [s * r for s, r in zip(strides, config.offset_strides, strict=True)]
         self.size_divisor = math.lcm(*(round(step) for step in (max(strides), *steps)))
-        self.deepest_stride = max(strides)
-        self.output_stride, self.output_channels = min(strides), config.decoder_hidden_sizes[-1]
+        self.decoder_strides = list(reversed(strides))
+        self.deepest_stride, self.output_stride = max(strides), min(strides)
+        self.output_channels = config.decoder_hidden_sizes[-1]
         self.intra_task = SEMIntraTask(config, channels)
         self.decoder = SEMDecoder(config, channels)
 
     @can_return_tuple
-    def forward(self, pixel_values: torch.FloatTensor, **kwargs: Unpack[TransformersKwargs]) -> SEMModelOutput:
+    def forward(
+        self, pixel_values: torch.FloatTensor, output_sem_states: bool = False, **kwargs: Unpack[TransformersKwargs]
+    ) -> SEMModelOutput:
         r"""Encodes an image and decodes the features of every task.
 
         Args:
             pixel_values (`torch.FloatTensor` of shape `(batch_size, num_channels, height, width)`):
                 Normalised images of any size not below one patch.
+            output_sem_states (`bool`, *optional*, defaults to `False`):
+                Whether to return [`SEMStates`].
             **kwargs:
                 `output_hidden_states`, `output_attentions` and `return_dict`, as in every transformers model.
 
@@ -723,14 +789,18 @@ class SEMModel(SEMPreTrainedModel):
         outputs = self.backbone.forward_with_filtered_kwargs(self._pad(pixel_values), **kwargs)
         feature_maps = list(outputs.feature_maps)
         last_hidden_state = feature_maps[-1]
+        intra_task_maps, intra_task_states, inter_task_states = None, {}, []
         if not self.use_decoder:
-            task_maps, intra_task_maps = dict.fromkeys(self.config.tasks, last_hidden_state), None
+            task_maps = dict.fromkeys(self.config.tasks, last_hidden_state)
         else:
             feature_maps = feature_maps if self.reassembly is None else self.reassembly(feature_maps)
-            intra_task_maps = self.intra_task(feature_maps)
-            task_maps, stage_bases = self.decoder(intra_task_maps, feature_maps)
+            intra_task_maps, intra_task_states = self.intra_task(feature_maps)
+            task_maps, inter_task_states = self.decoder(intra_task_maps, feature_maps)
             if self.training:
-                self.update_initial_bases(stage_bases)
+                self.update_initial_bases([state.bases for state in inter_task_states])
+        sem_states = None
+        if output_sem_states:
+            sem_states = self.collect_states(intra_task_states, inter_task_states, size)
         return SEMModelOutput(
             last_hidden_state=last_hidden_state,
             task_hidden_states={
@@ -740,18 +810,44 @@ class SEMModel(SEMPreTrainedModel):
             and {task: cover(task_map, size, self.deepest_stride) for task, task_map in intra_task_maps.items()},
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
+            sem_states=sem_states,
+        )
+
+    def collect_states(
+        self,
+        intra_task_states: dict[str, SEMIntraTaskState],
+        inter_task_states: list[SEMInterTaskState],
+        size: tuple[int, int],
+    ) -> SEMStates:
+        """Relates what the modules saw to the image of `size`, without its padding."""
+        padding = [1 + (-edge % self.size_divisor) / edge for edge in size]
+        return SEMStates(
+            points={
+                task: tuple((points + 1) * points.new_tensor(padding) - 1 for points in state.points)
+                for task, state in intra_task_states.items()
+            },
+            stage_weights={task: state.stage_weights for task, state in intra_task_states.items()},
+            intra_task_attentions={task: state.attention for task, state in intra_task_states.items()},
+            responsibilities=tuple(
+                {
+                    task: cover(state.responsibilities[:, index], size, stride)
+                    for index, task in enumerate(self.config.tasks)
+                }
+                for stride, state in zip(self.decoder_strides, inter_task_states, strict=False)
+            ),
+            bases=tuple(state.bases for state in inter_task_states),
         )
 
     @torch.no_grad()
-    def update_initial_bases(self, stage_bases: list[Tensor | None]) -> None:
+    def update_initial_bases(self, stage_bases: list[Tensor]) -> None:
         """Moves mu^(0) of every stage towards the consensus of this batch, once per training forward.
 
         It happens here and not in the inter-task module, so that gradient checkpointing cannot repeat it.
         """
-        for stage, bases in zip(self.decoder.stages, stage_bases, strict=True):
-            if bases is not None:
-                initial_bases = stage.inter_task.initial_bases
-                initial_bases.copy_(moving_average(initial_bases, mean_over_images(bases), self.bases_momentum))
+        # the deepest stages hold the modules
+        for stage, bases in zip(self.decoder.stages, stage_bases, strict=False):
+            initial_bases = stage.inter_task.initial_bases
+            initial_bases.copy_(moving_average(initial_bases, mean_over_images(bases), self.bases_momentum))
 
     def _check_pixel_values(self, pixel_values: Tensor) -> None:
         if pixel_values.ndim != 4:
@@ -817,6 +913,7 @@ class SEMForMultiTaskDensePrediction(SEMPreTrainedModel):
         self,
         pixel_values: torch.FloatTensor,
         labels: dict[str, Tensor] | None = None,
+        output_sem_states: bool = False,
         **kwargs: Unpack[TransformersKwargs],
     ) -> SEMMultiTaskOutput:
         r"""Predicts every task.
@@ -827,13 +924,15 @@ class SEMForMultiTaskDensePrediction(SEMPreTrainedModel):
             labels (`dict[str, torch.Tensor]`, *optional*):
                 Labels of any subset of the tasks, each in the task's format: `(batch_size, height, width)` ids with 255
                 invalid, or `(batch_size, channels, height, width)` measurements with NaN invalid.
+            output_sem_states (`bool`, *optional*, defaults to `False`):
+                Whether to return [`SEMStates`]: where the tasks look and how they meet.
             **kwargs:
                 `output_hidden_states`, `output_attentions` and `return_dict`, as in every transformers model.
 
         Raises:
             ValueError: If a task is not the model's, or a label has the wrong shape or ids beyond the head.
         """
-        outputs = self.sem(pixel_values, **{**kwargs, "return_dict": True})
+        outputs = self.sem(pixel_values, output_sem_states, **{**kwargs, "return_dict": True})
         logits = {task: head(outputs.task_hidden_states[task]) for task, head in self.heads.items()}
         auxiliary_logits = None
         if self.auxiliary_heads is not None and (self.training or labels is not None):
@@ -851,6 +950,7 @@ class SEMForMultiTaskDensePrediction(SEMPreTrainedModel):
             auxiliary_logits=auxiliary_logits,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
+            sem_states=outputs.sem_states,
         )
 
     def compute_loss(
