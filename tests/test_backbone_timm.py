@@ -42,8 +42,35 @@ ENCODERS = {
         (4, 8, 16, 32),
         [8, 16, 20, 32],
     ),
+    "dinov2": (
+        {
+            "model_name": "vit_small_patch14_reg4_dinov2",
+            "out_indices": FOUR,
+            "model_kwargs": {"patch_size": 16, "img_size": 64, "depth": 4, "embed_dim": 32, "num_heads": 2},
+        },
+        (16,) * 4,
+        [32] * 4,
+    ),
+    "dinov3": (
+        {
+            "model_name": "vit_small_patch16_dinov3",
+            "out_indices": FOUR,
+            "model_kwargs": {"img_size": 64, "depth": 4, "embed_dim": 32, "num_heads": 2},
+        },
+        (16,) * 4,
+        [32] * 4,
+    ),
+    "eva02": (
+        {
+            "model_name": "eva02_tiny_patch14_224",
+            "out_indices": FOUR,
+            "model_kwargs": {"patch_size": 16, "img_size": 64, "depth": 4, "embed_dim": 32, "num_heads": 2},
+        },
+        (16,) * 4,
+        [32] * 4,
+    ),
 }
-FAMILIES = ["vit with layer scale", "convnext", "swin", "pvt"]
+FAMILIES = ["vit with layer scale", "convnext", "swin", "pvt", "dinov2", "dinov3", "eva02"]
 
 
 def build_backbone(name, seed=0, **overrides):
@@ -192,7 +219,8 @@ def test_timm_weights_from_a_file(name, tmp_path):
     weights = classifier.state_dict()
     loaded = {key.removeprefix("model."): value for key, value in backbone.encoder.state_dict().items()}
     assert_same(loaded, {key: weights[key] for key in loaded})
-    images = torch.randn(1, 3, *classifier.pretrained_cfg["input_size"][1:])
+    size = config.model_kwargs.get("img_size", classifier.pretrained_cfg["input_size"][-1])
+    images = torch.randn(1, 3, size, size)
     expected = classifier.eval().forward_intermediates(images, intermediates_only=True)
     assert_same(backbone(images).feature_maps[0], expected[config.out_indices[0] - 1], rtol=1e-4, atol=1e-5)
 
@@ -250,7 +278,7 @@ def test_gradient_checkpointing_reaches_timm(name):
     blocks = [
         module
         for module in backbone.modules()
-        if type(module).__name__ in ("Block", "ConvNeXtBlock", "SwinTransformerBlock")
+        if type(module).__name__ in ("Block", "ConvNeXtBlock", "EvaBlock", "SwinTransformerBlock")
     ]
     calls = []
     for module in blocks:

@@ -5,11 +5,8 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
-from torch.nn.parallel import DistributedDataParallel
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import (
     AutoConfig,
@@ -17,6 +14,7 @@ from transformers import (
     AutoModelForSemanticSegmentation,
     ConvNextConfig,
     Dinov2Config,
+    DINOv3ViTConfig,
     SwinConfig,
 )
 
@@ -35,7 +33,6 @@ from transformers_sem.modeling_sem import (
     expectation_maximization,
     expectation_step,
     maximization_step,
-    mean_over_images,
     moving_average,
     reference_grid,
     sample_points,
@@ -449,6 +446,21 @@ def test_momentum_one_keeps_the_bases():
     assert_same(bases_of(model), before, rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("num_parts", [2, 4, 8])
+def test_accumulation_keeps_the_memory_per_step(num_parts):
+    """The bases end within 15 % of the step's own length from where one batch takes them."""
+    images, labels = random_images(8), random_labels(NYUD_TASKS, 8)
+    whole, parts = build_model().train(), build_model().train()
+    start = bases_of(whole)
+    whole(images, labels=labels)
+    parts.sem.bases_momentum = whole.sem.bases_momentum ** (1 / num_parts)
+    for part in range(num_parts):
+        share = slice(part * 8 // num_parts, (part + 1) * 8 // num_parts)
+        parts(images[share], labels={task: label[share] for task, label in labels.items()})
+    for one, many, before in zip(bases_of(whole), bases_of(parts), start, strict=True):
+        assert (one - many).norm() < 0.15 * (one - before).norm()
+
+
 def test_momentum_can_be_set_for_gradient_accumulation():
     model = build_model().train()
     before = bases_of(model)
@@ -474,15 +486,16 @@ def test_moving_average_rejects_what_is_not_finite():
     assert torch.equal(moving_average(bases, broken, 0.9), bases)
 
 
-def test_gradient_checkpointing_changes_nothing():
+@pytest.mark.parametrize("use_reentrant", [False, True])
+def test_gradient_checkpointing_changes_nothing(use_reentrant):
     images, labels = random_images(), random_labels(NYUD_TASKS)
     expected = training_step(build_model(), images, labels)
     model = build_model()
-    model.gradient_checkpointing_enable()
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": use_reentrant})
     loss, gradients, bases = training_step(model, images, labels)
     assert_same(loss, expected[0])
     assert_same(bases, expected[2])
-    assert_same(gradients, expected[1], rtol=1e-5, atol=1e-6)
+    assert_same(gradients, expected[1], rtol=1e-4, atol=1e-5)  # summed in another order
 
 
 def test_gradient_checkpointing_saves_activations():
@@ -496,60 +509,6 @@ def test_gradient_checkpointing_saves_activations():
     num_calls = len(outputs)
     loss.backward()
     assert len(outputs) == 2 * num_calls
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# Several ranks
-
-
-def join_group(rank, num_ranks, folder):
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/group", rank=rank, world_size=num_ranks)
-
-
-def average_share(rank, folder):
-    """Rank 0 holds three of eight images, rank 1 the others."""
-    join_group(rank, 2, folder)
-    values = torch.arange(16.0).view(8, 2)
-    torch.save(mean_over_images(values[:3] if rank == 0 else values[3:]), f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
-
-
-def test_mean_is_over_the_images_of_all_ranks(tmp_path):
-    # fork, which is quick, will do: the ranks add up a handful of numbers in one thread
-    mp.start_processes(average_share, args=(tmp_path,), nprocs=2, start_method="fork")
-    expected = torch.arange(16.0).view(8, 2).mean(dim=0)
-    for rank in range(2):
-        assert_same(torch.load(tmp_path / f"{rank}.pt"), expected, rtol=0, atol=1e-6)
-
-
-def train_share(rank, num_ranks, folder):
-    """Two steps on this rank's share of eight images; saves the bases and the weights."""
-    join_group(rank, num_ranks, folder)
-    model = DistributedDataParallel(build_model().train())
-    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
-    share = slice(rank * 8 // num_ranks, (rank + 1) * 8 // num_ranks)
-    for step in range(2):
-        labels = {task: label[share] for task, label in random_labels(NYUD_TASKS, 8, seed=step).items()}
-        # every image has as many valid pixels, so the mean over ranks is the mean over images
-        model(random_images(8, seed=step)[share], labels=labels).loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-    torch.save((bases_of(model), list(model.parameters())), f"{folder}/{num_ranks}_{rank}.pt")
-    dist.destroy_process_group()
-
-
-@pytest.mark.slow
-def test_one_rank_and_two_ranks_learn_the_same(tmp_path):
-    for num_ranks in (1, 2):
-        folder = tmp_path / str(num_ranks)
-        folder.mkdir()
-        mp.spawn(train_share, args=(num_ranks, folder), nprocs=num_ranks)
-    alone = torch.load(tmp_path / "1" / "1_0.pt")
-    for rank in range(2):
-        together = torch.load(tmp_path / "2" / f"2_{rank}.pt")
-        assert_same(together[0], alone[0], rtol=0, atol=1e-5)
-        assert_same(together[1], alone[1], rtol=0, atol=1e-4)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -761,23 +720,30 @@ def test_eager_and_sdpa_agree():
     assert_same(model(random_images()).logits, expected, rtol=0, atol=1e-5)
 
 
-def test_bfloat16_autocast_is_close_to_float32(model):
-    """Within 3 % of the range of each task's logits: bfloat16 has three digits."""
+# Share of the range of each task's logits: bfloat16 has two to three digits, float16 three to four
+HALF_PRECISION = {torch.bfloat16: 0.03, torch.float16: 0.005}
+
+
+@pytest.mark.parametrize("dtype", HALF_PRECISION, ids=str)
+def test_autocast_is_close_to_float32(model, dtype):
     expected = model(random_images()).logits
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with torch.autocast("cpu", dtype=dtype):
         outputs = model(random_images(), labels=random_labels(NYUD_TASKS))
     assert outputs.loss.dtype == torch.float32
     for task, logits in outputs.logits.items():
         error = (logits.float() - expected[task]).abs().max()
-        assert 0 < error < 0.03 * (expected[task].max() - expected[task].min())
+        assert 0 < error < HALF_PRECISION[dtype] * (expected[task].max() - expected[task].min())
 
 
-def test_em_runs_in_float32_under_autocast():
-    model = build_model()
+@pytest.mark.parametrize("dtype", HALF_PRECISION, ids=str)
+def test_em_runs_in_float32_under_autocast(dtype):
+    exact, model = build_model().train(), build_model().train()
     outputs = record_outputs(inter_task_modules(model))
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    exact(random_images())
+    with torch.autocast("cpu", dtype=dtype):
         model(random_images())
     assert {state.bases.dtype for _, state in outputs} == {torch.float32}
+    assert_same(bases_of(model), bases_of(exact), rtol=0, atol=0.01)  # of unit rows
 
 
 def test_a_model_in_half_precision_runs(model):
@@ -994,6 +960,9 @@ TRANSFORMERS_ENCODERS = {
     "convnext": ConvNextConfig(hidden_sizes=[8, 16, 24, 32], depths=[1, 1, 1, 1], out_indices=[1, 2, 3, 4]),
     "dinov2": Dinov2Config(
         hidden_size=32, num_hidden_layers=4, num_attention_heads=2, patch_size=16, out_indices=[1, 2, 3, 4]
+    ),
+    "dinov3": DINOv3ViTConfig(
+        hidden_size=32, intermediate_size=64, num_hidden_layers=4, num_attention_heads=2, out_indices=[1, 2, 3, 4]
     ),
 }
 

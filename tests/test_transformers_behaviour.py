@@ -202,6 +202,42 @@ def test_any_attention_function_of_transformers_is_used():
     assert all(mask is None and not is_causal for *_, mask, is_causal in calls)
 
 
+def learn(model, forward, size):
+    """Loss, gradients and bases of one training step."""
+    torch.manual_seed(1)
+    loss = forward(torch.randn(2, 3, size, size), labels=labels_of(size)).loss
+    loss.backward()
+    gradients = {name: value.grad for name, value in model.named_parameters() if value.grad is not None}
+    return loss.detach(), gradients, dict(model.named_buffers())
+
+
+def check_compiled(backbone, backend, training_size):
+    torch.compiler.reset()
+    torch.manual_seed(0)
+    model = SEMForMultiTaskDensePrediction(build_config(backbone)).eval()
+    twin = copy.deepcopy(model).train()
+    compiled = torch.compile(model, fullgraph=True, backend=backend)
+    images = torch.randn(2, 3, 64, 64)
+    torch.testing.assert_close(compiled(images).logits, model(images).logits, rtol=0, atol=1e-5)
+    model.train()
+    loss, gradients, buffers = learn(model, compiled, training_size)
+    expected = learn(twin, twin, training_size)
+    torch.testing.assert_close(loss, expected[0])
+    torch.testing.assert_close(buffers, expected[2], rtol=0, atol=1e-5)
+    largest = max(gradient.abs().max().item() for gradient in gradients.values())
+    torch.testing.assert_close(gradients, expected[1], rtol=1e-3, atol=1e-5 * largest)
+
+
+def test_there_is_one_graph_to_compile():
+    check_compiled("timm", backend="eager", training_size=64)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_compiled_it_predicts_and_learns_the_same(backbone):
+    check_compiled(backbone, backend="inductor", training_size=50)
+
+
 ENCODER_CLASSES = {"swin": SwinForImageClassification, "dinov2": Dinov2Model}
 
 

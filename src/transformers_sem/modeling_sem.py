@@ -141,9 +141,9 @@ def cover(feature_map: Tensor, size: tuple[int, int], stride: Fraction) -> Tenso
     """Takes the padding off a map of stride `stride`, so that its cells cover an image of `size`, no more and no less."""
     # rounded up; ONNX rounds quotients of negative numbers the other way
     cells = [(edge * stride.denominator + stride.numerator - 1) // stride.numerator for edge in size]
-    # An exported graph holds for every size, so it always resamples
+    # An exported graph holds for every size, so it always resamples; whole numbers, since compiled sizes know no fractions
     if not torch.compiler.is_exporting() and all(
-        edge == count * stride for edge, count in zip(size, cells, strict=True)
+        edge * stride.denominator == count * stride.numerator for edge, count in zip(size, cells, strict=True)
     ):
         return feature_map[..., : cells[0], : cells[1]]
     # The last cells reach beyond the image: narrower cells, or every resizing to the image would shift what it shows
