@@ -1,9 +1,11 @@
 """Export a trained model to ONNX, for any image size, with an example that needs no torch.
 
     python scripts/export_onnx.py --model runs/quickstart --output onnx
+    python scripts/export_onnx.py --model runs/swin_tiny_nyud_v2 --output onnx --size 448 576
 
 Writes model.onnx, preprocessor_config.json, config.json and run_onnx.py, the example. Before anything is there under its
-name, ONNX Runtime predicts images of two sizes and has to agree with the model.
+name, ONNX Runtime predicts images of two sizes and has to agree with the model. With --size the graph takes images of that
+size alone, which is all that some encoders can do: Swin's windows, for one, are laid out anew for every size.
 """
 
 import argparse
@@ -19,7 +21,7 @@ from torch import Tensor, nn
 from torch.onnx import OnnxExporterError
 
 from transformers_sem import SEMForMultiTaskDensePrediction, SEMImageProcessor
-from transformers_sem.training.configuration import plain_errors
+from transformers_sem.training.configuration import plain_errors, positive_integer
 
 
 TOLERANCE = 1e-3
@@ -38,18 +40,36 @@ class Logits(nn.Module):
         return tuple(self.model(pixel_values).logits.values())
 
 
-def export(model: SEMForMultiTaskDensePrediction, path: Path) -> None:
-    """Writes the graph, with free batch size, height and width.
+def check_encoder(model: SEMForMultiTaskDensePrediction) -> None:
+    """Refuses at once what torch.export would ponder for hours.
+
+    Raises:
+        ValueError: If the encoder lays out windows.
+    """
+    windowed = [type(part).__name__ for part in model.sem.backbone.modules() if "Swin" in type(part).__name__]
+    if windowed:
+        raise ValueError(
+            f"A graph for any image size cannot have windows that are laid out by the size; this encoder is {windowed[0]}. "
+            "Give --size HEIGHT WIDTH for a graph of that size, or take an encoder such as ConvNeXt or ViT."
+        )
+
+
+def export(model: SEMForMultiTaskDensePrediction, path: Path, size: tuple[int, int] | None) -> None:
+    """Writes the graph, with free batch size and, without `size`, free height and width.
 
     Raises:
         ValueError: If the encoder cannot be exported so.
     """
+    if size is None:
+        check_encoder(model)
+    # written out: of fused attention, torch.export cannot prove that a batch of any size has the strides it needs
+    model.set_attn_implementation("eager")
     divisor = model.sem.size_divisor
-    images = torch.zeros(2, model.config.backbone_config.num_channels, 2 * divisor, 3 * divisor)
-    free = dict.fromkeys((0, 2, 3), torch.export.Dim.DYNAMIC)
+    images = torch.zeros(2, model.config.backbone_config.num_channels, *(size or (2 * divisor, 3 * divisor)))
+    free = dict.fromkeys((0,) if size else (0, 2, 3), torch.export.Dim.DYNAMIC)
     try:
         torch.onnx.export(
-            Logits(model),
+            Logits(model).eval(),
             (images,),
             path,
             input_names=["pixel_values"],
@@ -60,8 +80,8 @@ def export(model: SEMForMultiTaskDensePrediction, path: Path) -> None:
         )
     except OnnxExporterError as error:
         raise ValueError(
-            "A graph for any image size needs an encoder that torch.export can follow, such as ConvNeXt, ViT or DINOv2; of "
-            f"this one it says: {error.__cause__ or error}"
+            "The encoder must be one that torch.export can follow, for any image size such as ConvNeXt, ViT or DINOv2; try "
+            f"--size HEIGHT WIDTH. Of this one it says: {str(error.__cause__ or error).splitlines()[0]}"
         ) from error
 
 
@@ -75,18 +95,25 @@ def largest_difference(model: SEMForMultiTaskDensePrediction, path: Path, size: 
     return max(float(np.abs(ours - theirs).max()) for ours, theirs in zip(logits, exported, strict=True))
 
 
-def export_folder(model: SEMForMultiTaskDensePrediction, image_processor: SEMImageProcessor, folder: Path) -> None:
+def export_folder(
+    model: SEMForMultiTaskDensePrediction,
+    image_processor: SEMImageProcessor,
+    folder: Path,
+    size: tuple[int, int] | None = None,
+) -> None:
     """Writes everything to a folder, and checks it.
 
     Raises:
         ValueError: If ONNX Runtime does not agree with the model.
     """
-    export(model, folder / "model.onnx")
+    export(model, folder / "model.onnx", size)
+    if size is not None:  # the example then brings every photo to that size
+        image_processor.do_resize, image_processor.size = True, {"height": size[0], "width": size[1]}
     image_processor.save_pretrained(folder)
     model.config.save_pretrained(folder)
     shutil.copy(EXAMPLE, folder)
-    size = (image_processor.size["height"], image_processor.size["width"])
-    for checked in (size, (size[0] // 2 + 1, size[1] // 2 + 3)):
+    height, width = image_processor.size["height"], image_processor.size["width"]
+    for checked in [size] if size else [(height, width), (height // 2 + 1, width // 2 + 3)]:
         difference = largest_difference(model, folder / "model.onnx", checked)
         if not difference <= TOLERANCE:
             raise ValueError(
@@ -103,6 +130,7 @@ def main() -> None:
     parser.add_argument(
         "--output", type=Path, default=Path("onnx"), help="folder to write, which must not be there yet"
     )
+    parser.add_argument("--size", type=positive_integer, nargs=2, metavar=("HEIGHT", "WIDTH"), help="this size alone")
     arguments = parser.parse_args()
     with plain_errors():
         if arguments.output.exists():
@@ -115,7 +143,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory(dir=arguments.output.parent, prefix=".unfinished_") as unfinished:
             folder = Path(unfinished, "onnx")
             folder.mkdir()
-            export_folder(model, image_processor, folder)
+            export_folder(model, image_processor, folder, arguments.size and tuple(arguments.size))
             os.replace(folder, arguments.output)
     print(f"Written: {arguments.output}/. Try: python {arguments.output}/{EXAMPLE.name} photo.jpg")
 

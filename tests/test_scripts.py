@@ -36,6 +36,7 @@ from transformers_sem.statistics_file import StatisticsFile
 from transformers_sem.tasks import to_label
 
 from .test_architecture import absolute_imports, parse, reachable
+from .tiny import tiny_config
 
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
@@ -808,3 +809,20 @@ def test_an_export_predicts_without_torch(trained, run_script, tmp_path):
         assert {task: maps[task].shape[0] for task in maps} == config.task_num_labels
     again = run_script("export_onnx.py", "--model", str(trained), "--output", str(tmp_path / "onnx"))
     assert again.code == 1 and "must be a new folder" in again.errors
+
+
+@pytest.mark.slow
+def test_windows_are_exported_for_one_size(run_script, tmp_path):
+    swin = {"model_type": "swin", "embed_dim": 8, "depths": [2, 1, 1, 1], "num_heads": [1, 1, 2, 2], "window_size": 4}
+    model = SEMForMultiTaskDensePrediction(tiny_config(backbone_config={**swin, "out_indices": [1, 2, 3, 4]}))
+    model.save_pretrained(tmp_path / "model")
+    SEMImageProcessor().save_pretrained(tmp_path / "model")
+    arguments = ["export_onnx.py", "--model", str(tmp_path / "model"), "--output", str(tmp_path / "onnx")]
+    refused = run_script(*arguments)
+    assert refused.code == 1 and "SwinBackbone" in refused.errors and "--size HEIGHT WIDTH" in refused.errors
+    assert not (tmp_path / "onnx").exists()
+    exported = run_script(*arguments, "--size", "64", "90")
+    assert exported.code == 0, exported.errors
+    assert "64 x 90: largest difference" in exported.output
+    settings = json.loads((tmp_path / "onnx" / "preprocessor_config.json").read_text())
+    assert settings["do_resize"] and settings["size"] == {"height": 64, "width": 90}
