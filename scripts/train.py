@@ -7,6 +7,7 @@ model and image processor (for `from_pretrained`), `evaluation.json` and `.parqu
 `history.jsonl`, `logs/` for TensorBoard, `checkpoints/`.
 """
 
+from contextlib import closing
 from itertools import islice
 from pathlib import Path
 
@@ -74,19 +75,17 @@ def train(
         seed=config.seed,
         num_workers=config.num_workers,
     )
-    batches = iter(accelerator.prepare(loader))
     bar = tqdm(initial=first_step, total=config.max_steps, desc="training", disable=not accelerator.is_main_process)
-    for step in range(first_step + 1, config.max_steps + 1):
-        signum = run.step(step, islice(batches, config.gradient_accumulation_steps))
-        bar.update()
-        if step % config.log_every == 0 or step == config.max_steps:
-            bar.set_postfix(run.flush_log(step))
-        if step % config.save_every == 0 or step == config.max_steps or signum:
-            checkpoint = save_checkpoint(accelerator, checkpoints, step, config.keep_checkpoints)
-        if signum:
-            bar.close()
-            stop.leave(signum, step, checkpoint)
-    bar.close()
+    with bar, closing(iter(accelerator.prepare(loader))) as batches:
+        for step in range(first_step + 1, config.max_steps + 1):
+            signum = run.step(step, islice(batches, config.gradient_accumulation_steps))
+            bar.update()
+            if step % config.log_every == 0 or step == config.max_steps:
+                bar.set_postfix(run.flush_log(step))
+            if step % config.save_every == 0 or step == config.max_steps or signum:
+                checkpoint = save_checkpoint(accelerator, checkpoints, step, config.keep_checkpoints)
+            if signum:
+                stop.leave(signum, step, checkpoint)
     return run.weights()
 
 

@@ -30,7 +30,7 @@ def build_accelerator(config: TrainingConfig) -> Accelerator:
         cpu=not torch.accelerator.is_available(),  # without it, ranks on CPUs would not find each other
         gradient_accumulation_steps=config.gradient_accumulation_steps,
         mixed_precision=config.mixed_precision,
-        log_with=config.trackers,
+        log_with=config.trackers or None,  # an empty list makes it warn
         project_config=ProjectConfiguration(config.output_dir, logging_dir=str(Path(config.output_dir) / "logs")),
     )
     images_per_forward = config.images_per_forward(accelerator.num_processes)

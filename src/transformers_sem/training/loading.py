@@ -68,7 +68,10 @@ def seed_step(seed: int, step: int, rank: int) -> None:
 
 
 def outlive_signals(worker: int) -> None:
-    """Ctrl-C and SIGTERM may reach a whole group of processes, but the step under way still needs its data."""
+    """Ctrl-C and SIGTERM may reach a whole group of processes, but the step under way still needs its data.
+
+    Workers end when their iterator is closed, which must not be left to the end of the interpreter: it sends SIGTERM.
+    """
     for signum in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signum, signal.SIG_IGN)
 
@@ -84,6 +87,5 @@ def build_train_loader(
         generator=torch.Generator(),  # or starting to load would draw from the generator of the model
         num_workers=num_workers,
         worker_init_fn=outlive_signals,
-        persistent_workers=num_workers > 0,
         pin_memory=torch.cuda.is_available(),
     )
