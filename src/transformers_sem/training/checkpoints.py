@@ -42,14 +42,22 @@ def save_checkpoint(accelerator: Accelerator, folder: Path, step: int, keep: int
     accelerator.wait_for_everyone()  # save_state has no barrier at its end
     if accelerator.is_main_process:
         seal(unfinished)
-        shutil.rmtree(target, ignore_errors=True)  # a broken one that this run has gone past
+        if target.exists():  # a broken one that this run has come to again
+            discard(target)
         unfinished.rename(target)
         synchronize(folder)
         # what lies ahead is broken, or this run would have resumed it: it does not count
         for old in [path for path in list_checkpoints(folder) if checkpoint_step(path) <= step][:-keep]:
-            shutil.rmtree(old)
+            discard(old)
     accelerator.wait_for_everyone()
     return target
+
+
+def discard(checkpoint: Path) -> None:
+    """Removes a checkpoint, which is at no moment half there."""
+    unfinished = checkpoint.with_name(f"unfinished_{checkpoint.name}")
+    checkpoint.rename(unfinished)
+    shutil.rmtree(unfinished)
 
 
 def seal(folder: Path) -> None:
