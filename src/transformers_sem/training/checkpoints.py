@@ -7,8 +7,9 @@ import os
 import shutil
 from pathlib import Path
 
+import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list, patch_environment
+from accelerate.utils import DistributedType, broadcast_object_list, patch_environment
 
 
 logger = logging.getLogger(__name__)
@@ -127,6 +128,20 @@ def resume(accelerator: Accelerator, folder: Path) -> int:
     if checkpoint is None:
         return 0
     # accelerate reads registered objects, and DeepSpeed everything, with weights_only=False: a pickle runs code
-    with patch_environment(TORCH_FORCE_WEIGHTS_ONLY_LOAD="1"):
+    with (
+        patch_environment(TORCH_FORCE_WEIGHTS_ONLY_LOAD="1"),
+        torch.serialization.safe_globals(harmless_classes(accelerator)),
+    ):
         accelerator.load_state(str(checkpoint))
     return checkpoint_step(checkpoint)
+
+
+def harmless_classes(accelerator: Accelerator) -> list[type]:
+    """Classes besides tensors that a checkpoint may hold: numbers that DeepSpeed has names for."""
+    if accelerator.distributed_type != DistributedType.DEEPSPEED:
+        return []
+    from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+    from deepspeed.utils.tensor_fragment import fragment_address
+
+    return [DynamicLossScaler, LossScaler, ZeroStageEnum, fragment_address]
