@@ -2,17 +2,18 @@
 
     accelerate launch scripts/train.py --config scripts/configs/quickstart.yaml [key=value ...]
 
-The same command again resumes a run that was interrupted. Everything goes to `output_dir`: model and image processor
-(for `from_pretrained`), `evaluation.json` and `.parquet`, `predictions.png`, `training.yaml`, `logs/` for TensorBoard,
-`checkpoints/`.
+The same command again resumes a run that was interrupted; Ctrl-C and SIGTERM save first. Everything goes to `output_dir`:
+model and image processor (for `from_pretrained`), `evaluation.json` and `.parquet`, `predictions.png`, `training.yaml`,
+`history.jsonl`, `logs/` for TensorBoard, `checkpoints/`.
 """
 
+from contextlib import closing
+from itertools import islice
 from pathlib import Path
 
-import torch
 from accelerate import Accelerator
-from accelerate.utils import ProjectConfiguration, set_seed
-from torch.optim.lr_scheduler import PolynomialLR
+from accelerate.utils import set_seed
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from transformers_sem import SEMConfig, SEMForMultiTaskDensePrediction, SEMImageProcessor
@@ -20,11 +21,12 @@ from transformers_sem.data import Benchmark, get_benchmark
 from transformers_sem.data.transforms import TrainingAugmentation, TransformedDataset
 from transformers_sem.training.checkpoints import resume, save_checkpoint
 from transformers_sem.training.configuration import TrainingConfig, claim_output_dir, plain_errors, read_command_line
+from transformers_sem.training.devices import build_accelerator, start_trackers
 from transformers_sem.training.evaluating import evaluate_and_report, predict_rows
 from transformers_sem.training.loading import build_train_loader
-from transformers_sem.training.optimization import build_optimizer
-from transformers_sem.training.progress import LossLog
 from transformers_sem.training.reporting import save_panel, save_trained
+from transformers_sem.training.running import TrainingRun
+from transformers_sem.training.stopping import StopRequest
 
 
 def build_model(config: TrainingConfig, benchmark: Benchmark) -> SEMForMultiTaskDensePrediction:
@@ -56,47 +58,35 @@ def build_image_processor(config: TrainingConfig) -> SEMImageProcessor:
     return SEMImageProcessor(size=size, pad_size=size, do_resize=stretch, do_pad=not stretch)
 
 
-def train(config: TrainingConfig, accelerator: Accelerator, model, dataset: TransformedDataset):
-    """Trains for `max_steps` optimiser steps, from the newest checkpoint where there is one."""
-    optimizer = build_optimizer(config, model)
-    schedule = PolynomialLR(optimizer, total_iters=config.max_steps, power=config.decay_power)
-    model, optimizer = accelerator.prepare(model, optimizer)
-    accelerator.register_for_checkpointing(schedule)
+def train(
+    config: TrainingConfig, accelerator: Accelerator, model, dataset: TransformedDataset, stop: StopRequest
+) -> dict[str, Tensor]:
+    """Trains for `max_steps` optimiser steps, from the newest checkpoint where there is one; returns the weights."""
+    run = TrainingRun(config, accelerator, model, stop)
     checkpoints = Path(config.output_dir) / "checkpoints"
-    step = resume(accelerator, checkpoints)
+    first_step = resume(accelerator, checkpoints)
+    run.log.forget_after(first_step)
+    start_trackers(config, accelerator, first_step)
     loader = build_train_loader(
         dataset,
         batch_size=config.images_per_forward(accelerator.num_processes),
-        first_sample=step * config.batch_size,
+        first_sample=first_step * config.batch_size,
         num_samples=config.max_steps * config.batch_size,
         seed=config.seed,
         num_workers=config.num_workers,
     )
-    log = LossLog(accelerator)
-    bar = tqdm(initial=step, total=config.max_steps, desc="training", disable=not accelerator.is_main_process)
-    model.train()
-    if config.freeze_backbone:
-        accelerator.unwrap_model(model).sem.backbone.eval()
-    for batch in accelerator.prepare(loader):
-        with accelerator.accumulate(model):
-            outputs = model(**batch)
-            accelerator.backward(outputs.loss)
-            if accelerator.sync_gradients:
-                accelerator.clip_grad_norm_(model.parameters(), config.max_grad_norm)
-            optimizer.step()
-            optimizer.zero_grad()
-        log.add(outputs.loss, outputs.losses)
-        if not accelerator.sync_gradients:
-            continue
-        schedule.step()
-        step += 1
-        bar.update()
-        if step % config.log_every == 0 or step == config.max_steps:
-            bar.set_postfix(log.flush(step, max(schedule.get_last_lr())))
-        if step % config.save_every == 0 or step == config.max_steps:
-            save_checkpoint(accelerator, checkpoints, step, config.keep_checkpoints)
-    bar.close()
-    return accelerator.unwrap_model(model, keep_fp32_wrapper=False)
+    bar = tqdm(initial=first_step, total=config.max_steps, desc="training", disable=not accelerator.is_main_process)
+    with bar, closing(iter(accelerator.prepare(loader))) as batches:
+        for step in range(first_step + 1, config.max_steps + 1):
+            signum = run.step(step, islice(batches, config.gradient_accumulation_steps))
+            bar.update()
+            if step % config.log_every == 0 or step == config.max_steps:
+                bar.set_postfix(run.flush_log(step))
+            if step % config.save_every == 0 or step == config.max_steps or signum:
+                checkpoint = save_checkpoint(accelerator, checkpoints, step, config.keep_checkpoints)
+            if signum:
+                stop.leave(signum, step, checkpoint)
+    return run.weights()
 
 
 def main() -> None:
@@ -105,21 +95,13 @@ def main() -> None:
         config = read_command_line(__doc__)
         benchmark = get_benchmark(config.dataset, config.data_dir)
         output_dir = Path(config.output_dir)
-        accelerator = Accelerator(
-            cpu=not torch.accelerator.is_available(),  # without it, ranks on CPUs would not find each other
-            gradient_accumulation_steps=config.gradient_accumulation_steps,
-            mixed_precision=config.mixed_precision,
-            log_with="tensorboard",
-            project_config=ProjectConfiguration(str(output_dir), logging_dir=str(output_dir)),
-        )
-        config.images_per_forward(accelerator.num_processes)
+        accelerator = build_accelerator(config)
         with accelerator.main_process_first():
             rows = benchmark.load(config.data_dir, **config.dataset_kwargs)
         set_seed(config.seed)
         model = build_model(config, benchmark)
         if accelerator.is_main_process:
             claim_output_dir(config)  # last: a run that could not start holds no folder
-    accelerator.init_trackers("logs")
     image_processor = build_image_processor(config)
     augmentation = TrainingAugmentation(tuple(config.input_size), zoom=tuple(config.zoom))
     dataset = TransformedDataset(rows["train"], model.config.tasks, image_processor, augmentation)
@@ -127,9 +109,10 @@ def main() -> None:
         f"{model.num_parameters() / 1e6:.1f} M parameters, {len(rows['train'])} training and {len(rows['validation'])} "
         f"validation images, tasks {', '.join(model.config.tasks)}; everything goes to {output_dir}/"
     )
-    model = train(config, accelerator, model, dataset)
+    with plain_errors(), StopRequest(accelerator) as stop:
+        weights = train(config, accelerator, model, dataset, stop)
     if accelerator.is_main_process:
-        save_trained(model, image_processor, output_dir)
+        save_trained(model, image_processor, output_dir, weights)
     accelerator.wait_for_everyone()
     # what was saved is what is judged, the same on every rank
     model = SEMForMultiTaskDensePrediction.from_pretrained(output_dir, local_files_only=True)

@@ -34,6 +34,8 @@ from transformers_sem.data.scenes import render_scene, split_seeds
 from transformers_sem.scoring import MetricSums, scores_of
 from transformers_sem.statistics_file import StatisticsFile
 from transformers_sem.tasks import to_label
+from transformers_sem.training.checkpoints import find_defect
+from transformers_sem.training.progress import read_history
 
 from .test_architecture import absolute_imports, parse, reachable
 from .tiny import tiny_config
@@ -220,11 +222,217 @@ def test_a_killed_run_resumes_to_the_same_weights(trained, run_script, tmp_path)
     assert not (folder / "model.safetensors").exists()
     result = run_script("train.py", *arguments)
     assert result.code == 0, result.errors
-    resumed, expected = (load_file(run / "model.safetensors") for run in (folder, trained))
-    assert set(resumed) == set(expected)
-    assert [name for name in expected if not torch.equal(resumed[name], expected[name])] == []
-    assert read_report(folder / "evaluation.json") == read_report(trained / "evaluation.json")
+    assert_same_run(folder, trained)
     assert [path.name for path in (folder / "checkpoints").iterdir()] == ["step_000006"]
+
+
+def history_of(folder):
+    """Log entries, without what depends on the machine."""
+    machine = {"images_per_second", "memory_gigabytes"}
+    return [{key: entry[key] for key in entry.keys() - machine} for entry in read_history(folder)]
+
+
+def assert_same_run(folder, expected):
+    """To the last bit: nothing can be told from the results of a run that was interrupted."""
+    found_weights, weights = (load_file(run / "model.safetensors") for run in (folder, expected))
+    assert set(found_weights) == set(weights)
+    assert [name for name in weights if not torch.equal(found_weights[name], weights[name])] == []
+    assert read_report(folder / "evaluation.json") == read_report(expected / "evaluation.json")
+    assert history_of(folder) == history_of(expected)
+
+
+def test_the_history_follows_the_training(trained):
+    entries = read_history(trained)
+    assert [entry["step"] for entry in entries] == [2, 4, 6]
+    assert all(list(entry["losses"]) == TASKS and entry["skipped_steps"] == 0 for entry in entries)
+    assert entries[-1]["loss"] < entries[0]["loss"]
+
+
+# Everything that a resumed run could lose: stochastic depth, micro-batches, an average, an entry of the log cut in two
+INTERRUPTIBLE = [
+    *SETTINGS,
+    "model.backbone_config.drop_path_rate=0.3",
+    "max_steps=18",
+    "save_every=3",
+    "log_every=4",
+    "batch_size=4",
+    "gradient_accumulation_steps=2",
+    "weight_average_decay=0.8",
+    "keep_checkpoints=2",
+]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(run_script, tmp_path_factory):
+    """The folder of a run of `INTERRUPTIBLE` settings that nothing interrupted."""
+    folder = tmp_path_factory.mktemp("uninterrupted") / "run"
+    result = run_script("train.py", "--config", QUICKSTART, *INTERRUPTIBLE, f"output_dir={folder}")
+    assert result.code == 0, result.errors
+    return folder
+
+
+def start_interruptible(folder, printed):
+    return start_script("train.py", ["--config", QUICKSTART, *INTERRUPTIBLE, f"output_dir={folder}"], printed)
+
+
+def kill_at(path, process):
+    wait_for(path, process)
+    workers = psutil.Process(process.pid).children(recursive=True)
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    stop(workers)
+
+
+def finish_interruptible(run_script, folder):
+    result = run_script("train.py", "--config", QUICKSTART, *INTERRUPTIBLE, f"output_dir={folder}")
+    assert result.code == 0, result.errors
+    return result
+
+
+@pytest.mark.slow
+def test_a_run_killed_again_and_again_is_the_same(uninterrupted, run_script, tmp_path):
+    folder = tmp_path / "run"
+    moments = [
+        "checkpoints/unfinished_000003",
+        "checkpoints/unfinished_000009/optimizer.bin",
+        "checkpoints/unfinished_000015/manifest.json",
+        "checkpoints/step_000018",
+        "unfinished_model",
+        "unfinished_evaluation",
+    ]
+    for number, moment in enumerate(moments):
+        kill_at(folder / moment, start_interruptible(folder, tmp_path / str(number)))
+        shutil.rmtree(
+            folder / "unfinished_model", ignore_errors=True
+        )  # or the next one would be killed before it starts
+        for leftover in (folder / "checkpoints").glob("unfinished_*"):
+            shutil.rmtree(leftover)
+    finish_interruptible(run_script, folder)
+    assert_same_run(folder, uninterrupted)
+
+
+def flip_a_bit(path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("damage", "name", "reason"),
+    [
+        (flip_a_bit, "optimizer.bin", "another checksum"),
+        (lambda path: os.truncate(path, 100), "model.safetensors", "100 bytes instead of"),
+        (Path.unlink, "random_states_0.pkl", "is missing"),
+    ],
+    ids=["bit", "truncated", "deleted"],
+)
+def test_a_run_recovers_from_a_broken_checkpoint(uninterrupted, run_script, tmp_path, damage, name, reason):
+    folder = tmp_path / "run"
+    kill_at(folder / "checkpoints" / "step_000009", start_interruptible(folder, tmp_path / "first"))
+    newest = max((folder / "checkpoints").glob("step_*"))
+    damage(newest / name)
+    result = finish_interruptible(run_script, folder)
+    assert f"{newest} is broken: {name}" in result.errors and reason in result.errors
+    assert_same_run(folder, uninterrupted)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+def test_a_run_that_is_asked_to_stop_saves_and_leaves(uninterrupted, run_script, tmp_path, signum):
+    """In a process group of its own, to which the signal goes as Ctrl-C does: workers get it too."""
+    folder = tmp_path / "run"
+    arguments = ["--config", QUICKSTART, *INTERRUPTIBLE, "num_workers=1", f"output_dir={folder}"]
+    command = [sys.executable, SCRIPTS / "train.py", *arguments]
+    with (tmp_path / "printed.txt").open("w") as printed:
+        process = subprocess.Popen(list(map(str, command)), start_new_session=True, stdout=printed, stderr=printed)
+    while not (folder / "checkpoints" / "step_000003").exists():
+        assert process.poll() is None
+        time.sleep(0.005)
+    os.killpg(process.pid, signum)
+    assert process.wait(timeout=60) == 128 + signum
+    message = (tmp_path / "printed.txt").read_text()
+    newest = max((folder / "checkpoints").glob("step_*"))
+    assert f"Stopped by {signum.name} after step {int(newest.name[5:])}, which is saved in {newest}" in message
+    assert "Traceback" not in message
+    assert not (folder / "model.safetensors").exists()
+    finish_interruptible(run_script, folder)
+    assert_same_run(folder, uninterrupted)
+
+
+@pytest.mark.slow
+def test_ranks_stop_together(uninterrupted, tmp_path):
+    """Only one of them gets the signal."""
+    folder = tmp_path / "run"
+    arguments = ["--config", QUICKSTART, *INTERRUPTIBLE, f"output_dir={folder}"]
+    ranks = start_ranks("train.py", arguments, tmp_path / "ranks")
+    wait_for(folder / "checkpoints" / "step_000003", ranks[0])
+    os.kill(ranks[1].pid, signal.SIGTERM)
+    results = [result_of(rank, tmp_path / "ranks" / str(number)) for number, rank in enumerate(ranks)]
+    assert [result.code for result in results] == [143, 143]
+    assert "Stopped by SIGTERM" in results[0].output and results[1].output == ""
+
+
+@pytest.mark.slow
+def test_two_ranks_train_as_one(run_script, tmp_path):
+    """The same images per step, on one rank or in halves: losses, weights and bases agree as far as sums commute.
+
+    With tasks whose labels are valid everywhere: losses are means over the valid pixels that a rank sees.
+    """
+    tasks = "tasks=[semseg, depth, boundary, parsing]"
+    settings = [
+        *SETTINGS,
+        tasks,
+        "batch_size=8",
+        "max_steps=20",
+        "log_every=1",
+        "save_every=20",
+        "learning_rate=2.0e-4",
+    ]
+    settings = ["--config", QUICKSTART, *settings, "model.backbone_config.drop_path_rate=0.0"]
+    one, two = tmp_path / "one", tmp_path / "two"
+    assert run_script("train.py", *settings, f"output_dir={one}").code == 0
+    results = run_ranks("train.py", [*settings, f"output_dir={two}"], tmp_path / "ranks")
+    assert [result.code for result in results] == [0, 0], results
+    losses = [[entry["loss"] for entry in read_history(folder)] for folder in (one, two)]
+    np.testing.assert_allclose(*losses, rtol=1e-5)
+    found, expected = (load_file(folder / "model.safetensors") for folder in (two, one))
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=0, atol=1e-4)
+
+
+def test_a_run_that_only_meets_nan_ends_with_its_last_checkpoint(run_script, tmp_path):
+    folder = tmp_path / "run"
+    settings = [*SETTINGS, "learning_rate=1.0e+30", "max_skipped_steps=2", "save_every=1", "max_steps=9"]
+    message = error_line(run_script("train.py", "--config", QUICKSTART, *settings, f"output_dir={folder}"))
+    assert "`max_skipped_steps`" in message and "got 3 at step" in message
+    newest = max((folder / "checkpoints").iterdir())
+    assert find_defect(newest) is None
+    assert all(value.isfinite().all() for value in load_file(newest / "model.safetensors").values())
+    assert not (folder / "model.safetensors").exists()
+
+
+@pytest.mark.slow
+def test_compiled_training_is_the_same_training(datasets_cache, tmp_path):
+    """Compiling for a CPU takes minutes."""
+    settings = [
+        "--config",
+        QUICKSTART,
+        *SETTINGS,
+        "tasks=[depth]",
+        "log_every=1",
+        "max_steps=3",
+        "learning_rate=2.0e-4",
+    ]
+    histories = []
+    for value in ("true", "false"):
+        folder = tmp_path / value
+        command = [sys.executable, SCRIPTS / "train.py", *settings, f"compile={value}", f"output_dir={folder}"]
+        command.append("model.backbone_config.drop_path_rate=0.0")
+        subprocess.run(list(map(str, command)), check=True, timeout=1200)
+        histories.append([entry["loss"] for entry in read_history(folder)])
+    np.testing.assert_allclose(*histories, rtol=1e-4)
+    assert SEMForMultiTaskDensePrediction.from_pretrained(tmp_path / "true").config.tasks == ["depth"]
 
 
 def test_other_settings_do_not_go_on_with_a_run(trained, run_script):
@@ -519,7 +727,7 @@ def free_port():
         return listener.getsockname()[1]
 
 
-def run_ranks(name, arguments, folder, num_ranks=2):
+def start_ranks(name, arguments, folder, num_ranks=2):
     """What `torchrun --nproc_per_node 2 scripts/NAME` does, without its seconds of imports."""
     shared = {"WORLD_SIZE": num_ranks, "LOCAL_WORLD_SIZE": num_ranks, "MASTER_ADDR": "localhost"}
     shared["MASTER_PORT"] = free_port()
@@ -527,6 +735,11 @@ def run_ranks(name, arguments, folder, num_ranks=2):
     for rank in range(num_ranks):
         environment = {key: str(value) for key, value in {**shared, "RANK": rank, "LOCAL_RANK": rank}.items()}
         ranks.append(start_script(name, arguments, folder / str(rank), environment))
+    return ranks
+
+
+def run_ranks(name, arguments, folder, num_ranks=2):
+    ranks = start_ranks(name, arguments, folder, num_ranks)
     return [result_of(process, folder / str(rank)) for rank, process in enumerate(ranks)]
 
 

@@ -694,6 +694,10 @@ class SEMPreTrainedModel(PreTrainedModel):
         """`False`: `_init_weights` keeps to loaded weights itself, and must see modules without tensors of their own."""
         return False
 
+    def get_input_embeddings(self) -> None:
+        """`None`: nothing is looked up in a table, which FSDP would shard on its own."""
+        return None
+
     @classmethod
     def from_pretrained_backbone(cls, config: SEMConfig, source: str | None = None) -> "SEMPreTrainedModel":
         """Builds the model around a pretrained encoder, and logs which weights were loaded; everything else is new.

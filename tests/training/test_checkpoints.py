@@ -1,9 +1,21 @@
+import json
+import pickle
+import re
+
 import pytest
 import torch
 from accelerate import Accelerator
 from torch.optim.lr_scheduler import PolynomialLR
 
-from transformers_sem.training.checkpoints import checkpoint_step, list_checkpoints, resume, save_checkpoint
+from transformers_sem.training.checkpoints import (
+    MANIFEST_NAME,
+    checkpoint_step,
+    find_defect,
+    list_checkpoints,
+    resume,
+    save_checkpoint,
+    seal,
+)
 
 
 class Run:
@@ -91,3 +103,94 @@ def test_the_newest_is_resumed(run, tmp_path):
     resumed = Run()
     assert resume(resumed.accelerator, tmp_path) == 2
     assert torch.equal(resumed.model.weight, weights)
+
+
+@pytest.fixture
+def saved(run, tmp_path):
+    """A folder of checkpoints of steps 1 and 2, and the weights of step 1."""
+    weights = run.step()
+    save_checkpoint(run.accelerator, tmp_path, 1, keep=2)
+    run.step()
+    save_checkpoint(run.accelerator, tmp_path, 2, keep=2)
+    return tmp_path, weights
+
+
+def test_a_manifest_lists_every_file(saved):
+    checkpoint = saved[0] / "step_000002"
+    assert sorted(json.loads((checkpoint / MANIFEST_NAME).read_text())) == sorted(
+        {*names(checkpoint)} - {MANIFEST_NAME}
+    )
+    assert find_defect(checkpoint) is None
+
+
+def flip_a_bit(path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 16
+    path.write_bytes(data)
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[:40])
+
+
+DAMAGE = {
+    "flipped bit": (flip_a_bit, "model.safetensors", "model.safetensors has another checksum"),
+    "truncated": (truncate, "optimizer.bin", r"optimizer.bin has \d+ bytes instead of"),
+    "deleted": (lambda path: path.unlink(), "custom_checkpoint_0.pkl", "custom_checkpoint_0.pkl is missing"),
+    "no manifest": (lambda path: path.unlink(), MANIFEST_NAME, "manifest.json is missing"),
+    "half a manifest": (truncate, MANIFEST_NAME, "manifest.json is damaged"),
+    "another manifest": (lambda path: path.write_text("[1]"), MANIFEST_NAME, "manifest.json is damaged"),
+    "not text": (lambda path: path.write_bytes(b"\xff"), MANIFEST_NAME, "manifest.json is damaged"),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_of_a_broken_checkpoint_and_one_before_it_the_latter_is_used(saved, caplog, kind):
+    folder, weights = saved
+    damage, name, reason = DAMAGE[kind]
+    damage(folder / "step_000002" / name)
+    resumed = Run()
+    assert resume(resumed.accelerator, folder) == 1
+    assert torch.equal(resumed.model.weight, weights)
+    (record,) = caplog.records
+    assert "step_000002" in record.getMessage()
+    assert re.search(reason, record.getMessage())
+
+
+def test_without_a_whole_checkpoint_a_run_starts_anew(saved, caplog):
+    for name in ("step_000001", "step_000002"):
+        (saved[0] / name / MANIFEST_NAME).unlink()
+    assert resume(Run().accelerator, saved[0]) == 0
+    assert len(caplog.records) == 2
+
+
+def test_a_broken_checkpoint_ahead_costs_no_whole_one(saved, run):
+    """A run that went back does not throw away what it goes on from."""
+    folder, _ = saved
+    (folder / "step_000002").rename(folder / "step_000009")
+    save_checkpoint(run.accelerator, folder, 3, keep=2)
+    assert names(folder) == ["step_000001", "step_000003", "step_000009"]
+    save_checkpoint(run.accelerator, folder, 9, keep=2)
+    assert names(folder) == ["step_000003", "step_000009"]
+
+
+class Hostile:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return type(self.path).touch, (self.path,)
+
+
+@pytest.mark.parametrize("name", ["custom_checkpoint_0.pkl", "optimizer.bin"])
+def test_a_hostile_checkpoint_runs_no_code(saved, tmp_path, name):
+    folder, _ = saved
+    checkpoint, touched = folder / "step_000002", tmp_path / "touched"
+    torch.save(Hostile(touched), checkpoint / name)
+    (checkpoint / MANIFEST_NAME).unlink()
+    seal(checkpoint)
+    with pytest.raises(pickle.UnpicklingError):
+        resume(Run().accelerator, folder)
+    assert not touched.exists()
+    torch.load(checkpoint / name, weights_only=False)
+    assert touched.exists()  # the test would notice

@@ -1,8 +1,13 @@
+import os
+import random
+import signal
+
+import numpy as np
 import pytest
 import torch
 from torch.utils.data import Dataset
 
-from transformers_sem.training.loading import PositionSampler, PositionSeededDataset, build_train_loader
+from transformers_sem.training.loading import PositionSampler, PositionSeededDataset, build_train_loader, seed_step
 
 
 class NoisyRows(Dataset):
@@ -97,3 +102,33 @@ def test_batches_may_cross_epochs():
 @pytest.mark.parametrize("seed", [1, 2])
 def test_seeds_reach_the_loader(seed):
     assert load(seed=seed) != load()
+
+
+def draw_all(step, rank=0):
+    seed_step(5, step, rank)
+    return random.random(), np.random.rand(), torch.rand(()).item()
+
+
+def test_what_the_model_draws_depends_on_step_and_rank_only():
+    first = draw_all(3)
+    torch.rand(7)
+    assert draw_all(3) == first
+    for other in (draw_all(4), draw_all(3, rank=1)):
+        assert not set(other) & set(first)
+
+
+class SignalledRows(NoisyRows):
+    def __getitem__(self, index):
+        for signum in (signal.SIGINT, signal.SIGTERM):
+            os.kill(os.getpid(), signum)
+        return super().__getitem__(index)
+
+
+def test_workers_outlive_signals_and_end_with_their_iterator():
+    loader = build_train_loader(SignalledRows(), batch_size=2, first_sample=0, num_samples=12, seed=0, num_workers=2)
+    batches = iter(loader)
+    rows = [next(batches)["row"].tolist() for _ in range(4)]
+    assert rows == [row for row, _ in load()[:4]]
+    workers = batches._workers
+    del batches
+    assert [worker.is_alive() for worker in workers] == [False, False]

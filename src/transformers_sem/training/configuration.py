@@ -17,7 +17,25 @@ from ..configuration_sem import SEMConfig
 
 
 SETTINGS_NAME = "training.yaml"
-WITHOUT_EFFECT_ON_WEIGHTS = ("num_workers", "log_every", "save_every", "keep_checkpoints", "num_evaluation_images")
+COUNTS = (
+    "max_steps",
+    "batch_size",
+    "gradient_accumulation_steps",
+    "max_skipped_steps",
+    "log_every",
+    "save_every",
+    "keep_checkpoints",
+)
+TRACKERS = ("tensorboard", "wandb", "trackio")
+WITHOUT_EFFECT_ON_WEIGHTS = (
+    "num_workers",
+    "log_every",
+    "save_every",
+    "keep_checkpoints",
+    "max_skipped_steps",
+    "trackers",
+    "num_evaluation_images",
+)
 
 
 @dataclass(kw_only=True)
@@ -46,10 +64,16 @@ class TrainingConfig:
         freeze_backbone (`bool`): Leave the encoder as it is, and out of training mode.
         weight_decay (`float`): Of Adam.
         max_grad_norm (`float`): Gradients are clipped to this norm.
+        max_skipped_steps (`int`): Steps with a loss or a gradient that is not finite are left out; so many in a row at most.
+        weight_average_decay (`float`, *optional*): Save and evaluate the exponential moving average of the weights, which
+            keeps this much of itself in every step.
         mixed_precision (`str`): `no`, `bf16` or `fp16`.
         gradient_checkpointing (`bool`): Trade time for memory.
+        compile (`bool`): `torch.compile` the model: a slow start, then faster steps.
+        deterministic (`bool`): The same bits from the same devices every time, slower. On CPUs they always are.
         seed (`int`): Of weights, data order and augmentation.
         num_workers (`int`): Processes that prepare data, per rank.
+        trackers (`list[str]`): Where log entries go besides `history.jsonl`: `tensorboard`, `wandb`, `trackio`.
         log_every (`int`): Steps between two log entries.
         save_every (`int`): Steps between two checkpoints.
         keep_checkpoints (`int`): How many of the newest to keep.
@@ -75,10 +99,15 @@ class TrainingConfig:
     freeze_backbone: bool = False
     weight_decay: float = 1e-6
     max_grad_norm: float = 10.0
+    max_skipped_steps: int = 10
+    weight_average_decay: float | None = None
     mixed_precision: str = "no"
     gradient_checkpointing: bool = False
+    compile: bool = False
+    deterministic: bool = False
     seed: int = 0
     num_workers: int = 2
+    trackers: list = field(default_factory=lambda: ["tensorboard"])
     log_every: int = 50
     save_every: int = 1000
     keep_checkpoints: int = 2
@@ -102,7 +131,7 @@ class TrainingConfig:
             raise ValueError(
                 f"With `network_size`, crops are stretched, so `zoom` starts at 1 or above; got {self.zoom}."
             )
-        for name in ("max_steps", "batch_size", "gradient_accumulation_steps", "log_every", "save_every"):
+        for name in COUNTS:
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` is 1 or more; got {getattr(self, name)}.")
         if self.num_evaluation_images is not None and self.num_evaluation_images < 1:
@@ -111,6 +140,11 @@ class TrainingConfig:
             raise ValueError(
                 f"`layer_decay` is above 0 and at most 1; got {self.layer_decay}. To keep the encoder, `freeze_backbone`."
             )
+        if self.weight_average_decay is not None and not 0 < self.weight_average_decay < 1:
+            raise ValueError(
+                f"`weight_average_decay` is between 0 and 1, or null for no average; got {self.weight_average_decay}."
+            )
+        refuse_unknown("`trackers`", map(str, self.trackers), TRACKERS)
         if not 0 < self.zoom[0] <= self.zoom[1]:
             raise ValueError(f"`zoom` is a range above 0, the lower end first; got {self.zoom}.")
         backbone = self.model.get("backbone_config") or {}
@@ -216,10 +250,10 @@ def json_path(text: str) -> Path:
 
 @contextmanager
 def plain_errors() -> Iterator[None]:
-    """Around the set-up of a script: what a person can mend is one line that says how, not a traceback."""
+    """Around the parts of a script: what a person can mend is one line that says how, not a traceback."""
     try:
         yield
-    except (ValueError, OSError, StrictDataclassError) as error:
+    except (ValueError, OSError, FloatingPointError, StrictDataclassError) as error:
         sys.exit("error: " + " ".join(str(error).split()))
     except DatasetGenerationError as error:
         sys.exit("error: " + " ".join(str(error.__cause__ or error).split()))

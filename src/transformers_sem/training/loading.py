@@ -1,16 +1,18 @@
 """Data order and randomness that depend on the seed and the position only, so that a run resumes where it stood."""
 
+import signal
 from collections.abc import Iterator
 
 import numpy as np
 import torch
+from accelerate.utils import set_seed
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ..data.transforms import TransformedDataset
 
 
 # Streams of randomness that must not repeat each other
-ORDER, AUGMENTATION = 0, 1
+ORDER, AUGMENTATION, FORWARD = 0, 1, 2
 
 
 class PositionSampler(Sampler):
@@ -34,7 +36,7 @@ class PositionSampler(Sampler):
         for position in range(self.start, self.stop):
             if position // self.num_rows != epoch:
                 epoch = position // self.num_rows
-                generator = torch.Generator().manual_seed(_derive_seed(self.seed, ORDER, epoch))
+                generator = torch.Generator().manual_seed(derive_seed(self.seed, ORDER, epoch))
                 order = torch.randperm(self.num_rows, generator=generator).tolist()
             yield position, order[position % self.num_rows]
 
@@ -51,13 +53,27 @@ class PositionSeededDataset(Dataset):
     def __getitem__(self, key: tuple[int, int]) -> dict:
         position, row = key
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(_derive_seed(self.seed, AUGMENTATION, position))
+            torch.manual_seed(derive_seed(self.seed, AUGMENTATION, position))
             return self.dataset[row]
 
 
-def _derive_seed(*numbers: int) -> int:
+def derive_seed(*numbers: int) -> int:
     """A seed of 32 bits, all that torch's CPU generator keeps, in which every number counts."""
     return int(np.random.SeedSequence(numbers).generate_state(1)[0])
+
+
+def seed_step(seed: int, step: int, rank: int) -> None:
+    """Draws what the model itself draws in a step, such as stochastic depth, from its number, on each rank another."""
+    set_seed(derive_seed(seed, FORWARD, step, rank))
+
+
+def outlive_signals(worker: int) -> None:
+    """Ctrl-C and SIGTERM may reach a whole group of processes, but the step under way still needs its data.
+
+    Workers end when their iterator is closed, which must not be left to the end of the interpreter: it sends SIGTERM.
+    """
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signum, signal.SIG_IGN)
 
 
 def build_train_loader(
@@ -68,8 +84,8 @@ def build_train_loader(
         PositionSeededDataset(dataset, seed),
         batch_size=batch_size,
         sampler=PositionSampler(len(dataset), start=first_sample, stop=num_samples, seed=seed),
-        generator=torch.Generator(),  # or starting to load would draw from the generator that a resumed run restored
+        generator=torch.Generator(),  # or starting to load would draw from the generator of the model
         num_workers=num_workers,
-        persistent_workers=num_workers > 0,
+        worker_init_fn=outlive_signals,
         pin_memory=torch.cuda.is_available(),
     )

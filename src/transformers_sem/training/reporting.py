@@ -24,11 +24,19 @@ from ..panels import Prediction, prediction_panel
 from ..tasks import get_task
 
 
-def save_trained(model: PreTrainedModel, image_processor: ImageProcessingMixin, folder: Path) -> None:
-    """Writes model and image processor, so that `from_pretrained(folder)` finds both."""
+def save_trained(
+    model: PreTrainedModel,
+    image_processor: ImageProcessingMixin,
+    folder: Path,
+    weights: dict[str, Tensor] | None = None,
+) -> None:
+    """Writes model and image processor, so that `from_pretrained(folder)` finds both.
+
+    `weights` are saved in the place of the model's own.
+    """
     unfinished = folder / "unfinished_model"
     shutil.rmtree(unfinished, ignore_errors=True)
-    model.save_pretrained(unfinished)
+    model.save_pretrained(unfinished, state_dict=weights)
     image_processor.save_pretrained(unfinished)
     for path in sorted(unfinished.iterdir()):
         os.replace(path, folder / path.name)
