@@ -3,7 +3,8 @@
     python scripts/predict.py --model runs/quickstart --input photo.jpg folder_of_photos --output predictions
 
 Writes for each photo NAME.png, a coloured panel, and NAME.npz, the raw maps: class ids, metres, unit vectors,
-probabilities. A photo that cannot be read is named and left out; the exit code is then 1.
+probabilities. With --inside also inside/NAME.png: how each task comes to its map. A photo that cannot be read is named and
+left out; the exit code is then 1.
 """
 
 import argparse
@@ -17,6 +18,7 @@ from PIL import Image, ImageOps
 from tqdm.auto import tqdm
 
 from transformers_sem import SEMForMultiTaskDensePrediction, SEMImageProcessor
+from transformers_sem.inside import inside_panel
 from transformers_sem.panels import Prediction, prediction_panel
 from transformers_sem.training.configuration import plain_errors
 from transformers_sem.training.evaluating import predict
@@ -64,9 +66,15 @@ def save_prediction(prediction: Prediction, path: Path) -> None:
     with unfinished.open("wb") as file:
         np.savez_compressed(file, **{task: values.numpy() for task, values in prediction.maps.items()})
     os.replace(unfinished, path.with_name(path.name + ".npz"))
+    save_picture(prediction_panel([prediction]), path.with_name(path.name + ".png"))
+
+
+def save_picture(picture: Image.Image, path: Path) -> None:
+    """Writes beside and renames, so that no picture is ever half there."""
+    unfinished = path.parent / f"unfinished_{path.name}"
     with unfinished.open("wb") as file:
-        prediction_panel([prediction]).save(file, format="PNG")
-    os.replace(unfinished, path.with_name(path.name + ".png"))
+        picture.save(file, format="PNG")
+    os.replace(unfinished, path)
 
 
 def main() -> None:
@@ -75,6 +83,7 @@ def main() -> None:
     parser.add_argument("--model", required=True, help="folder or Hub name of a trained model")
     parser.add_argument("--input", required=True, type=Path, nargs="+", help="photos and folders of photos")
     parser.add_argument("--output", type=Path, default=Path("predictions"), help="folder to write to")
+    parser.add_argument("--inside", action="store_true", help="also draw what goes on inside the model")
     arguments = parser.parse_args()
     with plain_errors():
         photos = find_photos(arguments.input)
@@ -92,6 +101,10 @@ def main() -> None:
             continue
         maps = predict(model, image_processor, [image])[0]
         save_prediction(Prediction(image.permute(1, 2, 0).numpy(), maps), arguments.output / photo.stem)
+        if arguments.inside:
+            (arguments.output / "inside").mkdir(exist_ok=True)
+            panel = inside_panel(model, image_processor, image)
+            save_picture(panel, arguments.output / "inside" / f"{photo.stem}.png")
     print(f"Written: {len(photos) - failures} panels and as many .npz files to {arguments.output}/.")
     sys.exit(1 if failures else 0)
 

@@ -32,6 +32,7 @@ RANKS = {
     "backbone_timm": 4,
     "modeling_sem": 5,
     "pipeline_sem": 6,
+    "inside": 6,
     "training": 7,
     "auto_registration": 7,
     "__init__": 8,

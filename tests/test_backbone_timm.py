@@ -60,11 +60,11 @@ def assert_same(actual, expected, **tolerance):
 
 
 def assert_reloaded(loaded, backbone):
-    """Weights, buffers that no file holds, and outputs agree to the last bit."""
+    """Weights and buffers that no file holds agree to the last bit, and outputs but for the kernels that memory chooses."""
     assert_same(dict(loaded.named_parameters()), dict(backbone.named_parameters()))
     assert_same(dict(loaded.named_buffers()), dict(backbone.named_buffers()))
     images = random_images(96, 64)
-    assert_same(loaded(images).feature_maps, backbone(images).feature_maps)
+    assert_same(loaded(images).feature_maps, backbone(images).feature_maps, rtol=1e-5, atol=1e-6)
 
 
 def drop_from_checkpoint(folder, endings):

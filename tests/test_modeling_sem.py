@@ -56,6 +56,8 @@ ROWS = {
     "with inter": {"use_intra_task": False},
     "sem": {},
 }
+# Weights mapped from a file lie anywhere in memory, and where they lie chooses among kernels that round differently
+UNALIGNED = {"rtol": 0, "atol": 1e-6}
 SWITCHES = (
     [{"num_intra_task_stages": number} for number in (1, 2, 3, 4)]
     + [{"inter_task_stages": number} for number in (0, 1, 2, 3, 4)]
@@ -851,7 +853,7 @@ def test_reloading_is_exact(overrides, tmp_path):
     loaded = SEMForMultiTaskDensePrediction.from_pretrained(tmp_path)
     assert not loaded.training
     assert_same(loaded.state_dict(), model.state_dict())
-    assert_same(loaded(random_images()).logits, model(random_images()).logits)
+    assert_same(loaded(random_images()).logits, model(random_images()).logits, **UNALIGNED)
 
 
 def test_auto_classes_load_a_checkpoint(tmp_path):
@@ -860,11 +862,11 @@ def test_auto_classes_load_a_checkpoint(tmp_path):
     images = random_images()
     segmentation = AutoModelForSemanticSegmentation.from_pretrained(tmp_path)
     assert isinstance(segmentation, SEMForMultiTaskDensePrediction)
-    assert_same(segmentation(images).logits, model(images).logits)
+    assert_same(segmentation(images).logits, model(images).logits, **UNALIGNED)
     base = AutoModel.from_pretrained(tmp_path)
     assert isinstance(base, SEMModel)
     assert_same(bases_of(base), bases_of(model))
-    assert_same(base(images).task_hidden_states, model.sem(images).task_hidden_states)
+    assert_same(base(images).task_hidden_states, model.sem(images).task_hidden_states, **UNALIGNED)
     config = AutoConfig.from_pretrained(tmp_path)
     assert isinstance(config, SEMConfig)
     assert config.tasks == ["boundary", "normal", "depth", "semseg"]
@@ -1005,7 +1007,8 @@ def test_encoders_of_transformers(name, tmp_path):
     outputs.loss.backward()
     model.save_pretrained(tmp_path)
     loaded = SEMForMultiTaskDensePrediction.from_pretrained(tmp_path)
-    assert_same(loaded(random_images()).logits, model(random_images()).logits)
+    assert_same(loaded.state_dict(), model.state_dict())
+    assert_same(loaded(random_images()).logits, model(random_images()).logits, **UNALIGNED)
 
 
 PATCH_14_ENCODERS = {

@@ -880,8 +880,10 @@ def test_predicting_one_photo(trained, run_script, tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
     photo = save_photo(tmp_path / "photo.jpg", size=(70, 45), exif=exif)
-    result = run_script("predict.py", "--model", trained, "--input", photo, "--output", tmp_path / "out")
+    result = run_script("predict.py", "--model", trained, "--input", photo, "--output", tmp_path / "out", "--inside")
     assert result.code == 0, result.errors
+    with Image.open(tmp_path / "out" / "inside" / "photo.png") as panel:
+        assert panel.width > 45 * len(TASKS)
     read_maps(tmp_path / "out" / "photo.npz", height=70, width=45)
     with Image.open(tmp_path / "out" / "photo.png") as panel:
         assert panel.width > 45 * len(TASKS)

@@ -40,6 +40,8 @@ class SEMStates(ModelOutput):
     """What goes on inside: where each task looks, which stages it weighs, and how the tasks meet.
 
     Args:
+        features (`dict[str, torch.FloatTensor]`):
+            What each head gets, `(batch_size, channels, height / 4, width / 4)`.
         points (`dict[str, tuple[torch.FloatTensor]]`):
             Deformed points of Eq. (1), for each task and encoder stage `(batch_size, num_points, 2)`, as (y, x); -1 and 1 are
             the edges of the image, and beyond 1 is padding.
@@ -56,6 +58,7 @@ class SEMStates(ModelOutput):
             Consensus bases of Eq. (10), for each of these stages `(batch_size, num_bases, channels)`.
     """
 
+    features: dict[str, torch.FloatTensor] | None = None
     points: dict[str, tuple[torch.FloatTensor, ...]] | None = None
     stage_weights: dict[str, torch.FloatTensor] | None = None
     intra_task_attentions: dict[str, torch.FloatTensor | None] | None = None
@@ -401,7 +404,7 @@ class SEMHierarchyAdaptiveAttention(nn.Module):
         self.attention = SEMAttention(config, config.hidden_size, config.num_attention_heads)
         self.norm = nn.LayerNorm(config.hidden_size)
 
-    def forward(self, query_map: Tensor, stage_maps: list[Tensor]) -> tuple[Tensor, SEMIntraTaskState]:
+    def forward(self, query_map: Tensor, stage_maps: tuple[Tensor, ...]) -> tuple[Tensor, SEMIntraTaskState]:
         """`(B, C, H_S, W_S)` and S maps `(B, C, H_s, W_s)` -> attended query tokens `(B, H_S * W_S, C)`, and how."""
         stage_points = tuple(
             network(stage_map) for network, stage_map in zip(self.offset_networks, stage_maps, strict=True)
@@ -424,8 +427,11 @@ class SEMIntraTaskModule(GradientCheckpointingLayer):
         self.norm = nn.LayerNorm(config.hidden_size)
         self.mlp = SEMMLP(config.hidden_size, config.mlp_ratio)
 
-    def forward(self, stage_maps: list[Tensor]) -> tuple[Tensor, SEMIntraTaskState]:
-        """S projected maps `(B, C, H_s, W_s)` -> X^t `(B, C, H_S, W_S)`, and how."""
+    def forward(self, *stage_maps: Tensor) -> tuple[Tensor, SEMIntraTaskState]:
+        """S projected maps `(B, C, H_s, W_s)` -> X^t `(B, C, H_S, W_S)`, and how.
+
+        Each map is an argument: checkpointing that re-enters autograd finds no gradient to give inside a list.
+        """
         size = stage_maps[-1].shape[-2:]
         query_map = self.query(sum(resize(stage_map, size) for stage_map in stage_maps))
         attended, state = self.attention(query_map, stage_maps)
@@ -457,7 +463,7 @@ class SEMIntraTask(nn.Module):
             return {task: module(feature_maps[-1]) for task, module in self.task_modules.items()}, {}
         seen_maps = feature_maps[-self.num_stages :]
         stage_maps = [project(seen) for project, seen in zip(self.stage_projections, seen_maps, strict=True)]
-        outputs = {task: module(stage_maps) for task, module in self.task_modules.items()}
+        outputs = {task: module(*stage_maps) for task, module in self.task_modules.items()}
         return {task: x for task, (x, _) in outputs.items()}, {task: state for task, (_, state) in outputs.items()}
 
 
@@ -746,6 +752,7 @@ class SEMModel(SEMPreTrainedModel):
         self.deepest_stride = self.output_stride = max(strides)
         self.output_channels = channels[-1]
         self.reassembly = self.intra_task = self.decoder = None
+        self.decoder_strides = []
         if config.use_decoder:
             self._build_decoder(config, strides, channels)
         self.post_init()
@@ -804,7 +811,7 @@ class SEMModel(SEMPreTrainedModel):
                 self.update_initial_bases([state.bases for state in inter_task_states])
         sem_states = None
         if output_sem_states:
-            sem_states = self.collect_states(intra_task_states, inter_task_states, size)
+            sem_states = self.collect_states(task_maps, intra_task_states, inter_task_states, size)
         return SEMModelOutput(
             last_hidden_state=last_hidden_state,
             task_hidden_states={
@@ -819,6 +826,7 @@ class SEMModel(SEMPreTrainedModel):
 
     def collect_states(
         self,
+        task_maps: dict[str, Tensor],
         intra_task_states: dict[str, SEMIntraTaskState],
         inter_task_states: list[SEMInterTaskState],
         size: tuple[int, int],
@@ -826,6 +834,7 @@ class SEMModel(SEMPreTrainedModel):
         """Relates what the modules saw to the image of `size`, without its padding."""
         padding = [1 + (-edge % self.size_divisor) / edge for edge in size]
         return SEMStates(
+            features={task: cover(task_map, size, self.output_stride) for task, task_map in task_maps.items()},
             points={
                 task: tuple((points + 1) * points.new_tensor(padding) - 1 for points in state.points)
                 for task, state in intra_task_states.items()
@@ -877,7 +886,9 @@ class SEMModel(SEMPreTrainedModel):
     def _pad(self, pixel_values: Tensor) -> Tensor:
         """Zeros at the right and bottom up to a multiple of `size_divisor`, so that every stage has its exact stride."""
         height, width = pixel_values.shape[-2:]
-        return F.pad(pixel_values, (0, -width % self.size_divisor, 0, -height % self.size_divisor))
+        # counted in whole cells, not by a remainder: what follows in an exported graph then simplifies
+        rows, columns = (-(-edge // self.size_divisor) * self.size_divisor for edge in (height, width))
+        return F.pad(pixel_values, (0, columns - width, 0, rows - height))
 
 
 class SEMForMultiTaskDensePrediction(SEMPreTrainedModel):

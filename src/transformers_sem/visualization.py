@@ -8,6 +8,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 
 INVALID_COLOR = (60, 60, 60)
+# Of the encoder stages, from shallow to deep
+STAGE_COLORS = ("#ffd92f", "#f46d43", "#d6308f", "#3e6fe0")
 
 
 def class_palette(num_colors: int = 256) -> np.ndarray:
@@ -28,16 +30,28 @@ def colorize_ids(ids: np.ndarray) -> np.ndarray:
     return class_palette()[ids.astype(np.uint8)]
 
 
-def colorize_depth(depth: np.ndarray) -> np.ndarray:
-    """Colours metres of shape `(height, width)`, near bright and far dark between the 2nd and 98th percentile."""
-    from matplotlib import colormaps  # costs half a second, and only people who look at depth pay it
+def colorize_range(values: np.ndarray, colormap: str) -> np.ndarray:
+    """Colours numbers of shape `(height, width)` by a colour map of matplotlib, between the 2nd and 98th percentile."""
+    from matplotlib import colormaps  # costs half a second, and only people who look at such a map pay it
 
-    valid = np.isfinite(depth)
-    low, high = np.percentile(depth[valid], [2, 98]) if valid.any() else (0.0, 1.0)
-    scaled = (np.where(valid, depth, low) - low) / max(high - low, 1e-6)
-    colors = (colormaps["magma_r"](np.clip(scaled, 0, 1))[..., :3] * 255).astype(np.uint8)
+    valid = np.isfinite(values)
+    low, high = np.percentile(values[valid], [2, 98]) if valid.any() else (0.0, 1.0)
+    scaled = (np.where(valid, values, low) - low) / max(high - low, 1e-6)
+    colors = (colormaps[colormap](np.clip(scaled, 0, 1))[..., :3] * 255).astype(np.uint8)
     colors[~valid] = INVALID_COLOR
     return colors
+
+
+def colorize_depth(depth: np.ndarray) -> np.ndarray:
+    """Colours metres of shape `(height, width)`, near bright and far dark between the 2nd and 98th percentile."""
+    return colorize_range(depth, "magma_r")
+
+
+def colorize_features(feature_map: np.ndarray) -> np.ndarray:
+    """Colours the length of feature vectors `(channels, height, width)`, short dark and long bright."""
+    return colorize_range(
+        np.linalg.norm(feature_map - feature_map.mean(axis=(1, 2), keepdims=True), axis=0), "viridis"
+    )
 
 
 def colorize_normal(normal: np.ndarray) -> np.ndarray:
@@ -55,6 +69,61 @@ def colorize_probability(probability: np.ndarray) -> np.ndarray:
     colors = np.repeat(grey[..., None], 3, axis=-1)
     colors[~valid] = INVALID_COLOR
     return colors
+
+
+def draw_points(image: np.ndarray, points: np.ndarray, stages: np.ndarray, shares: np.ndarray) -> np.ndarray:
+    """Draws points over the image, in the colours of encoder stages.
+
+    Args:
+        image (`np.ndarray`): uint8 `(height, width, 3)`.
+        points (`np.ndarray`): `(num_points, 2)` as (y, x), the edges of the image at -1 and 1; points beyond it are left out.
+        stages (`np.ndarray`): The stage that each point is coloured by, int `(num_points,)`, 0 the shallowest.
+        shares (`np.ndarray`): Area of each dot in [0, 1], `(num_points,)`; a dot of 1 nearly touches its neighbours.
+
+    Returns:
+        `np.ndarray`: uint8 `(height, width, 3)`.
+    """
+    # four pixels for one, so that small dots are round and as far apart as they are
+    canvas = Image.fromarray(image).convert("L").convert("RGB").resize((4 * image.shape[1], 4 * image.shape[0]))
+    draw, largest = ImageDraw.Draw(canvas), 0.4 * (canvas.width * canvas.height / len(points)) ** 0.5
+    for (y, x), stage, share in zip(points, stages, shares, strict=True):
+        if max(abs(y), abs(x)) <= 1:
+            center = ((x + 1) / 2 * canvas.width, (y + 1) / 2 * canvas.height)
+            color = STAGE_COLORS[stage % len(STAGE_COLORS)]
+            draw.circle(center, radius=largest * float(share) ** 0.5, fill=color, outline="black", width=2)
+    return np.asarray(canvas)
+
+
+def draw_assignment(image: np.ndarray, responsibilities: np.ndarray) -> np.ndarray:
+    """Colours each place by the basis that is most responsible for it, with the image shining through.
+
+    Args:
+        image (`np.ndarray`): uint8 `(height, width, 3)`.
+        responsibilities (`np.ndarray`): `(num_bases, h, w)` over the whole image.
+
+    Returns:
+        `np.ndarray`: uint8 `(height, width, 3)`.
+    """
+    photo = Image.fromarray(image)
+    # from 1 on: 0 is light grey, for backgrounds
+    colors = Image.fromarray(colorize_ids(responsibilities.argmax(axis=0) % 253 + 1))
+    colors = colors.resize(photo.size, Image.Resampling.NEAREST)
+    return np.asarray(Image.blend(colors, photo.convert("L").convert("RGB"), 0.35))
+
+
+def draw_legend(panel: Image.Image, num_stages: int) -> Image.Image:
+    """Adds a line below a panel that says which colour is which encoder stage."""
+    font, height = ImageFont.load_default(size=16), 32
+    labelled = Image.new("RGB", (panel.width, panel.height + height), "white")
+    labelled.paste(panel)
+    draw, middle, left = ImageDraw.Draw(labelled), panel.height + height / 2, 8
+    for stage in range(num_stages):
+        color = STAGE_COLORS[stage % len(STAGE_COLORS)]
+        draw.circle((left + 8, middle), radius=8, fill=color, outline="black")
+        title = f"encoder stage {stage + 1}"
+        draw.text((left + 22, middle), title, "black", font, anchor="lm")
+        left += 22 + draw.textlength(title, font) + 24
+    return labelled
 
 
 def draw_panel(
