@@ -1,13 +1,16 @@
 """Train SEM, evaluate it, save it, and draw what it sees.
 
-    accelerate launch scripts/train.py --config scripts/configs/quickstart.yaml [key=value ...]
+    accelerate launch scripts/train.py --config scripts/configs/quickstart.yaml [key=value ...] [--dry-run]
 
 The same command again resumes a run that was interrupted; Ctrl-C and SIGTERM save first. Everything goes to `output_dir`:
 model and image processor (for `from_pretrained`), `evaluation.json` and `.parquet`, `predictions.png`, `training.yaml`,
-`history.jsonl`, `logs/` for TensorBoard, `checkpoints/`.
+`history.jsonl`, `training_report.html` to watch in a browser, `logs/` for TensorBoard, `checkpoints/`. With `--dry-run`
+nothing is written: it says what the run would do, and measures one step.
 """
 
 from contextlib import closing
+from dataclasses import replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -23,9 +26,12 @@ from transformers_sem.training.checkpoints import resume, save_checkpoint
 from transformers_sem.training.configuration import TrainingConfig, claim_output_dir, plain_errors, read_command_line
 from transformers_sem.training.devices import build_accelerator, start_trackers
 from transformers_sem.training.evaluating import evaluate_and_report, predict_rows
+from transformers_sem.training.html_report import write_html_report
 from transformers_sem.training.loading import build_train_loader
+from transformers_sem.training.plan import format_plan, measure_step
 from transformers_sem.training.reporting import save_panel, save_trained
 from transformers_sem.training.running import TrainingRun
+from transformers_sem.training.snapshots import SNAPSHOTS_NAME, Snapshots
 from transformers_sem.training.stopping import StopRequest
 
 
@@ -59,13 +65,21 @@ def build_image_processor(config: TrainingConfig) -> SEMImageProcessor:
 
 
 def train(
-    config: TrainingConfig, accelerator: Accelerator, model, dataset: TransformedDataset, stop: StopRequest
+    config: TrainingConfig,
+    accelerator: Accelerator,
+    model,
+    dataset: TransformedDataset,
+    snapshots: Snapshots,
+    stop: StopRequest,
 ) -> dict[str, Tensor]:
     """Trains for `max_steps` optimiser steps, from the newest checkpoint where there is one; returns the weights."""
     run = TrainingRun(config, accelerator, model, stop)
     checkpoints = Path(config.output_dir) / "checkpoints"
     first_step = resume(accelerator, checkpoints)
     run.log.forget_after(first_step)
+    snapshots.forget_after(first_step)
+    report = accelerator.on_main_process(partial(write_html_report, config, model.config))
+    report("running")
     start_trackers(config, accelerator, first_step)
     loader = build_train_loader(
         dataset,
@@ -82,20 +96,34 @@ def train(
             bar.update()
             if step % config.log_every == 0 or step == config.max_steps:
                 bar.set_postfix(run.flush_log(step))
+            if config.is_snapshot(step):
+                snapshots.take(accelerator.unwrap_model(run.model), step)
             if step % config.save_every == 0 or step == config.max_steps or signum:
                 checkpoint = save_checkpoint(accelerator, checkpoints, step, config.keep_checkpoints)
+                report("stopped" if signum else "running")
             if signum:
                 stop.leave(signum, step, checkpoint)
     return run.weights()
 
 
+def dry_run(config: TrainingConfig, accelerator: Accelerator, benchmark: Benchmark) -> None:
+    """Says what a run would do, and measures one step of it; nothing is prepared, fetched or written."""
+    num_rows = benchmark.count_rows(config.data_dir, **config.dataset_kwargs)["train"]
+    model = build_model(replace(config, pretrained_backbone=False), benchmark)
+    accelerator.print(format_plan(config, model, num_rows, accelerator.num_processes))
+    accelerator.print(measure_step(config, model, accelerator))
+
+
 def main() -> None:
     """Set up, train, save, evaluate, draw."""
     with plain_errors():
-        config = read_command_line(__doc__)
+        config, is_dry_run = read_command_line(__doc__)
         benchmark = get_benchmark(config.dataset, config.data_dir)
         output_dir = Path(config.output_dir)
         accelerator = build_accelerator(config)
+        if is_dry_run:
+            dry_run(config, accelerator, benchmark)
+            return
         with accelerator.main_process_first():
             rows = benchmark.load(config.data_dir, **config.dataset_kwargs)
         set_seed(config.seed)
@@ -105,12 +133,17 @@ def main() -> None:
     image_processor = build_image_processor(config)
     augmentation = TrainingAugmentation(tuple(config.input_size), zoom=tuple(config.zoom))
     dataset = TransformedDataset(rows["train"], model.config.tasks, image_processor, augmentation)
-    accelerator.print(
-        f"{model.num_parameters() / 1e6:.1f} M parameters, {len(rows['train'])} training and {len(rows['validation'])} "
-        f"validation images, tasks {', '.join(model.config.tasks)}; everything goes to {output_dir}/"
+    snapshots = Snapshots(
+        folder=output_dir / SNAPSHOTS_NAME,
+        image_processor=image_processor,
+        rows=rows["validation"],
+        num_images=config.num_snapshot_images,
+        benchmark=benchmark,
+        accelerator=accelerator,
     )
+    accelerator.print(format_plan(config, model, len(rows["train"]), accelerator.num_processes))
     with plain_errors(), StopRequest(accelerator) as stop:
-        weights = train(config, accelerator, model, dataset, stop)
+        weights = train(config, accelerator, model, dataset, snapshots, stop)
     if accelerator.is_main_process:
         save_trained(model, image_processor, output_dir, weights)
     accelerator.wait_for_everyone()
@@ -123,7 +156,8 @@ def main() -> None:
     if accelerator.is_main_process:
         panel_path = output_dir / "predictions.png"
         save_panel(panel_path, predict_rows(model, image_processor, rows["validation"], batch_size=4))
-        print(f"Written: {output_dir}/ (for from_pretrained), {report_path}, {panel_path}.")
+        html_path = write_html_report(config, model.config, "finished")
+        print(f"Written: {output_dir}/ (for from_pretrained), {report_path}, {panel_path}, {html_path}.")
     accelerator.end_training()
 
 

@@ -161,6 +161,8 @@ def test_a_run_leaves_its_files(trained):
         "training.yaml",
         "evaluation.json",
         "predictions.png",
+        "training_report.html",
+        "snapshots",
         "logs",
         "checkpoints",
     }
@@ -474,6 +476,36 @@ def test_a_run_that_did_not_start_claims_no_folder(run_script, tmp_path, overrid
     folder = tmp_path / "run"
     error_line(run_script("train.py", "--config", QUICKSTART, *SETTINGS, f"output_dir={folder}", override))
     assert not (folder / "training.yaml").exists()
+
+
+def test_a_dry_run_says_what_would_be_done_and_writes_nothing(run_script, tmp_path, monkeypatch):
+    folder = tmp_path / "run"
+    for name in ("HF_HOME", "HF_DATASETS_CACHE", "TMPDIR"):
+        (tmp_path / name).mkdir()
+    environment = {name: str(tmp_path / name) for name in ("HF_HOME", "HF_DATASETS_CACHE", "TMPDIR")}
+    arguments = ["--config", QUICKSTART, "--dry-run", *SETTINGS, f"output_dir={folder}"]
+    before = sorted(tmp_path.rglob("*"))
+    process = start_script("train.py", arguments, tmp_path / "printed", environment)
+    result = result_of(process, tmp_path / "printed")
+    assert result.code == 0, result.errors
+    words = ["* max_steps", "6 steps of 2 images", "1.5 epochs of 8", "Files in", "(images: 2, each 32 x 64) took"]
+    assert [word for word in words if word not in result.output] == []
+    written = set(tmp_path.rglob("*")) - set(before)
+    assert {path.relative_to(tmp_path).parts[0] for path in written} == {"printed"}
+
+
+def test_a_dry_run_of_bad_settings_ends_in_one_line(run_script, tmp_path):
+    arguments = ["--config", QUICKSTART, *SETTINGS, f"output_dir={tmp_path / 'run'}", "--dry-run", "dataset=nyud_v2"]
+    assert "data_dir" in error_line(run_script("train.py", *arguments, "dataset_kwargs={}"))
+
+
+def test_the_training_report_has_the_scores_of_the_evaluation(trained):
+    page = (trained / "training_report.html").read_text(encoding="utf-8")
+    assert "finished" in page and "6 of 6" in page
+    scores, _, _ = read_report(trained / "evaluation.json")
+    assert [key for key in MAIN_SCORES if f"{scores[key]:.4f}" not in page] == []
+    steps = [int(path.stem.removeprefix("step_")) for path in sorted((trained / "snapshots").glob("*.json"))]
+    assert steps == [1, 2, 3, 4, 5, 6]
 
 
 def test_a_missing_configuration_is_named(run_script):

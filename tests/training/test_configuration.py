@@ -10,16 +10,6 @@ from transformers_sem.data import BENCHMARKS
 from transformers_sem.training.configuration import TrainingConfig, claim_output_dir, plain_errors
 
 
-ENCODERS = {
-    "swin_tiny": ("swin_tiny_patch4_window7_224", [1, 2, 3, 4]),
-    "swin_base": ("swin_base_patch4_window7_224", [1, 2, 3, 4]),
-    "vit_base": ("vit_base_patch16_384", [3, 6, 9, 12]),
-    "vit_large": ("vit_large_patch16_384", [6, 12, 18, 24]),
-}
-# learning rate, crop and number of tasks of the paper
-RECIPES = {"nyud_v2": (1e-5, [448, 576]), "pascal_context": (2e-5, [512, 512])}
-
-
 @pytest.fixture
 def write(tmp_path):
     def write_yaml(**values):
@@ -92,6 +82,7 @@ def test_whole_numbers_are_numbers(write):
     ("override", "words"),
     [
         ("learning_rate=1e-5", ["`learning_rate`", "float", "'1e-5'", "1.0e-5"]),
+        ("snapshot_every=0", ["`snapshot_every`", "1 or more", "0"]),
         ("num_evaluation_images=0", ["`num_evaluation_images`", "1 or more", "0"]),
         ("max_steps=ten", ["`max_steps`", "int", "'ten'"]),
         ("max_steps=2.5", ["`max_steps`", "int", "2.5"]),
@@ -129,6 +120,15 @@ def test_unknown_keys_of_a_file_are_named(write):
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"absent\.yaml.*scripts/configs"):
         TrainingConfig.load(tmp_path / "absent.yaml")
+
+
+@pytest.mark.parametrize(
+    ("max_steps", "every", "steps"),
+    [(40_000, None, [*range(4000, 40_001, 4000)]), (6, None, [*range(1, 7)]), (25, 10, [10, 20, 25]), (5, 9, [5])],
+)
+def test_snapshots_are_about_ten_or_as_often_as_asked(max_steps, every, steps):
+    config = TrainingConfig(max_steps=max_steps, snapshot_every=every)
+    assert [step for step in range(1, max_steps + 1) if config.is_snapshot(step)] == steps
 
 
 @pytest.mark.parametrize(("num_processes", "num_parts", "expected"), [(1, 1, 12), (2, 1, 6), (2, 3, 2), (1, 12, 1)])
@@ -207,24 +207,6 @@ def test_every_file_builds_a_model_configuration(repository):
         assert len(model_config.backbone_config.out_indices) == len(model_config.decoder_hidden_sizes), path
     output_dirs = [TrainingConfig.load(path).output_dir for path in paths]
     assert len(set(output_dirs)) == len(paths)
-
-
-@pytest.mark.parametrize("dataset", RECIPES)
-@pytest.mark.parametrize("encoder", ENCODERS)
-def test_files_of_the_paper(repository, encoder, dataset):
-    config = TrainingConfig.load(repository / "scripts" / "configs" / f"{encoder}_{dataset}.yaml")
-    model_config = SEMConfig(**config.model)
-    model_name, out_indices = ENCODERS[encoder]
-    assert model_config.backbone_config.model_name.split(".")[0] == model_name
-    # with the tag of weights that timm has
-    assert model_config.backbone_config.model_name in timm.list_models(f"{model_name}*", pretrained=True)
-    assert list(model_config.backbone_config.out_indices) == out_indices
-    assert model_config.backbone_config.drop_path_rate == 0.15
-    learning_rate, input_size = RECIPES[dataset]
-    assert (config.dataset, config.learning_rate, config.input_size) == (dataset, learning_rate, input_size)
-    assert (config.max_steps, config.batch_size, config.weight_decay, config.max_grad_norm) == (40_000, 4, 1e-6, 10.0)
-    assert config.pretrained_backbone is True
-    assert (model_config.num_bases, model_config.num_em_iterations, model_config.bases_momentum) == (64, 5, 0.9)
 
 
 def test_quickstart_needs_no_network(repository):

@@ -1,12 +1,14 @@
 """The data sets, by the names that configurations use."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import datasets
 import numpy as np
+import pyarrow.parquet as pq
 from torch import Tensor
 
 from ..tasks import get_task
@@ -78,19 +80,38 @@ class Benchmark:
         Raises:
             ValueError: If the data must be on disk and `data_dir` does not say where, or a field is unknown.
         """
-        known = [field.name for field in fields(self.builder.BUILDER_CONFIG_CLASS)]
-        unknown = sorted(set(kwargs) - set(known))
-        if unknown:
-            raise ValueError(f"Unknown fields {unknown} of {self.builder.__name__}; known are {known}.")
+        self._check_fields(kwargs)
         if data_dir is not None and is_prepared(data_dir):
             return self.load_prepared(data_dir)
+        builder = self._build(data_dir, **kwargs)
+        builder.download_and_prepare()
+        return builder.as_dataset()
+
+    def count_rows(self, data_dir: str | None = None, **kwargs) -> dict[str, int]:
+        """Counts the rows of every split, and prepares nothing; arguments and errors are those of `load`."""
+        self._check_fields(kwargs)
+        if data_dir is not None and is_prepared(data_dir):
+            shards = Path(data_dir).expanduser() / "data"
+            return {
+                split: sum(pq.read_metadata(path).num_rows for path in shards.glob(f"{split}-*.parquet"))
+                for split in ("train", "validation")
+            }
+        with TemporaryDirectory() as cache_dir:  # where a builder makes folders as soon as it is built
+            splits = self._build(data_dir, cache_dir=cache_dir, **kwargs)._split_generators(None)
+        return {str(split.name): len(next(iter(split.gen_kwargs.values()))) for split in splits}
+
+    def _check_fields(self, names: Iterable[str]) -> None:
+        known = [field.name for field in fields(self.builder.BUILDER_CONFIG_CLASS)]
+        unknown = sorted(set(names) - set(known))
+        if unknown:
+            raise ValueError(f"Unknown fields {unknown} of {self.builder.__name__}; known are {known}.")
+
+    def _build(self, data_dir: str | None, cache_dir: str | None = None, **kwargs) -> datasets.DatasetBuilder:
         if self.needs_data_dir:
             if data_dir is None:
                 raise ValueError(f"{self.builder.__name__} is read from disk; say where with data_dir=FOLDER.")
             kwargs["data_dir"] = str(data_dir)
-        builder = self.builder(**kwargs)
-        builder.download_and_prepare()
-        return builder.as_dataset()
+        return self.builder(cache_dir=cache_dir, **kwargs)
 
     def load_prepared(self, folder: str) -> datasets.DatasetDict:
         """Loads what a script has prepared.

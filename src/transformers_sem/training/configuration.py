@@ -25,6 +25,7 @@ COUNTS = (
     "log_every",
     "save_every",
     "keep_checkpoints",
+    "num_snapshot_images",
 )
 TRACKERS = ("tensorboard", "wandb", "trackio")
 WITHOUT_EFFECT_ON_WEIGHTS = (
@@ -34,6 +35,8 @@ WITHOUT_EFFECT_ON_WEIGHTS = (
     "keep_checkpoints",
     "max_skipped_steps",
     "trackers",
+    "snapshot_every",
+    "num_snapshot_images",
     "num_evaluation_images",
 )
 
@@ -77,6 +80,9 @@ class TrainingConfig:
         log_every (`int`): Steps between two log entries.
         save_every (`int`): Steps between two checkpoints.
         keep_checkpoints (`int`): How many of the newest to keep.
+        snapshot_every (`int`, *optional*): Steps between two looks at validation images, for `training_report.html`; `None`
+            is ten looks in all.
+        num_snapshot_images (`int`): How many images to look at; each is scored, and the first few are drawn.
         num_evaluation_images (`int`, *optional*): Evaluate on so many validation images; `None` is all.
     """
 
@@ -111,6 +117,8 @@ class TrainingConfig:
     log_every: int = 50
     save_every: int = 1000
     keep_checkpoints: int = 2
+    snapshot_every: int | None = None
+    num_snapshot_images: int = 8
     num_evaluation_images: int | None = None
 
     def __post_init__(self):
@@ -134,8 +142,9 @@ class TrainingConfig:
         for name in COUNTS:
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` is 1 or more; got {getattr(self, name)}.")
-        if self.num_evaluation_images is not None and self.num_evaluation_images < 1:
-            raise ValueError(f"`num_evaluation_images` is 1 or more; got {self.num_evaluation_images}.")
+        for name in ("snapshot_every", "num_evaluation_images"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ValueError(f"`{name}` is 1 or more; got {getattr(self, name)}.")
         if not 0 < self.layer_decay <= 1:
             raise ValueError(
                 f"`layer_decay` is above 0 and at most 1; got {self.layer_decay}. To keep the encoder, `freeze_backbone`."
@@ -183,6 +192,11 @@ class TrainingConfig:
         refuse_unknown("settings", values, known)
         return cls(**values)
 
+    def is_snapshot(self, step: int) -> bool:
+        """Whether a step is one after which validation images are looked at."""
+        every = self.snapshot_every or -(-self.max_steps // 10)
+        return step % every == 0 or step == self.max_steps
+
     def images_per_forward(self, num_processes: int) -> int:
         """Images that one rank sees at once.
 
@@ -224,13 +238,17 @@ def _set_nested(values: dict, keys: list[str], value: Any) -> None:
     values[keys[-1]] = value
 
 
-def read_command_line(description: str) -> TrainingConfig:
-    """Parses `--config FILE [key=value ...]`."""
+def read_command_line(description: str) -> tuple[TrainingConfig, bool]:
+    """Parses `--config FILE [--dry-run] [key=value ...]` into the settings and whether it is a dry run."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", required=True, help="YAML file of the settings that differ from the defaults")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="say what would be done, measure one step, write nothing"
+    )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings, for example max_steps=100")
-    arguments = parser.parse_args()
-    return TrainingConfig.load(arguments.config, arguments.overrides)
+    # intermixed: `--dry-run` may stand behind the settings
+    arguments = parser.parse_intermixed_args()
+    return TrainingConfig.load(arguments.config, arguments.overrides), arguments.dry_run
 
 
 def positive_integer(text: str) -> int:

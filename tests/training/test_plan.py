@@ -1,0 +1,112 @@
+from dataclasses import replace
+
+import pytest
+import torch
+from accelerate import Accelerator
+
+from transformers_sem import TASKS, SEMForMultiTaskDensePrediction
+from transformers_sem.training.configuration import TrainingConfig
+from transformers_sem.training.optimization import build_optimizer
+from transformers_sem.training.plan import (
+    effective_settings,
+    format_plan,
+    made_up_batch,
+    measure_step,
+    permanent_memory,
+)
+
+from ..tiny import tiny_config
+
+
+CONFIG = TrainingConfig(output_dir="runs/x", max_steps=30, batch_size=8, input_size=[32, 64], weight_decay=0.5)
+
+
+@pytest.fixture
+def model():
+    return SEMForMultiTaskDensePrediction(tiny_config())
+
+
+def test_all_settings_are_listed_and_those_that_differ_marked():
+    settings = effective_settings(CONFIG, tiny_config(num_bases=64))
+    marks = {name: is_default for name, _, is_default in settings}
+    assert len(marks) == len(settings)
+    assert {name: marks[name] for name in ("max_steps", "weight_decay", "learning_rate", "zoom")} == {
+        "max_steps": False,
+        "weight_decay": False,
+        "learning_rate": True,
+        "zoom": True,
+    }
+    assert (marks["model.hidden_size"], marks["model.num_bases"], marks["model.em_temperature"]) == (False, True, True)
+    assert marks["model.backbone_config.model_name"] is False
+    assert marks["model.backbone_config.num_channels"] is True
+
+
+def test_the_papers_own_recipe_differs_in_nothing():
+    config = TrainingConfig()
+    settings = effective_settings(config, tiny_config().__class__())
+    assert [setting.name for setting in settings if not setting.is_default] == []
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_memory_is_what_torch_allocates(model, frozen):
+    model.sem.backbone.requires_grad_(not frozen)
+    optimizer = build_optimizer(CONFIG, model)
+    model(**made_up_batch(CONFIG, model.config, 1)).loss.backward()
+    for parameter in model.parameters():
+        if parameter.requires_grad and parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    memory = permanent_memory(CONFIG, model)
+    tensors = [*model.parameters(), *model.buffers()]
+    gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    states = [value for state in optimizer.state.values() for value in state.values()]
+    sizes = [sum(tensor.numel() * tensor.element_size() for tensor in part) for part in (tensors, gradients, states)]
+    assert [memory.parameters, memory.gradients, memory.optimizer] == sizes
+    assert (memory.average, memory.total) == (0, sum(sizes))
+
+
+def test_an_average_is_one_more_model(model):
+    memory = permanent_memory(replace(CONFIG, weight_average_decay=0.5), model)
+    assert memory.average == memory.parameters > 0
+
+
+def test_a_plan_says_how_long_and_where(model):
+    plan = format_plan(replace(CONFIG, gradient_accumulation_steps=2), model, num_rows=100, num_processes=2)
+    words = ["* max_steps", "  learning_rate", "240 images, 2.4 epochs of 100", "ranks: 2", "images in each: 2"]
+    words += [
+        "runs/x/",
+        "training_report.html",
+        "checkpoints/",
+        "GB per device",
+        f"{model.num_parameters() / 1e6:.1f} M",
+    ]
+    assert [word for word in words if word not in plan] == []
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_made_up_labels_have_the_format_of_their_task(task):
+    config = replace(CONFIG, network_size=[16, 48], zoom=[1.0, 1.0])
+    model_config = tiny_config(task_num_labels={task: TASKS[task].num_labels})
+    batch = made_up_batch(config, model_config, 2)
+    label_format, labels = TASKS[task].label_format, batch["labels"][task]
+    assert batch["pixel_values"].shape == (2, 3, 16, 48)
+    channels = (label_format.num_channels,) if label_format.num_channels else ()
+    assert labels.shape == (2, *channels, 16, 48)
+    assert labels.dtype == label_format.dtype
+    assert label_format.is_valid_value(labels).all()
+    assert batch["labels"][task].float().max() > 0
+
+
+def test_one_step_is_measured(model):
+    text = measure_step(replace(CONFIG, batch_size=2), model, Accelerator(cpu=True))
+    assert "on cpu (images: 2, each 32 x 64) took" in text
+    assert all(parameter.grad is not None for parameter in model.heads.parameters())
+
+
+def test_a_step_that_does_not_fit_is_refused_in_words(model, monkeypatch):
+    def run_out(*args, **kwargs):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(model, "forward", run_out)
+    with pytest.raises(ValueError, match="of 8 images does not fit .*gradient_checkpointing"):
+        measure_step(CONFIG, model, Accelerator(cpu=True))
