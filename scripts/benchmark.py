@@ -28,7 +28,6 @@ import torch
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 from scipy.spatial import cKDTree
-from torch.utils.flop_counter import FlopCounterMode
 from tqdm.auto import tqdm
 
 from transformers_sem import TASKS, SEMConfig, SEMForMultiTaskDensePrediction, SEMImageProcessor
@@ -41,6 +40,7 @@ from transformers_sem.data.scenes import render_scene
 from transformers_sem.data.sources import Frame
 from transformers_sem.data.transforms import TrainingAugmentation, TransformedDataset, row_to_tensors
 from transformers_sem.training.configuration import TrainingConfig, plain_errors
+from transformers_sem.training.cost import build_without_weights, count_multiply_accumulates
 from transformers_sem.training.loading import build_train_loader
 
 
@@ -50,28 +50,9 @@ NUM_FRAMES, NUM_ROWS, NUM_ROUNDS = 24, 48, 7
 ASSUMED_FLOPS_PER_SECOND = 125e12
 
 
-def count_multiply_accumulates(function, *inputs: torch.Tensor) -> float:
-    """In billions; torch counts a multiplication and an addition as two."""
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        function(*inputs)
-    return counter.get_total_flops() / 2e9
-
-
-def build_without_weights(config: TrainingConfig) -> tuple[SEMForMultiTaskDensePrediction, torch.Tensor]:
-    """A model whose operations can be counted, and an image for it."""
-    with torch.device("meta"):
-        model = SEMForMultiTaskDensePrediction(SEMConfig(**config.model)).eval()
-        image = torch.empty(1, 3, *config.input_size)
-    model.set_attn_implementation("eager")  # torch counts fused attention in another way
-    for module in model.sem.backbone.modules():
-        if hasattr(module, "fused_attn"):  # timm's switch for the same
-            module.fused_attn = False
-    return model, image
-
-
 def cost(config: TrainingConfig) -> None:
     """Prints a table of encoder, the rest, and both."""
-    model, image = build_without_weights(config)
+    model, image = build_without_weights(SEMConfig(**config.model), config.input_size)
     encoder = model.sem.backbone
     parameters = encoder.num_parameters() / 1e6, model.num_parameters() / 1e6
     operations = count_multiply_accumulates(encoder, image), count_multiply_accumulates(model, image)
@@ -270,7 +251,7 @@ def compare_loading(sides: list[TransformedDataset], config: TrainingConfig, num
 
 def print_share(config: TrainingConfig, rate: float) -> None:
     """Prints which part of a training step on a GPU two workers feed."""
-    operations = count_multiply_accumulates(*build_without_weights(config))
+    operations = count_multiply_accumulates(*build_without_weights(SEMConfig(**config.model), config.input_size))
     teraflops = 3 * 2 * operations / 1e3  # a backward pass costs two forward passes
     sustained = ASSUMED_FLOPS_PER_SECOND / 1e12
     needed = sustained / teraflops
