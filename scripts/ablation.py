@@ -50,7 +50,7 @@ def train_table(arguments: argparse.Namespace, ablation: Ablation, models: dict[
 
     def write() -> None:
         rows = [describe_model(ablation, name, model) for name, model in models.items()]
-        save_table(stem, title, rows, describe_runs(ablation, runs))
+        save_table(stem, title, rows, describe_runs([ablation], models.values()))
 
     num_finished = sum(run.is_finished for run in runs)
     print(f"{len(runs)} trainings, {num_finished} of them finished; everything goes to {ablation.output}/", flush=True)

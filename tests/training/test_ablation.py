@@ -208,7 +208,7 @@ def test_markdown_csv_and_json_agree(ablation):
     finish(ablation, ablation.run("sem", 0), SEM)
     names = {"STL": "stl", "MTL": "mtl", "SEM": "sem", "+ intra": "intra"}
     rows = [describe_model(ablation, name, model) for name, model in names.items()]
-    save_table(ablation.output / "table", "A title", rows, describe_runs(ablation, ablation.plan(names.values())))
+    save_table(ablation.output / "table", "A title", rows, describe_runs([ablation], names.values()))
 
     report = json.loads((ablation.output / "table.json").read_text())
     lines = [
@@ -230,20 +230,20 @@ def test_markdown_csv_and_json_agree(ablation):
             assert shown == (" ± ".join(f"{value:.{digits}f}" for value in values if value is not None) or "–")
     assert report["seeds"] == [0, 1] and report["finished"] == 7 and report["trainings"] == 10
     assert report["rows"][1]["scores"]["semseg/miou"]["std"] == pytest.approx(statistics.stdev([0.45, 0.405]))
-    assert {"command", "commits", "hardware", "environment", "num_images"} <= set(report)
+    assert {"command", "commits", "hardware", "environment", "evaluated_images"} <= set(report)
 
 
 def test_an_empty_table_is_a_table(ablation):
     rows = [describe_model(ablation, "SEM", "sem")]
-    text = to_markdown("Nothing yet", rows, describe_runs(ablation, ablation.plan(["sem"])))
-    assert "| SEM | – | – | – |" in text
+    text = to_markdown("Nothing yet", rows, describe_runs([ablation], ["sem"]))
+    assert "| SEM |" in text.splitlines()
 
 
 def test_scores_on_different_images_are_not_compared(ablation):
     finish(ablation, ablation.run("sem", 0), SEM, num_images=5)
     finish(ablation, ablation.run("mtl", 0), MTL, num_images=6)
     with pytest.raises(ValueError, match=r"\[5, 6\].*evaluation.json"):
-        describe_runs(ablation, ablation.plan(["sem", "mtl"]))
+        describe_runs([ablation], ["sem", "mtl"])
 
 
 # ----------------------------------------------------------------------------------------------------------------------

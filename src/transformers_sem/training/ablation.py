@@ -37,6 +37,13 @@ MODELS: dict[str, dict[str, Any]] = {
     "intra": {"inter_task_stages": 0},
     "inter": {"use_intra_task": False},
     "sem": {},
+    # Fig. 6 looks at each module alone, as the rows "+ intra" and "+ inter" of Table 2 do; R = 3 where DS varies (Sec. 4.3)
+    **{f"es{number}": {"num_intra_task_stages": number, "inter_task_stages": 0} for number in range(1, 5)},
+    **{
+        f"ds{number}": {"use_intra_task": False, "inter_task_stages": number, "num_em_iterations": 3}
+        for number in range(1, 5)
+    },
+    **{f"r{number}": {"use_intra_task": False, "num_em_iterations": number} for number in range(1, 8)},
 }
 SINGLE_TASK = "stl"
 TABLE_2 = {
@@ -47,7 +54,18 @@ TABLE_2 = {
     "baseline + inter-task module": "inter",
     "SEM": "sem",
 }
+TABLE_3 = {"MTL": "mtl", "SEM": "sem"}  # for each encoder
+FIGURE_6 = {
+    "ES, encoder stages": {0: "baseline", **{number: f"es{number}" for number in range(1, 5)}},
+    "DS, decoder stages": {0: "baseline", **{number: f"ds{number}" for number in range(1, 5)}},
+    "R, EM iterations": {number: f"r{number}" for number in range(1, 8)},
+}
 GAIN = "gain"  # of a row, beside its scores
+NOTHING = "–"
+EXPLANATION = (
+    "Mean ± standard deviation over the seeds that have finished. Δm is the mean over tasks of the relative gain over the "
+    "single-task models (STL) of the same seed. The costs of STL are those of all its models together, for one image."
+)
 SECONDS_TO_SAVE = 120
 # It sees the end of the pipe, however the process at the other end has ended, and ends a group of processes.
 WATCHDOG = "import os, signal, sys; sys.stdin.read(); os.killpg(int(sys.argv[1]), signal.SIGKILL)"
@@ -263,36 +281,41 @@ def describe_model(ablation: Ablation, name: str, model: str) -> dict[str, Any]:
     }
 
 
-def describe_runs(ablation: Ablation, runs: list[Run]) -> dict[str, Any]:
-    """How the numbers came about.
+def describe_runs(ablations: Sequence[Ablation], models: Iterable[str]) -> dict[str, Any]:
+    """How the numbers of some models came about; of a setting every value that the ablations have.
 
     Raises:
         ValueError: If trainings were evaluated on different images, so that they cannot be compared.
     """
+    runs = [run for ablation in ablations for run in ablation.plan(models)]
     reports = [run.read_report() for run in runs if run.is_finished]
-    config = ablation.config
+    configs = [ablation.config for ablation in ablations]
+    names = ("dataset", "data_dir", "max_steps", "batch_size", "learning_rate")
     facts = {
-        "dataset": config.dataset,
-        "data_dir": config.data_dir,
-        "num_images": sorted({report["num_images"] for report in reports}),
-        "network_size": list(network_size(config)),
-        "max_steps": config.max_steps,
-        "batch_size": config.batch_size,
-        "learning_rate": config.learning_rate,
-        "seeds": list(ablation.seeds),
+        "configs": _distinct(ablation.config_path for ablation in ablations),
+        "overrides": list(ablations[0].overrides),
+        "seeds": list(ablations[0].seeds),
+        **{name: _distinct(getattr(config, name) for config in configs) for name in names},
+        "input": _distinct(" x ".join(map(str, network_size(config))) for config in configs),
+        "evaluated_images": _distinct(report["num_images"] for report in reports),
         "trainings": len(runs),
         "finished": len(reports),
-        "config": str(ablation.config_path),
-        "overrides": list(ablation.overrides),
-        "commits": sorted({str(report["environment"]["commit"]) for report in reports}),
-        "hardware": sorted({report["environment"]["hardware"] for report in reports}),
+        "commits": _distinct(report["environment"]["commit"] for report in reports),
+        "hardware": _distinct(report["environment"]["hardware"] for report in reports),
     }
-    if len(facts["num_images"]) > 1:
+    if len(facts["evaluated_images"]) > 1:
         raise ValueError(
-            f"Trainings in {str(ablation.output)!r} were evaluated on different numbers of images, {facts['num_images']}. "
-            "Remove the evaluation.json of those to be evaluated again."
+            f"Trainings were evaluated on different numbers of images, {facts['evaluated_images']}. Remove the "
+            "evaluation.json of those to be evaluated again."
         )
     return facts
+
+
+def _distinct(values: Iterable[Any]) -> list[Any]:
+    """JSON values, each once, in order."""
+    return list(
+        dict.fromkeys(str(value) if isinstance(value, Path) else value for value in values if value is not None)
+    )
 
 
 def score_columns(rows: list[dict[str, Any]]) -> list[str]:
@@ -308,39 +331,35 @@ def arrow(key: str) -> str:
 def format_summary(summary: dict[str, Any] | None, digits: int) -> str:
     """`0.1234 ± 0.0056`, or without the deviation where there is one seed."""
     if summary is None:
-        return "–"
+        return NOTHING
     deviation = "" if summary["std"] is None else f" ± {summary['std']:.{digits}f}"
     return f"{summary['mean']:.{digits}f}{deviation}"
 
 
+def format_cost(cost: float | None) -> str:
+    """Two decimals."""
+    return NOTHING if cost is None else f"{cost:.2f}"
+
+
 def to_markdown(title: str, rows: list[dict[str, Any]], facts: dict[str, Any]) -> str:
-    """The table for people, and below how it came about."""
+    """The table for people, and below how it came about; a column that no row has anything for is left out."""
     keys = score_columns(rows)
-    header = ["", *(f"{key} {arrow(key)}" for key in keys), "Δm, % ↑", "M parameters", "GMAC"]
-    lines = [header, ["---", *["---:"] * (len(header) - 1)]]
-    for row in rows:
-        costs = [row["parameters_millions"], row["multiply_accumulates_billions"]]
-        lines.append(
-            [
-                row["name"],
-                *(format_summary(row["scores"].get(key), 4) for key in keys),
-                format_summary(row[GAIN], 2),
-                *("–" if cost is None else f"{cost:.2f}" for cost in costs),
-            ]
-        )
-    table = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
-    notes = "\n".join(f"- {name}: {_plain(value)}" for name, value in facts.items() if value not in (None, []))
+    columns = {
+        "": [row["name"] for row in rows],
+        **{f"{key} {arrow(key)}": [format_summary(row["scores"].get(key), 4) for row in rows] for key in keys},
+        "Δm, % ↑": [format_summary(row[GAIN], 2) for row in rows],
+        "M parameters": [format_cost(row["parameters_millions"]) for row in rows],
+        "GMAC": [format_cost(row["multiply_accumulates_billions"]) for row in rows],
+    }
+    columns = {header: cells for header, cells in columns.items() if set(cells) != {NOTHING}}
+    lines = [columns, ["---", *["---:"] * (len(columns) - 1)], *zip(*columns.values(), strict=True)]
+    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    notes = "\n".join(
+        f"- {name.replace('_', ' ')}: {', '.join(map(str, value)) if isinstance(value, list) else value}"
+        for name, value in facts.items()
+        if value != []
+    )
     return f"# {title}\n\n{table}\n\n{EXPLANATION}\n\n{notes}\n"
-
-
-EXPLANATION = (
-    "Mean ± standard deviation over the seeds that have finished. Δm is the mean over tasks of the relative gain over the "
-    "single-task models (STL) of the same seed. STL costs are those of all its models together."
-)
-
-
-def _plain(value: Any) -> str:
-    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def to_csv(rows: list[dict[str, Any]]) -> str:
