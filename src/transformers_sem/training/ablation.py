@@ -80,13 +80,15 @@ class Run:
         seed (`int`): Of weights, data order and augmentation.
         task (`str`, *optional*): The only task of a single-task model.
         folder (`Path`): Its `output_dir`.
-        overrides (`tuple[str, ...]`): `key=value` settings for `scripts/train.py`.
+        config_path (`Path`): YAML file of its settings.
+        overrides (`tuple[str, ...]`): `key=value` settings that replace those.
     """
 
     model: str
     seed: int
     task: str | None
     folder: Path
+    config_path: Path
     overrides: tuple[str, ...]
 
     @property
@@ -104,7 +106,7 @@ class Run:
         return json.loads(self.report_path.read_text())
 
     def __str__(self) -> str:
-        return f"{self.model}{f' of {self.task}' if self.task else ''}, seed {self.seed}"
+        return str(self.folder)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,7 +169,14 @@ class Ablation:
         values |= self._only(task) if task else {}
         values |= {"seed": seed, "output_dir": str(folder)}
         overrides = tuple(f"{key}={json.dumps(value)}" for key, value in values.items())  # JSON is YAML
-        return Run(model=model, seed=seed, task=task, folder=folder, overrides=(*self.overrides, *overrides))
+        return Run(
+            model=model,
+            seed=seed,
+            task=task,
+            folder=folder,
+            config_path=self.config_path,
+            overrides=(*self.overrides, *overrides),
+        )
 
     def _only(self, task: str) -> dict[str, Any]:
         """Settings that leave one task of all."""
