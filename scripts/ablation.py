@@ -37,13 +37,13 @@ from transformers_sem.training.ablation import (
     Run,
     describe_model,
     describe_runs,
-    run_to_the_end,
     save_table,
     train_missing,
 )
 from transformers_sem.training.configuration import plain_errors
 from transformers_sem.training.evaluating import predict_rows
 from transformers_sem.training.plots import collect_features, plot_features, plot_settings, save_figure, save_picture
+from transformers_sem.training.processes import run_to_the_end
 
 
 TRAIN = Path(__file__).with_name("train.py")

@@ -8,17 +8,12 @@ import csv
 import io
 import json
 import os
-import signal
 import statistics
-import subprocess
-import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
-
-import psutil
 
 from ..configuration_sem import SEMConfig
 from ..data import get_benchmark
@@ -66,9 +61,6 @@ EXPLANATION = (
     "Mean ± standard deviation over the seeds that have finished. Δm is the mean over tasks of the relative gain over the "
     "single-task models (STL) of the same seed. The costs of STL are those of all its models together, for one image."
 )
-SECONDS_TO_SAVE = 120
-# It sees the end of the pipe, however the process at the other end has ended, and ends a group of processes.
-WATCHDOG = "import os, signal, sys; sys.stdin.read(); os.killpg(int(sys.argv[1]), signal.SIGKILL)"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -206,31 +198,6 @@ def train_missing(runs: Sequence[Run], train: Callable[[Run], None], report: Cal
         if not run.is_finished:
             train(run)
             report()
-
-
-def run_to_the_end(command: list[str]) -> int:
-    """Runs a command and returns its exit status; none of its processes outlives this one, however it ends.
-
-    Interrupted, it asks them to end, waits while they save what they have, and raises `KeyboardInterrupt`.
-    """
-    child = subprocess.Popen(command, start_new_session=True)
-    watchdog = subprocess.Popen(
-        [sys.executable, "-c", WATCHDOG, str(child.pid)], stdin=subprocess.PIPE, start_new_session=True
-    )
-    try:
-        return child.wait()
-    except KeyboardInterrupt:
-        family = [psutil.Process(child.pid), *psutil.Process(child.pid).children(recursive=True)]
-        os.killpg(child.pid, signal.SIGTERM)
-        psutil.wait_procs(family, timeout=SECONDS_TO_SAVE)
-        raise
-    finally:
-        if child.poll() is None:
-            os.killpg(child.pid, signal.SIGKILL)
-            child.wait()
-        watchdog.kill()
-        watchdog.stdin.close()
-        watchdog.wait()
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -119,7 +119,7 @@ def plot_features(features: dict[str, Features], class_names: dict[int, str]) ->
         figure.subplots(1, len(features), squeeze=False)[0], features.items(), strict=True
     ):
         states = (points.states - points.states.mean(axis=0)) / points.states.std(axis=0).clip(1e-6)
-        places = TSNE(init="pca", random_state=0).fit_transform(states)
+        places = TSNE(init="pca", perplexity=min(30, len(states) - 1), random_state=0).fit_transform(states)
         for class_id in dict.fromkeys(points.ids.tolist()):
             axes.scatter(*places[points.ids == class_id].T, s=6, label=class_names.get(class_id, str(class_id)))
         axes.set_title(f"{title}, silhouette {silhouette_score(states, points.ids):.3f}")
