@@ -66,7 +66,7 @@ def test_every_encoder_of_table_3_has_a_folder(script, monkeypatch, tmp_path):
 
 
 def ablate(what, folder, *arguments):
-    command = [sys.executable, SCRIPT, what, "--config", QUICKSTART, "--output", folder, *arguments, *SETTINGS]
+    command = [sys.executable, SCRIPT, what, "--config", QUICKSTART, "--output", folder, *SETTINGS, *arguments]
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": str(folder.parent / "datasets")}
     return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=900, check=False)
 
