@@ -24,6 +24,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import datasets
+import torch
 
 from transformers_sem import SEMForMultiTaskDensePrediction, SEMImageProcessor
 from transformers_sem.data import get_benchmark
@@ -130,9 +131,10 @@ def load_compared(arguments: argparse.Namespace, ablation: Ablation) -> dict[str
     """Model and image processor of SEM and the baseline, of the first seed, trained where they are not yet."""
     runs = {name: ablation.run(model, ablation.seeds[0]) for name, model in COMPARED.items()}
     train(arguments, list(runs.values()), lambda: None)
+    device = torch.accelerator.current_accelerator(check_available=True) or "cpu"
     return {
         name: (
-            SEMForMultiTaskDensePrediction.from_pretrained(run.folder, local_files_only=True).eval(),
+            SEMForMultiTaskDensePrediction.from_pretrained(run.folder, local_files_only=True).to(device).eval(),
             SEMImageProcessor.from_pretrained(run.folder),
         )
         for name, run in runs.items()

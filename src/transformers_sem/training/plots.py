@@ -12,6 +12,7 @@ import torch
 from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from ..data.transforms import TransformedDataset
 from ..image_processing_sem import SEMImageProcessor
@@ -21,6 +22,7 @@ from .ablation import arrow, score_columns
 
 
 NUM_CLASSES, NUM_POINTS = 10, 150  # of a picture of features: the most frequent classes, and points of each
+MAX_PIXELS = 256  # of an image; with all, the features of a data set would fill the memory
 
 
 def save_figure(figure: Figure, path: Path) -> None:
@@ -77,30 +79,34 @@ class Features:
 def labelled_states(
     model: SEMForMultiTaskDensePrediction, image_processor: SEMImageProcessor, rows: datasets.Dataset, task: str
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """The features of a task just before its head, and the class of each, image by image: `(points, channels)`, `(points,)`."""
+    """The features of a task just before its head, and the class of each, image by image: `(points, channels)`, `(points,)`.
+
+    Which pixels those are depends on the labels alone, so that models can be compared.
+    """
     invalid = get_task(task).label_format.invalid_value
     samples = TransformedDataset(rows, [task], image_processor)
-    for index in range(len(samples)):
+    for index in tqdm(range(len(samples)), desc="features"):
         sample = samples[index]
-        states = model.sem(sample["pixel_values"].unsqueeze(0)).task_hidden_states[task][0]  # (C, h, w)
+        states = model.sem(sample["pixel_values"].unsqueeze(0).to(model.device)).task_hidden_states[task][
+            0
+        ]  # (C, h, w)
         ids = resize_label(task, sample["labels"][task], tuple(states.shape[-2:])).flatten()
-        valid = ids != invalid
-        yield states.flatten(1).T[valid], ids[valid]
+        valid = (ids != invalid).nonzero().squeeze(1)
+        chosen = valid[torch.randperm(len(valid), generator=torch.Generator().manual_seed(index))[:MAX_PIXELS]]
+        yield states.flatten(1).T.cpu()[chosen], ids[chosen]
 
 
 def collect_features(
     model: SEMForMultiTaskDensePrediction, image_processor: SEMImageProcessor, rows: datasets.Dataset, task: str
 ) -> Features:
-    """Features of some pixels of the most frequent classes, the same of each class; the choice depends on the labels alone."""
+    """Features of some pixels of the most frequent classes, as many of each where there are."""
     parts = zip(*labelled_states(model.eval(), image_processor, rows, task), strict=True)
     states, ids = (torch.cat(part).numpy() for part in parts)
     classes, counts = np.unique(ids, return_counts=True)
-    random = np.random.default_rng(0)
-    chosen = [
-        random.choice(np.flatnonzero(ids == classes[index]), min(NUM_POINTS, counts[index]), replace=False)
-        for index in np.argsort(-counts, kind="stable")[:NUM_CLASSES]
-    ]
-    chosen = np.concatenate(chosen)
+    chosen = []
+    for index in np.argsort(-counts, kind="stable")[:NUM_CLASSES]:
+        step = max(1, counts[index] // NUM_POINTS)  # spread over the images
+        chosen += np.flatnonzero(ids == classes[index])[::step][:NUM_POINTS].tolist()
     return Features(states[chosen], ids[chosen])
 
 
