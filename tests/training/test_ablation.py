@@ -174,6 +174,12 @@ def test_a_gain_is_over_the_single_task_models_of_its_own_seed(ablation):
     assert gain["mean"] == pytest.approx(GAINS["sem"] / 2)
 
 
+def test_a_single_task_model_that_scores_nothing_gives_no_gain(ablation):
+    finish_all(ablation, "stl", STL | {"semseg": 0.0})
+    finish_all(ablation, "sem", SEM)
+    assert describe_model(ablation, "SEM", "sem")["gain"] is None
+
+
 def test_half_of_the_single_task_models_give_no_gain(ablation):
     finish(ablation, ablation.runs_of("stl", 0)[0], STL)
     finish(ablation, ablation.run("sem", 0), SEM)

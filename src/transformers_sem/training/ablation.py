@@ -243,7 +243,8 @@ def describe_model(ablation: Ablation, name: str, model: str) -> dict[str, Any]:
         for key, value in found.items():
             scores.setdefault(key, {})[seed] = value
         single = read_main_scores(ablation.runs_of(SINGLE_TASK, seed))
-        if found and set(found) == set(single) and model != SINGLE_TASK:
+        # a model of one task that scores 0 after a few steps is no basis for a ratio
+        if model != SINGLE_TASK and found and set(found) == set(single) and min(single.values()) > 0:
             gains[seed] = multi_task_gain(found, single)
         if all(run.is_finished for run in runs):
             costs = [sum(counts) for counts in zip(*(count_cost(run.folder) for run in runs), strict=True)]
