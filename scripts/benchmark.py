@@ -4,6 +4,7 @@
     python scripts/benchmark.py boundary
     python scripts/benchmark.py metrics [--config scripts/configs/swin_tiny_nyud_v2.yaml]
     python scripts/benchmark.py data [--config scripts/configs/vit_base_nyud_v2.yaml]
+    python scripts/benchmark.py train [--config scripts/configs/swin_tiny_nyud_v2.yaml] [key=value ...]
 
 `cost` counts parameters and multiply-accumulates of one image, encoder and everything that SEM adds, attention counted the
 same way on both sides. It needs no memory to speak of: the model is built without weights.
@@ -11,6 +12,8 @@ same way on both sides. It needs no memory to speak of: the model is built witho
 `metrics` times all other metrics of one image against the forward pass of a model with random weights, on the CPU.
 `data` times the training loader over prepared NYU-Depth v2 against the same loader over its files, read with PIL and numpy,
 on made-up frames; and says how much of the training steps on a GPU this would feed.
+`train` times the training step of SEM against those of the MTL baseline and of the bare encoder, in turns on one made-up
+batch, on the GPU where there is one. Settings such as batch_size=2 or mixed_precision=bf16 replace those of the configuration.
 """
 
 import argparse
@@ -25,10 +28,12 @@ from typing import Any
 import datasets
 import numpy as np
 import torch
+from accelerate import Accelerator
+from accelerate.utils import send_to_device
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 from scipy.spatial import cKDTree
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.data import default_collate
 from tqdm.auto import tqdm
 
 from transformers_sem import TASKS, SEMConfig, SEMForMultiTaskDensePrediction, SEMImageProcessor
@@ -41,7 +46,9 @@ from transformers_sem.data.scenes import render_scene
 from transformers_sem.data.sources import Frame
 from transformers_sem.data.transforms import TrainingAugmentation, TransformedDataset, row_to_tensors
 from transformers_sem.training.configuration import TrainingConfig, plain_errors
+from transformers_sem.training.cost import build_without_weights, count_multiply_accumulates, network_size
 from transformers_sem.training.loading import build_train_loader
+from transformers_sem.training.reporting import environment
 
 
 NYUD_MAX_DISTANCE = 0.011
@@ -50,28 +57,9 @@ NUM_FRAMES, NUM_ROWS, NUM_ROUNDS = 24, 48, 7
 ASSUMED_FLOPS_PER_SECOND = 125e12
 
 
-def count_multiply_accumulates(function, *inputs: torch.Tensor) -> float:
-    """In billions; torch counts a multiplication and an addition as two."""
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        function(*inputs)
-    return counter.get_total_flops() / 2e9
-
-
-def build_without_weights(config: TrainingConfig) -> tuple[SEMForMultiTaskDensePrediction, torch.Tensor]:
-    """A model whose operations can be counted, and an image for it."""
-    with torch.device("meta"):
-        model = SEMForMultiTaskDensePrediction(SEMConfig(**config.model)).eval()
-        image = torch.empty(1, 3, *config.input_size)
-    model.set_attn_implementation("eager")  # torch counts fused attention in another way
-    for module in model.sem.backbone.modules():
-        if hasattr(module, "fused_attn"):  # timm's switch for the same
-            module.fused_attn = False
-    return model, image
-
-
 def cost(config: TrainingConfig) -> None:
     """Prints a table of encoder, the rest, and both."""
-    model, image = build_without_weights(config)
+    model, image = build_without_weights(SEMConfig(**config.model), network_size(config))
     encoder = model.sem.backbone
     parameters = encoder.num_parameters() / 1e6, model.num_parameters() / 1e6
     operations = count_multiply_accumulates(encoder, image), count_multiply_accumulates(model, image)
@@ -270,7 +258,7 @@ def compare_loading(sides: list[TransformedDataset], config: TrainingConfig, num
 
 def print_share(config: TrainingConfig, rate: float) -> None:
     """Prints which part of a training step on a GPU two workers feed."""
-    operations = count_multiply_accumulates(*build_without_weights(config))
+    operations = count_multiply_accumulates(*build_without_weights(SEMConfig(**config.model), network_size(config)))
     teraflops = 3 * 2 * operations / 1e3  # a backward pass costs two forward passes
     sustained = ASSUMED_FLOPS_PER_SECOND / 1e12
     needed = sustained / teraflops
@@ -302,6 +290,79 @@ def data(config: TrainingConfig) -> None:
         print_share(config, compare_loading(sides, config, num_workers=2))
 
 
+def made_up_batch(config: TrainingConfig, tasks: list[str], device: torch.device) -> dict:
+    """Rendered rooms, as a training run would prepare them."""
+    height, width = network_size(config)
+    rows = get_benchmark("scenes").load(height=height, width=width, num_train=config.batch_size, num_validation=1)
+    samples = TransformedDataset(rows["train"], tasks, SEMImageProcessor(do_resize=False))
+    return send_to_device(default_collate([samples[index] for index in range(len(samples))]), device)
+
+
+def encoder_loss(encoder: torch.nn.Module, batch: dict) -> torch.Tensor:
+    """Something to differentiate by all that the encoder computes."""
+    return sum(feature_map.float().square().mean() for feature_map in encoder(batch["pixel_values"]).feature_maps)
+
+
+def model_loss(model: torch.nn.Module, batch: dict) -> torch.Tensor:
+    """What a training run differentiates."""
+    return model(**batch).loss
+
+
+def build_step(
+    config: TrainingConfig, model: torch.nn.Module, loss_of: Callable, batch: dict, accelerator: Accelerator
+) -> Callable[[], float]:
+    """A training step on always the same batch: forward, backward, clip, Adam; it returns when the device is done."""
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    model, optimizer = accelerator.prepare(
+        model.train(), torch.optim.Adam(parameters, config.learning_rate, weight_decay=config.weight_decay)
+    )
+
+    def step() -> float:
+        loss = loss_of(model, batch)
+        accelerator.backward(loss)
+        accelerator.clip_grad_norm_(parameters, config.max_grad_norm)
+        optimizer.step()
+        optimizer.zero_grad()
+        return loss.item()  # waits for all that a GPU still has to do
+
+    return step
+
+
+def train(config: TrainingConfig) -> None:
+    """Prints images per second of the training steps, and how many times as long as the others SEM's takes."""
+    accelerator = Accelerator(cpu=not torch.accelerator.is_available(), mixed_precision=config.mixed_precision)
+    model, baseline = (
+        SEMForMultiTaskDensePrediction(SEMConfig(**{**config.model, **changes}))
+        for changes in ({}, {"use_decoder": False})
+    )
+    batch = made_up_batch(config, model.config.tasks, accelerator.device)
+    encoder = SEMForMultiTaskDensePrediction(SEMConfig(**config.model)).sem.backbone
+    sides = {
+        "SEM": build_step(config, model, model_loss, batch, accelerator),
+        "MTL": build_step(config, baseline, model_loss, batch, accelerator),
+        "encoder": build_step(config, encoder, encoder_loss, batch, accelerator),
+    }
+    for step in sides.values():
+        step()  # kernels are chosen, the optimiser makes its buffers
+    taken = {name: [] for name in sides}
+    for index in tqdm(range(NUM_ROUNDS), desc="rounds"):
+        names = [*sides][index % len(sides) :] + [*sides][: index % len(sides)]
+        for name in names:
+            taken[name].append(seconds(sides[name]))
+    size = " x ".join(map(str, network_size(config)))
+    hardware = environment()["hardware"]
+    print(
+        f"batches of {config.batch_size} at {size}, precision {config.mixed_precision}, {NUM_ROUNDS} rounds, {hardware}"
+    )
+    print(f"{'step':10}{'images/s':>10}   SEM takes")
+    for name in sides:
+        ratios = np.divide(taken["SEM"], taken[name])
+        print(
+            f"{name:10}{config.batch_size / np.median(taken[name]):>10.2f}{np.median(ratios):>8.2f} times as long "
+            f"({ratios.min():.2f} to {ratios.max():.2f})"
+        )
+
+
 MEASUREMENTS = {
     function.__name__: (function, config)
     for function, config in (
@@ -309,6 +370,7 @@ MEASUREMENTS = {
         (boundary, "scripts/configs/vit_large_nyud_v2.yaml"),
         (metrics, "scripts/configs/swin_tiny_nyud_v2.yaml"),
         (data, "scripts/configs/vit_base_nyud_v2.yaml"),
+        (train, "scripts/configs/swin_tiny_nyud_v2.yaml"),
     )
 }
 
@@ -318,10 +380,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("measurement", choices=MEASUREMENTS)
     parser.add_argument("--config", help="settings of a training run (default: those above)")
-    arguments = parser.parse_args()
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings, for example batch_size=2")
+    arguments = parser.parse_intermixed_args()
     function, config = MEASUREMENTS[arguments.measurement]
     with plain_errors():
-        function(TrainingConfig.load(arguments.config or config))
+        function(TrainingConfig.load(arguments.config or config, arguments.overrides))
 
 
 if __name__ == "__main__":

@@ -1,16 +1,19 @@
-"""What `scripts/benchmark.py data` compares: two loaders that do the same work."""
+"""What `scripts/benchmark.py` compares: two loaders that do the same work, and training steps on one batch."""
 
 import importlib.util
 import re
 
 import pytest
 import torch
+from accelerate import Accelerator
 
+from transformers_sem import SEMForMultiTaskDensePrediction
 from transformers_sem.training.configuration import TrainingConfig
 from transformers_sem.training.loading import build_train_loader
 
 from .conftest import REPOSITORY
 from .data.nyud_v2_forms import write_tiny_folder
+from .tiny import TINY_BACKBONE, tiny_config
 
 
 @pytest.fixture(scope="module")
@@ -75,3 +78,27 @@ def test_it_prints_three_ratios_and_the_share_of_a_training_step(benchmark, cach
     assert teraflops == pytest.approx(6 * operations / 1e3, abs=1e-3)
     assert re.search(r"needs \d+ rows/s; 2 workers give [\d.]+, [\d.]+% of it; \d+ workers", printed)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_it_prints_the_rates_of_three_training_steps(benchmark, cache, monkeypatch, capsys):
+    monkeypatch.setattr(benchmark, "NUM_ROUNDS", 2)
+    model = {key: value for key, value in tiny_config().to_dict().items() if key in ("hidden_size", "num_bases")}
+    model |= {"backbone_config": TINY_BACKBONE, "num_attention_heads": 2, "decoder_hidden_sizes": [16, 16, 8, 8]}
+    model |= {"decoder_num_attention_heads": [2, 2, 1, 1]}
+    benchmark.train(TrainingConfig(model=model, input_size=[32, 64], batch_size=2))
+    printed = capsys.readouterr().out
+    assert "batches of 2 at 32 x 64, precision no" in printed
+    rates = dict(re.findall(r"^(\w+) +([\d.]+) +[\d.]+ times as long", printed, flags=re.MULTILINE))
+    assert list(rates) == ["SEM", "MTL", "encoder"]
+    assert all(float(rate) > 0 for rate in rates.values())
+
+
+def test_a_training_step_changes_the_weights(benchmark, cache):
+    model = SEMForMultiTaskDensePrediction(tiny_config())
+    before = {name: value.clone() for name, value in model.named_parameters()}
+    config = TrainingConfig(input_size=[32, 64], batch_size=2)
+    accelerator = Accelerator(cpu=True)
+    batch = benchmark.made_up_batch(config, model.config.tasks, accelerator.device)
+    losses = [benchmark.build_step(config, model, benchmark.model_loss, batch, accelerator)() for _ in range(2)]
+    assert losses[0] > 0
+    assert all(not torch.equal(value, before[name]) for name, value in model.named_parameters() if value.requires_grad)

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from transformers_sem import TASKS
-from transformers_sem.panels import Prediction, colorize_pair, prediction_panel
+from transformers_sem.panels import Prediction, colorize_pair, comparison_panel, prediction_panel
 from transformers_sem.visualization import INVALID_COLOR, class_palette, colorize_depth, draw_panel
 
 from .samples import invalid_labels, random_labels, random_logits
@@ -85,3 +85,18 @@ def test_a_panel_has_a_row_for_the_labels():
     labelled = prediction_panel([Prediction(image, maps, labels)])
     assert photo.width == labelled.width >= 7 * 224
     assert labelled.height - photo.height == pytest.approx(224 * 32 / 48, abs=10)
+
+
+def test_models_are_compared_image_by_image_above_the_ground_truth():
+    image = np.zeros((32, 48, 3), dtype=np.uint8)
+    labels = {task: random_labels(task, 1, (32, 48))[0] for task in TASKS}
+    maps = {task: TASKS[task].post_process(random_logits(task, 1, (32, 48)))[0] for task in TASKS}
+    two = [Prediction(image, maps, labels)] * 2
+    panel = comparison_panel({"first": two, "second": two})
+    single = prediction_panel(two)
+    assert panel.width == single.width
+    assert panel.height / single.height == pytest.approx(3 / 2, rel=0.02)
+    cells = np.asarray(panel)[28:]
+    height = 149 + 6  # of 224 x 149 and a gap
+    assert (cells[:149, 224 + 134 :] == cells[height : height + 149, 224 + 134 :]).all()  # the same maps
+    assert (cells[:149, 128:352] == 0).all() and (cells[height : height + 149, 128:352] == 255).all()

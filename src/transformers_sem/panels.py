@@ -1,5 +1,6 @@
 """Pictures of predictions: which task is coloured how comes from the task table."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,14 +27,19 @@ class Prediction:
     labels: dict[str, Tensor] = field(default_factory=dict)
 
 
+def colorize_alike(task: str, maps: Sequence[Tensor]) -> list[np.ndarray]:
+    """Colours maps of one size on one scale, each uint8 `(height, width, 3)`."""
+    arrays = [value.float().cpu().numpy() for value in maps]
+    arrays = [value[0] if value.ndim == 3 and len(value) == 1 else value for value in arrays]
+    # side by side in one call, so that one colour means one depth in all
+    colors = get_task(task).colorize(np.concatenate(arrays, axis=-1))
+    return np.split(colors, len(maps), axis=1)
+
+
 def colorize_pair(task: str, prediction: Tensor, label: Tensor | None) -> list[np.ndarray | None]:
     """Colours a prediction and its label on one scale, each uint8 `(height, width, 3)`."""
-    maps = [value.float().cpu().numpy() for value in (prediction, label) if value is not None]
-    maps = [value[0] if value.ndim == 3 and len(value) == 1 else value for value in maps]
-    # side by side in one call, so that one colour means one depth in both
-    colors = get_task(task).colorize(np.concatenate(maps, axis=-1))
-    width = maps[0].shape[-1]
-    return [colors[:, :width], colors[:, width:] if label is not None else None]
+    colors = colorize_alike(task, [value for value in (prediction, label) if value is not None])
+    return [*colors, None] if label is None else colors
 
 
 def prediction_panel(predictions: list[Prediction]) -> Image.Image:
@@ -56,6 +62,28 @@ def prediction_panel(predictions: list[Prediction]) -> Image.Image:
             rows.append([None, *(expected for _, expected in pairs)])
             titles.append("ground truth")
     return draw_panel(rows, titles, ["image", *predictions[0].maps])
+
+
+def comparison_panel(predictions: dict[str, list[Prediction]]) -> Image.Image:
+    """Draws what several models see in the same labelled images, with the ground truth below.
+
+    Args:
+        predictions (`dict[str, list[Prediction]]`): `{title of the model: its predictions}`, of the same images and tasks.
+
+    Returns:
+        `PIL.Image.Image`: for each image a row for each model and one for the ground truth, a column for the image and each
+        task.
+    """
+    rows, tasks = [], None
+    for same_image in zip(*predictions.values(), strict=True):
+        image, labels, tasks = same_image[0].image, same_image[0].labels, [*same_image[0].maps]
+        columns = [
+            colorize_alike(task, [*(prediction.maps[task] for prediction in same_image), labels[task]])
+            for task in tasks
+        ]
+        rows += [[image if index == 0 else None, *cells] for index, cells in enumerate(zip(*columns, strict=True))]
+    titles = [*predictions, "ground truth"] * (len(rows) // (len(predictions) + 1))
+    return draw_panel(rows, titles, ["image", *tasks])
 
 
 def contact_sheet(rows: list[dict[str, Any]], tasks: list[str]) -> Image.Image:
