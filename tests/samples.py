@@ -10,11 +10,13 @@ def random_logits(task: str, num_images: int, size: tuple[int, int], num_labels:
     return torch.randn(num_images, num_labels or TASKS[task].num_labels, *size)
 
 
-def random_labels(task: str, num_images: int, size: tuple[int, int], invalid_share: float = 0.2) -> Tensor:
+def random_labels(
+    task: str, num_images: int, size: tuple[int, int], invalid_share: float = 0.2, num_labels: int | None = None
+) -> Tensor:
     """Labels `(num_images, height, width)` or `(num_images, channels, height, width)` with some invalid pixels."""
     label_format = TASKS[task].label_format
     if label_format.dtype == torch.int64:
-        labels = torch.randint(TASKS[task].num_labels, (num_images, *size))
+        labels = torch.randint(num_labels or TASKS[task].num_labels, (num_images, *size))
     else:
         channels = (label_format.num_channels,) if label_format.num_channels else ()
         labels = torch.rand(num_images, *channels, *size)

@@ -9,9 +9,11 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
+from transformers_sem import TASKS
 from transformers_sem.modeling_sem import SEMDecoderStage, SEMIntraTaskModule, mean_over_images
 
-from .test_modeling_sem import NYUD_TASKS, assert_same, bases_of, build_model, random_images, random_labels
+from .samples import random_labels, random_logits
+from .test_modeling_sem import ALL_TASKS, assert_same, bases_of, build_model, random_images
 
 
 NUM_STEPS = 2
@@ -36,6 +38,33 @@ def test_mean_is_over_the_images_of_all_ranks(tmp_path):
     expected = torch.arange(16.0).view(8, 2).mean(dim=0)
     for rank in range(2):
         assert_same(torch.load(tmp_path / f"{rank}.pt"), expected, rtol=0, atol=1e-6)
+
+
+def cost_of_share(rank, folder):
+    """Loss and gradient of every task on this rank's share of eight images, which are valid to different degrees."""
+    join_group(rank, 2, folder)
+    torch.save(costs(slice(0, 3) if rank == 0 else slice(3, 8)), f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+def costs(share):
+    torch.manual_seed(0)
+    found = {}
+    for task in TASKS:
+        parts = [random_labels(task, 1, (6, 7), invalid_share=image / 8) for image in range(8)]
+        logits = random_logits(task, 8, (6, 7)).requires_grad_()
+        loss = TASKS[task].loss(logits[share], torch.cat(parts)[share])
+        loss.backward()
+        found[task] = loss.detach(), logits.grad
+    return found
+
+
+def test_the_mean_loss_of_the_ranks_is_that_of_all_images(tmp_path):
+    mp.start_processes(cost_of_share, args=(tmp_path,), nprocs=2, start_method="fork")
+    ranks, expected = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)], costs(slice(0, 8))
+    for task in TASKS:
+        mean = [sum(values) / 2 for values in zip(*(rank[task] for rank in ranks), strict=True)]
+        assert_same(mean, list(expected[task]), rtol=1e-5, atol=1e-7)
 
 
 def shard(model, **options):
@@ -68,30 +97,36 @@ WAYS = {
 
 
 def learn(rank, num_ranks, folder, way):
-    """Trains on this rank's share of eight images; saves bases and weights."""
+    """Trains on this rank's share; saves bases and weights."""
     join_group(rank, num_ranks, folder)
     init_device_mesh("cpu", (num_ranks,))
-    model = WAYS[way](build_model().train())
-    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
-    share = slice(rank * 8 // num_ranks, (rank + 1) * 8 // num_ranks)
-    for step in range(NUM_STEPS):
-        labels = {task: label[share] for task, label in random_labels(NYUD_TASKS, 8, seed=step).items()}
-        # every image has as many valid pixels, so the mean over ranks is the mean over images
-        model(random_images(8, seed=step)[share], labels=labels).loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
+    model = WAYS[way](build_model(task_num_labels=ALL_TASKS).train())
+    take_steps(model, slice(rank * 8 // num_ranks, (rank + 1) * 8 // num_ranks))
     weights = [value.full_tensor() if isinstance(value, DTensor) else value.detach() for value in model.parameters()]
     torch.save((bases_of(model), weights), f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
 
-def learn_alone():
-    model = build_model().train()
+def take_steps(model, share):
+    """On some of eight images, which are valid to different degrees."""
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
     for step in range(NUM_STEPS):
-        model(random_images(8, seed=step), labels=random_labels(NYUD_TASKS, 8, seed=step)).loss.backward()
+        torch.manual_seed(step)
+        images = random_images(8, seed=step)
+        labels = {
+            task: torch.cat(
+                [random_labels(task, 1, tuple(images.shape[-2:]), image / 8, num_labels) for image in range(8)]
+            )
+            for task, num_labels in ALL_TASKS.items()
+        }
+        model(images[share], labels={task: label[share] for task, label in labels.items()}).loss.backward()
         optimizer.step()
         optimizer.zero_grad()
+
+
+def learn_alone():
+    model = build_model(task_num_labels=ALL_TASKS).train()
+    take_steps(model, slice(0, 8))
     return bases_of(model), [value.detach() for value in model.parameters()]
 
 

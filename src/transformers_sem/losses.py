@@ -3,9 +3,13 @@
 Every loss takes logits of shape `(batch_size, num_labels, height, width)` and labels of the same height and width, is
 computed in float32 whatever the autocast, averages over the valid pixels of the whole batch, and is a zero that still
 has a gradient path where no pixel is valid. Invalid pixels are 255 in ids and boundaries, NaN in measurements.
+
+In distributed training the whole batch is that of all ranks: the mean of the ranks' losses, and of their gradients, is the
+loss that one rank would get for all images.
 """
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -13,9 +17,24 @@ from torch import Tensor
 INVALID_ID = 255
 
 
+def mean_over_ranks(count: Tensor) -> Tensor:
+    """Mean of a count over the ranks, which all have to ask for it; without gradient or ranks, the count itself."""
+    if not (torch.is_grad_enabled() and dist.is_available() and dist.is_initialized()):
+        return count
+    total = count.detach().float().clone()
+    dist.all_reduce(total)
+    return total / dist.get_world_size()
+
+
+def count_valid(valid: Tensor) -> Tensor:
+    """How many pixels a rank has on average, and 1 where no rank has any."""
+    count = mean_over_ranks(valid.sum())
+    return torch.where(count > 0, count, 1)
+
+
 def mean_over_valid(values: Tensor, valid: Tensor) -> Tensor:
     """Mean of `values` over the `valid` pixels, and 0 (not NaN) where there are none; both of one shape."""
-    return torch.where(valid, values, 0.0).sum() / valid.sum().clamp(min=1)
+    return torch.where(valid, values, 0.0).sum() / count_valid(valid)
 
 
 def unit_length(vectors: Tensor) -> Tensor:
@@ -54,7 +73,7 @@ def balanced_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
         Scalar `torch.Tensor`.
     """
     valid = labels != INVALID_ID
-    share_of_negatives = (labels == 0).sum() / valid.sum().clamp(min=1)
+    share_of_negatives = mean_over_ranks((labels == 0).sum()) / count_valid(valid)
     weights = torch.where(labels == 0, 1 - share_of_negatives, share_of_negatives)
     per_pixel = F.cross_entropy(logits.float(), labels, ignore_index=INVALID_ID, reduction="none")
     return mean_over_valid(weights * per_pixel, valid)
@@ -76,7 +95,7 @@ def balanced_binary_cross_entropy(logits: Tensor, labels: Tensor, positive_weigh
     valid = labels != INVALID_ID
     labels = torch.where(valid, labels, 0.0).float()
     if positive_weight is None:
-        positive_weight = 1 - labels.sum() / valid.sum().clamp(min=1)
+        positive_weight = 1 - mean_over_ranks(labels.sum()) / count_valid(valid)
     logits = logits.squeeze(1).float()
     positives = positive_weight * labels * F.logsigmoid(logits)
     negatives = (1 - positive_weight) * (1 - labels) * F.logsigmoid(-logits)
