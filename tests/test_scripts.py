@@ -398,6 +398,7 @@ def test_two_ranks_train_as_one(run_script, tmp_path):
         torch.testing.assert_close(found[name], value, rtol=0, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_run_that_only_meets_nan_ends_with_its_last_checkpoint(run_script, tmp_path):
     folder = tmp_path / "run"
     settings = [*SETTINGS, "learning_rate=1.0e+30", "max_skipped_steps=2", "save_every=1", "max_steps=9"]
