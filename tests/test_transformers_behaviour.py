@@ -29,7 +29,12 @@ from .tiny import tiny_config
 
 BACKBONES = {
     "swin": SwinConfig(
-        embed_dim=8, depths=[1, 1, 1, 1], num_heads=[1, 1, 2, 2], window_size=4, out_indices=[1, 2, 3, 4]
+        embed_dim=8,
+        depths=[1, 1, 1, 1],
+        num_heads=[1, 1, 2, 2],
+        window_size=4,
+        drop_path_rate=0.0,
+        out_indices=[1, 2, 3, 4],
     ),
     "dinov2": Dinov2Config(
         hidden_size=32, num_hidden_layers=4, num_attention_heads=2, patch_size=16, out_indices=[1, 2, 3, 4]
@@ -223,7 +228,7 @@ def check_compiled(backbone, backend, training_size, **overrides):
     model.train()
     loss, gradients, buffers = learn(model, compiled, training_size)
     expected = learn(twin, twin, training_size)
-    torch.testing.assert_close(loss, expected[0])
+    torch.testing.assert_close(loss, expected[0], rtol=1e-4, atol=0)  # fused operations round differently
     torch.testing.assert_close(buffers, expected[2], rtol=0, atol=1e-5)
     largest = max(gradient.abs().max().item() for gradient in gradients.values())
     torch.testing.assert_close(gradients, expected[1], rtol=1e-3, atol=1e-5 * largest)
