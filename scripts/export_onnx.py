@@ -25,6 +25,7 @@ from transformers_sem.training.configuration import plain_errors, positive_integ
 
 
 TOLERANCE = 1e-3
+FIXED_SIZE = "--size HEIGHT WIDTH fixes what an encoder lays out by the size"
 EXAMPLE = Path(__file__).parent / "examples" / "run_onnx.py"
 
 
@@ -87,10 +88,19 @@ def export(model: SEMForMultiTaskDensePrediction, path: Path, size: tuple[int, i
 
 @torch.no_grad()
 def largest_difference(model: SEMForMultiTaskDensePrediction, path: Path, size: tuple[int, int]) -> float:
-    """How far ONNX Runtime is from the model on an image of noise."""
+    """How far ONNX Runtime is from the model on an image of noise.
+
+    Raises:
+        ValueError: If it cannot run the graph on an image of that size.
+    """
     images = torch.randn(1, model.config.backbone_config.num_channels, *size)
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    exported = session.run(model.config.tasks, {"pixel_values": images.numpy()})
+    try:
+        exported = session.run(model.config.tasks, {"pixel_values": images.numpy()})
+    except Exception as error:  # the classes of its errors are not public
+        raise ValueError(
+            f"ONNX Runtime cannot run the graph on {size[0]} x {size[1]} pixels; nothing was written. {FIXED_SIZE}: {error}"
+        ) from error
     logits = [values.numpy() for values in model(images).logits.values()]
     return max(float(np.abs(ours - theirs).max()) for ours, theirs in zip(logits, exported, strict=True))
 
@@ -108,7 +118,8 @@ def export_folder(
     """
     export(model, folder / "model.onnx", size)
     if size is not None:  # the example then brings every photo to that size
-        image_processor.do_resize, image_processor.size = True, {"height": size[0], "width": size[1]}
+        image_processor.do_resize, image_processor.do_pad = True, False
+        image_processor.size = {"height": size[0], "width": size[1]}
     image_processor.save_pretrained(folder)
     model.config.save_pretrained(folder)
     shutil.copy(EXAMPLE, folder)
@@ -118,7 +129,7 @@ def export_folder(
         if not difference <= TOLERANCE:
             raise ValueError(
                 f"ONNX Runtime must agree with the model to {TOLERANCE:g}; on {checked[0]} x {checked[1]} pixels it is "
-                f"{difference:.2g} away. Nothing was written; give --size HEIGHT WIDTH, which fixes what an encoder lays out by the size."
+                f"{difference:.2g} away. Nothing was written. {FIXED_SIZE}."
             )
         print(f"{checked[0]} x {checked[1]}: largest difference to the model {difference:.2g}")
 
