@@ -23,14 +23,20 @@ from transformers_sem import SEMConfig, SEMForMultiTaskDensePrediction, SEMImage
 from transformers_sem.data import Benchmark, get_benchmark
 from transformers_sem.data.transforms import TrainingAugmentation, TransformedDataset
 from transformers_sem.training.checkpoints import resume, save_checkpoint
-from transformers_sem.training.configuration import TrainingConfig, claim_output_dir, plain_errors, read_command_line
+from transformers_sem.training.configuration import (
+    TrainingConfig,
+    claim_output_dir,
+    lock_output_dir,
+    plain_errors,
+    read_command_line,
+)
 from transformers_sem.training.devices import build_accelerator, start_trackers
 from transformers_sem.training.evaluating import evaluate_and_report, predict_rows
 from transformers_sem.training.html_report import write_html_report
 from transformers_sem.training.loading import build_train_loader
 from transformers_sem.training.plan import format_plan, measure_step
 from transformers_sem.training.reporting import save_panel, save_trained
-from transformers_sem.training.running import TrainingRun
+from transformers_sem.training.running import TrainingRun, failure_reported
 from transformers_sem.training.snapshots import SNAPSHOTS_NAME, Snapshots
 from transformers_sem.training.stopping import StopRequest
 
@@ -90,7 +96,7 @@ def train(
         num_workers=config.num_workers,
     )
     bar = tqdm(initial=first_step, total=config.max_steps, desc="training", disable=not accelerator.is_main_process)
-    with bar, closing(iter(accelerator.prepare(loader))) as batches:
+    with failure_reported(report), bar, closing(iter(accelerator.prepare(loader))) as batches:
         for step in range(first_step + 1, config.max_steps + 1):
             signum = run.step(step, islice(batches, config.gradient_accumulation_steps))
             bar.update()
@@ -99,10 +105,12 @@ def train(
             if config.is_snapshot(step):
                 snapshots.take(accelerator.unwrap_model(run.model), step)
             if step % config.save_every == 0 or step == config.max_steps or signum:
-                checkpoint = save_checkpoint(accelerator, checkpoints, step, config.keep_checkpoints)
+                save_checkpoint(accelerator, checkpoints, step, config.keep_checkpoints)
                 report("stopped" if signum else "running")
             if signum:
-                stop.leave(signum, step, checkpoint)
+                stop.leave(signum, step, checkpoints)
+    if signum := stop.agree():  # it came while the last step was saved
+        stop.leave(signum, config.max_steps, checkpoints)
     return run.weights()
 
 
@@ -130,6 +138,7 @@ def main() -> None:
         model = build_model(config, benchmark)
         if accelerator.is_main_process:
             claim_output_dir(config)  # last: a run that could not start holds no folder
+            lock = lock_output_dir(output_dir)  # noqa: F841, held until the end
     image_processor = build_image_processor(config)
     augmentation = TrainingAugmentation(tuple(config.input_size), zoom=tuple(config.zoom))
     dataset = TransformedDataset(rows["train"], model.config.tasks, image_processor, augmentation)

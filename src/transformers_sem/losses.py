@@ -18,7 +18,7 @@ INVALID_ID = 255
 
 
 def mean_over_ranks(count: Tensor) -> Tensor:
-    """Mean of a count over the ranks, which all have to ask for it; without gradient or ranks, the count itself."""
+    """Mean of a count over the ranks, which all have to ask for it; without gradient (`torch.no_grad`) the count itself."""
     if not (torch.is_grad_enabled() and dist.is_available() and dist.is_initialized()):
         return count
     total = count.detach().float().clone()

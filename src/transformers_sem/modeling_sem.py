@@ -891,6 +891,14 @@ class SEMModel(SEMPreTrainedModel):
         return F.pad(pixel_values, (0, columns - width, 0, rows - height))
 
 
+def invalid_labels(task: str, logits: Tensor, size: tuple[int, int]) -> Tensor:
+    """Labels without a valid pixel: on a rank that has no others, its share in the loss that all ranks have in common."""
+    label_format = get_task(task).label_format
+    channels = [label_format.num_channels] if label_format.num_channels else []
+    shape = (len(logits), *channels, *size)
+    return torch.full(shape, label_format.invalid_value, dtype=label_format.dtype, device=logits.device)
+
+
 class SEMForMultiTaskDensePrediction(SEMPreTrainedModel):
     """SEM with one head per task: one forward pass gives every dense prediction.
 
@@ -938,7 +946,9 @@ class SEMForMultiTaskDensePrediction(SEMPreTrainedModel):
                 Normalised images of any size not below one patch.
             labels (`dict[str, torch.Tensor]`, *optional*):
                 Labels of any subset of the tasks, each in the task's format: `(batch_size, height, width)` ids with 255
-                invalid, or `(batch_size, channels, height, width)` measurements with NaN invalid.
+                invalid, or `(batch_size, channels, height, width)` measurements with NaN invalid. In distributed
+                training losses and bases are means over all ranks, so every rank gives labels or none does; of which
+                tasks is up to it.
             output_sem_states (`bool`, *optional*, defaults to `False`):
                 Whether to return [`SEMStates`]: where the tasks look and how they meet.
             **kwargs:
@@ -956,7 +966,10 @@ class SEMForMultiTaskDensePrediction(SEMPreTrainedModel):
             }
         loss, losses = None, None
         if labels is not None:
-            self._check_labels(logits, labels, size=tuple(pixel_values.shape[-2:]))
+            size = tuple(pixel_values.shape[-2:])
+            self._check_labels(logits, labels, size)
+            if self.training and dist.is_available() and dist.is_initialized():
+                labels = {task: labels.get(task, invalid_labels(task, logits[task], size)) for task in logits}
             loss, losses = self.compute_loss(logits, auxiliary_logits, labels)
         return SEMMultiTaskOutput(
             loss=loss,

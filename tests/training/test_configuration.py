@@ -7,7 +7,8 @@ from datasets.exceptions import DatasetGenerationError
 
 from transformers_sem import SEMConfig
 from transformers_sem.data import BENCHMARKS
-from transformers_sem.training.configuration import TrainingConfig, claim_output_dir, plain_errors
+from transformers_sem.training import configuration
+from transformers_sem.training.configuration import TrainingConfig, claim_output_dir, lock_output_dir, plain_errors
 
 
 @pytest.fixture
@@ -94,6 +95,7 @@ def test_whole_numbers_are_numbers(write):
         ("model=convnext", ["`model`", "dict", "'convnext'"]),
         ("tasks=depth", ["`tasks`", "list", "'depth'"]),
         ("input_size=96", ["`input_size`", "list", "96"]),
+        ("max_grad_norm=0", ["`max_grad_norm`", "above 0", "0.0"]),
         ("keep_checkpoints=0", ["`keep_checkpoints`", "1 or more", "0"]),
         ("weight_average_decay=1.0", ["`weight_average_decay`", "between 0 and 1", "1.0"]),
         ("trackers=[tensorbord]", ["`trackers`", "tensorbord", "trackio"]),
@@ -156,6 +158,15 @@ def test_claiming_a_folder_notes_the_settings(tmp_path):
     assert [path.name for path in (tmp_path / "runs" / "new").iterdir()] == ["training.yaml"]
 
 
+def test_a_folder_that_another_process_trains_in_is_refused(tmp_path, monkeypatch):
+    lock = lock_output_dir(tmp_path / "run")
+    monkeypatch.setattr(configuration, "LOCK_SECONDS", 0.1)
+    with pytest.raises(ValueError, match="One process trains in a folder"):
+        lock_output_dir(tmp_path / "run")
+    lock.release()
+    lock_output_dir(tmp_path / "run").release()
+
+
 def test_another_runs_folder_is_refused(tmp_path):
     config = TrainingConfig(output_dir=str(tmp_path), seed=1)
     claim_output_dir(config)
@@ -183,6 +194,13 @@ def test_the_cause_of_a_failed_data_set_is_shown():
 def test_a_wrong_model_setting_is_one_line():
     with pytest.raises(SystemExit, match=r"error: .*num_bases"), plain_errors():
         SEMConfig(num_bases="many")
+
+
+def test_ctrl_c_is_one_line(capsys):
+    with pytest.raises(SystemExit) as leaving, plain_errors():
+        raise KeyboardInterrupt
+    assert leaving.value.code == 130
+    assert capsys.readouterr().err.count("\n") == 1
 
 
 def test_defects_of_the_program_keep_their_traceback():

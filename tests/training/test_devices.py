@@ -8,7 +8,9 @@ from accelerate.utils import DistributedType
 from transformers_sem import SEMForMultiTaskDensePrediction
 from transformers_sem.training import devices
 from transformers_sem.training.configuration import TrainingConfig
-from transformers_sem.training.devices import build_accelerator
+from transformers_sem.training.devices import build_accelerator, check_launcher, choose_sharded_modules
+
+from ..tiny import tiny_config
 
 
 def fake_accelerator(distributed_type, **state):
@@ -80,7 +82,23 @@ def test_accelerate_reads_the_launch_configurations(repository):
     assert configs["deepspeed_zero2"].deepspeed_config["zero_stage"] == 2
 
 
-def test_fsdp_wraps_the_boxes_of_the_model(repository):
-    config = load_config_from_file(str(repository / "scripts" / "accelerate" / "fsdp2.yaml"))
-    wrapped = config.fsdp_config["fsdp_transformer_layer_cls_to_wrap"].split(",")
-    assert wrapped == SEMForMultiTaskDensePrediction._no_split_modules
+@pytest.mark.parametrize("overrides", [{}, {"use_decoder": False}, {"use_intra_task": False}], ids=str)
+def test_fsdp_wraps_the_boxes_that_the_model_has(overrides):
+    model = SEMForMultiTaskDensePrediction(tiny_config(**overrides))
+    plugin = SimpleNamespace(transformer_cls_names_to_wrap=None)
+    choose_sharded_modules(fake_accelerator(DistributedType.FSDP, fsdp_plugin=plugin), model)
+    expected = {"SEMTimmBackbone", "SEMTaskHead"}
+    expected |= {"SEMDecoderStage"} if model.config.use_decoder else set()
+    expected |= {"SEMIntraTaskModule"} if model.config.use_decoder and model.config.use_intra_task else set()
+    assert set(plugin.transformer_cls_names_to_wrap) == expected
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [("ACCELERATE_MIXED_PRECISION", "bf16"), ("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")],
+)
+def test_flags_of_the_launcher_that_contradict_the_settings_are_refused(monkeypatch, variable, value):
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(ValueError, match=f"{value}, and the settings of the run"):
+        check_launcher(TrainingConfig())
+    check_launcher(TrainingConfig(mixed_precision="bf16", gradient_accumulation_steps=4))

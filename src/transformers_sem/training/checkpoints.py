@@ -100,6 +100,8 @@ def find_defect(checkpoint: Path) -> str | None:
         expected = {name: (facts["size"], facts["sha256"]) for name, facts in manifest.items()}
     except (ValueError, KeyError, TypeError, AttributeError):
         return f"{MANIFEST_NAME} is damaged"
+    if not expected:
+        return f"{MANIFEST_NAME} is empty"
     for name, (size, sha256) in expected.items():
         path = checkpoint / name
         if not path.is_file():
@@ -117,7 +119,9 @@ def newest_whole_checkpoint(folder: Path) -> Path | None:
         defect = find_defect(checkpoint)
         if defect is None:
             return checkpoint
-        logger.warning("The checkpoint %s is broken: %s. The one before it is used.", checkpoint, defect)
+        logger.warning("The checkpoint %s is broken: %s. It is passed over.", checkpoint, defect)
+    if list_checkpoints(folder):
+        logger.warning("No checkpoint in %s is whole: the training starts anew.", folder)
     return None
 
 

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import signal
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ from typing import Any, get_args
 
 import yaml
 from datasets.exceptions import DatasetGenerationError
+from filelock import FileLock, Timeout
 from huggingface_hub.errors import StrictDataclassError
 
 from ..configuration_sem import SEMConfig
@@ -28,6 +30,7 @@ COUNTS = (
     "num_snapshot_images",
 )
 TRACKERS = ("tensorboard", "wandb", "trackio")
+LOCK_SECONDS = 30  # data workers of a process that was killed hold its lock until they notice
 WITHOUT_EFFECT_ON_WEIGHTS = (
     "num_workers",
     "log_every",
@@ -145,6 +148,8 @@ class TrainingConfig:
         for name in ("snapshot_every", "num_evaluation_images"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"`{name}` is 1 or more; got {getattr(self, name)}.")
+        if not self.max_grad_norm > 0:
+            raise ValueError(f"`max_grad_norm` is above 0, and .inf clips nothing; got {self.max_grad_norm}.")
         if not 0 < self.layer_decay <= 1:
             raise ValueError(
                 f"`layer_decay` is above 0 and at most 1; got {self.layer_decay}. To keep the encoder, `freeze_backbone`."
@@ -275,6 +280,27 @@ def plain_errors() -> Iterator[None]:
         sys.exit("error: " + " ".join(str(error).split()))
     except DatasetGenerationError as error:
         sys.exit("error: " + " ".join(str(error.__cause__ or error).split()))
+    except KeyboardInterrupt:
+        print("Interrupted. The same command goes on where this one was.", file=sys.stderr)  # noqa: T201
+        sys.exit(128 + signal.SIGINT)
+
+
+def lock_output_dir(folder: Path) -> FileLock:
+    """Keeps other processes from training in the same folder, for as long as this one lives and holds the lock.
+
+    Raises:
+        ValueError: If another process holds it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=LOCK_SECONDS)
+    except Timeout as error:
+        raise ValueError(
+            f"One process trains in a folder at a time; another one holds {str(lock.lock_file)!r}. Wait for it or stop it; "
+            "ending its launcher is not enough."
+        ) from error
+    return lock
 
 
 def claim_output_dir(config: TrainingConfig) -> None:

@@ -1,5 +1,6 @@
 """The accelerator of a run: devices and engine as `accelerate launch` gives them, precision, determinism, trackers."""
 
+import os
 from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, ProjectConfiguration
+from transformers import PreTrainedModel
 from transformers.trainer_utils import enable_full_determinism
 
 from .configuration import TrainingConfig
@@ -20,9 +22,10 @@ def build_accelerator(config: TrainingConfig) -> Accelerator:
     """The accelerator that the configuration asks for.
 
     Raises:
-        ValueError: If a tracker is not installed, or the devices do not fit the settings.
+        ValueError: If a tracker is not installed, or launcher or devices do not fit the settings.
     """
     check_trackers(config.trackers)
+    check_launcher(config)
     if config.deterministic:
         # where an operation has no deterministic form on this device, torch names it in a warning
         enable_full_determinism(config.seed, warn_only=True)
@@ -47,6 +50,32 @@ def build_accelerator(config: TrainingConfig) -> Accelerator:
         settings["train_micro_batch_size_per_gpu"] = images_per_forward
         settings["gradient_clipping"] = config.max_grad_norm
     return accelerator
+
+
+def choose_sharded_modules(accelerator: Accelerator, model: PreTrainedModel) -> None:
+    """Leaves FSDP those of its units, the boxes of SEM unless the launcher names others, that this model has."""
+    if accelerator.distributed_type == DistributedType.FSDP:
+        plugin, present = accelerator.state.fsdp_plugin, {type(module).__name__ for module in model.modules()}
+        names = plugin.transformer_cls_names_to_wrap or model._no_split_modules
+        plugin.transformer_cls_names_to_wrap = sorted(present.intersection(names))
+
+
+def check_launcher(config: TrainingConfig) -> None:
+    """Refuses flags of `accelerate launch` that contradict the settings, which would be ignored without a word.
+
+    Raises:
+        ValueError: If there is any.
+    """
+    for variable, setting, default in (
+        ("ACCELERATE_MIXED_PRECISION", "mixed_precision", "no"),
+        ("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "gradient_accumulation_steps", "1"),
+    ):
+        launched, wanted = os.environ.get(variable, default), str(getattr(config, setting))
+        if launched not in (default, wanted):
+            raise ValueError(
+                f"accelerate launch says {setting} {launched}, and the settings of the run {wanted}. Give {setting}={launched} "
+                "behind --config, where it is noted with the run, and leave it to its default in the launcher."
+            )
 
 
 def check_trackers(trackers: list[str]) -> None:

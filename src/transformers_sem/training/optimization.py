@@ -199,6 +199,6 @@ class NonFiniteGuard:
         if self.in_a_row > self.max_skipped_steps:
             raise FloatingPointError(
                 f"`max_skipped_steps` is how many steps in a row may have a loss or a gradient that is not finite; got "
-                f"{self.in_a_row} at step {step} ({', '.join(not_finite)}). The last checkpoint is from before. Lower "
+                f"{self.in_a_row} at step {step} ({', '.join(not_finite)}). Checkpoints from before are intact. Lower "
                 "learning_rate, use mixed_precision=bf16 instead of fp16, or look at the data."
             )

@@ -1,6 +1,7 @@
 """Everything that changes from step to step, and how."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from accelerate import Accelerator
@@ -9,10 +10,21 @@ from torch.optim.lr_scheduler import PolynomialLR
 
 from ..modeling_sem import SEMForMultiTaskDensePrediction
 from .configuration import TrainingConfig
+from .devices import choose_sharded_modules
 from .loading import seed_step
 from .optimization import NonFiniteGuard, OptimizerStep, build_average, build_optimizer
 from .progress import LossLog
 from .stopping import StopRequest
+
+
+@contextmanager
+def failure_reported(report: Callable[[str], None]) -> Iterator[None]:
+    """Calls `report("failed")` when an error ends what is inside, and lets the error go on."""
+    try:
+        yield
+    except Exception:
+        report("failed")
+        raise
 
 
 class TrainingRun:
@@ -38,6 +50,7 @@ class TrainingRun:
         self.average = build_average(config, accelerator, model)
         if config.compile:
             model.compile()
+        choose_sharded_modules(accelerator, model)
         self.model, optimizer = accelerator.prepare(model, optimizer)
         self.guard = NonFiniteGuard(accelerator, config.max_skipped_steps)
         self.log = LossLog(accelerator, Path(config.output_dir), config.batch_size)

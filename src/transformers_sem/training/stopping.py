@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 from types import FrameType
 
+import torch
 from accelerate import Accelerator
 
 
@@ -43,10 +44,15 @@ class StopRequest:
             signal.signal(signum, signal.SIG_DFL)
             signal.raise_signal(signum)
 
-    def leave(self, signum: int, step: int, checkpoint: Path) -> None:
+    def agree(self) -> int:
+        """The signal that any rank has got, or 0; all ranks ask."""
+        signum = torch.tensor([self.signum], device=self.accelerator.device)
+        return int(self.accelerator.gather(signum).max())
+
+    def leave(self, signum: int, step: int, checkpoints: Path) -> None:
         """Ends the program with the exit code of programs that a signal ends, 128 + `signum`."""
         self.accelerator.print(
-            f"Stopped by {signal.Signals(signum).name} after step {step}, which is saved in {checkpoint}. The same command "
+            f"Stopped by {signal.Signals(signum).name} after step {step}, which is saved in {checkpoints}. The same command "
             "again goes on from there."
         )
         self.accelerator.end_training()
