@@ -21,6 +21,7 @@ import argparse
 import signal
 import sys
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 import datasets
@@ -91,7 +92,7 @@ def train_table(
         draw(described)
 
     train(arguments, runs, write)
-    print(stem.with_suffix(".md").read_text())
+    print(stem.with_suffix(".md").read_text(encoding="utf-8"))
     print(f"Written: {stem}.md, .csv and .json.")
 
 
@@ -162,6 +163,8 @@ def fig5(arguments: argparse.Namespace, ablation: Ablation) -> None:
 
 def fig7(arguments: argparse.Namespace, ablation: Ablation) -> None:
     """Deep features of the first task that has classes."""
+    if find_spec("sklearn") is None:  # said now, and not after the trainings
+        raise ValueError("fig7 needs scikit-learn, which is not installed: pip install 'transformers-sem[analysis]'.")
     task = next((task for task in ablation.tasks if get_task(task).constant == "majority"), None)
     if task is None:
         raise ValueError(f"Features are coloured by class, and none of the tasks {ablation.tasks} has classes.")

@@ -33,7 +33,6 @@ from accelerate.utils import send_to_device
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 from scipy.spatial import cKDTree
-from torch.utils.data import default_collate
 from tqdm.auto import tqdm
 
 from transformers_sem import TASKS, SEMConfig, SEMForMultiTaskDensePrediction, SEMImageProcessor
@@ -48,6 +47,7 @@ from transformers_sem.data.transforms import TrainingAugmentation, TransformedDa
 from transformers_sem.training.configuration import TrainingConfig, plain_errors
 from transformers_sem.training.cost import build_without_weights, count_multiply_accumulates, network_size
 from transformers_sem.training.loading import build_train_loader
+from transformers_sem.training.plan import made_up_batch
 from transformers_sem.training.reporting import environment
 
 
@@ -290,14 +290,6 @@ def data(config: TrainingConfig) -> None:
         print_share(config, compare_loading(sides, config, num_workers=2))
 
 
-def made_up_batch(config: TrainingConfig, tasks: list[str], device: torch.device) -> dict:
-    """Rendered rooms, as a training run would prepare them."""
-    height, width = network_size(config)
-    rows = get_benchmark("scenes").load(height=height, width=width, num_train=config.batch_size, num_validation=1)
-    samples = TransformedDataset(rows["train"], tasks, SEMImageProcessor(do_resize=False))
-    return send_to_device(default_collate([samples[index] for index in range(len(samples))]), device)
-
-
 def encoder_loss(encoder: torch.nn.Module, batch: dict) -> torch.Tensor:
     """Something to differentiate by all that the encoder computes."""
     return sum(feature_map.float().square().mean() for feature_map in encoder(batch["pixel_values"]).feature_maps)
@@ -335,7 +327,7 @@ def train(config: TrainingConfig) -> None:
         SEMForMultiTaskDensePrediction(SEMConfig(**{**config.model, **changes}))
         for changes in ({}, {"use_decoder": False})
     )
-    batch = made_up_batch(config, model.config.tasks, accelerator.device)
+    batch = send_to_device(made_up_batch(config, model.config, config.batch_size), accelerator.device)
     encoder = SEMForMultiTaskDensePrediction(SEMConfig(**config.model)).sem.backbone
     sides = {
         "SEM": build_step(config, model, model_loss, batch, accelerator),

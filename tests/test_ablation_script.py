@@ -65,6 +65,14 @@ def test_every_encoder_of_table_3_has_a_folder(script, monkeypatch, tmp_path):
     script.build_ablations(arguments)  # the same command again
 
 
+def test_figure_7_says_at_once_that_scikit_learn_is_missing(script, monkeypatch, tmp_path):
+    arguments = parse(script, monkeypatch, "fig7", "--config", QUICKSTART, "--output", tmp_path / "ablation")
+    monkeypatch.setattr(script, "find_spec", lambda name: None)
+    monkeypatch.setattr(script, "launch", lambda *_: pytest.fail("a training starts"))
+    with pytest.raises(ValueError, match=r"scikit-learn.* pip install 'transformers-sem\[analysis\]'"):
+        script.fig7(arguments, *script.build_ablations(arguments))
+
+
 def ablate(what, folder, *arguments):
     command = [sys.executable, SCRIPT, what, "--config", QUICKSTART, "--output", folder, *SETTINGS, *arguments]
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": str(folder.parent / "datasets")}
@@ -82,7 +90,7 @@ def test_table_2_and_the_figures_that_its_models_give(tmp_path):
     assert [row["model"] for row in report["rows"]] == ["stl", "mtl", "baseline", "intra", "inter", "sem"]
     assert all(set(row["scores"]) == {"semseg/miou", "depth/rmse"} for row in report["rows"])
     assert all(row["gain"]["values"].keys() == {"0"} for row in report["rows"][1:])
-    assert (folder / "table2.md").read_text().splitlines()[2] in result.stdout
+    assert (folder / "table2.md").read_text(encoding="utf-8").splitlines()[2] in result.stdout
 
     trained = {path: path.stat().st_mtime_ns for path in folder.rglob("model.safetensors")}
     assert ablate("table2", folder, "--seeds", "0").returncode == 0
@@ -100,4 +108,4 @@ def test_a_training_that_fails_ends_the_ablation(tmp_path):
     assert result.returncode == 1
     assert "swim_tiny" in result.stderr
     assert result.stderr.splitlines()[-1].startswith("error: training ")
-    assert "STL" in (tmp_path / "ablation" / "table2.md").read_text()
+    assert "STL" in (tmp_path / "ablation" / "table2.md").read_text(encoding="utf-8")

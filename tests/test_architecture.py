@@ -1,6 +1,7 @@
 """What keeps the package one way: imports, the names of tasks, silence."""
 
 import ast
+import re
 import subprocess
 import sys
 
@@ -151,6 +152,13 @@ def may_name_tasks(path):
 )
 def test_no_task_is_named_outside_the_task_table_and_the_data(path):
     assert [(line, text) for line, text in string_constants(path) if text in transformers_sem.TASKS] == []
+
+
+@pytest.mark.parametrize("path", sorted(SOURCE.rglob("*.jinja")), ids=name_of)
+def test_no_template_names_a_task(path):
+    words = re.findall(r"\w+", path.read_text(encoding="utf-8").lower())
+    assert words
+    assert [word for word in words if word in transformers_sem.TASKS] == []
 
 
 @pytest.mark.parametrize("path", python_files(SOURCE), ids=name_of)

@@ -1,5 +1,6 @@
 import csv
 import json
+import locale
 import statistics
 
 import pytest
@@ -11,6 +12,7 @@ from transformers_sem.training.ablation import (
     Ablation,
     describe_model,
     describe_runs,
+    replace_text,
     save_table,
     summarize,
     to_markdown,
@@ -201,6 +203,16 @@ def test_costs_are_those_of_the_model_and_of_all_single_task_models_together(abl
     assert multi["multiply_accumulates_billions"] < single["multiply_accumulates_billions"]
 
 
+def test_tables_are_in_utf_8_whatever_the_locale(tmp_path):
+    earlier = locale.setlocale(locale.LC_CTYPE)
+    locale.setlocale(locale.LC_CTYPE, "C")
+    try:
+        replace_text(tmp_path / "table.md", "Δm 1.5 ± 0.5 ↑")
+    finally:
+        locale.setlocale(locale.LC_CTYPE, earlier)
+    assert (tmp_path / "table.md").read_bytes() == "Δm 1.5 ± 0.5 ↑".encode()
+
+
 def test_markdown_csv_and_json_agree(ablation):
     finish_all(ablation, "stl", STL)
     finish_all(ablation, "mtl", MTL)
@@ -211,7 +223,9 @@ def test_markdown_csv_and_json_agree(ablation):
 
     report = json.loads((ablation.output / "table.json").read_text())
     lines = [
-        line.strip("|").split("|") for line in (ablation.output / "table.md").read_text().splitlines() if "|" in line
+        line.strip("|").split("|")
+        for line in (ablation.output / "table.md").read_text(encoding="utf-8").splitlines()
+        if "|" in line
     ]
     header, _, *markdown = [[cell.strip() for cell in line] for line in lines]
     assert header == ["", "semseg/miou ↑", "depth/rmse ↓", "Δm, % ↑", "M parameters", "GMAC"]

@@ -87,6 +87,31 @@ def test_a_resumed_run_drops_what_it_takes_again(log, tmp_path):
     assert log.path.read_text() == ""
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        "{",
+        "",
+        '{"step": 30, "loss": 1.',
+        "[1, 2]",
+        "null",
+        '{"loss": 1.0}',
+        '{"step": "30"}',
+        '{"step": 30, "losses": [1]}',
+        "\x00\x00",
+        "\udcff",
+    ],
+    ids=ascii,
+)
+def test_a_history_is_read_up_to_the_first_line_that_is_no_entry(log, tmp_path, line):
+    lines = ['{"step": 10}', '{"step": 20}', line, '{"step": 30}']
+    log.path.write_bytes("\n".join(lines).encode(errors="surrogateescape"))
+    assert read_history(tmp_path) == [{"step": 10}, {"step": 20}]
+    log.forget_after(10)
+    assert log.path.read_text() == '{"step": 10}\n'
+
+
 def test_a_run_without_a_history_has_nothing_to_drop(log, tmp_path):
     log.forget_after(3)
+    assert read_history(tmp_path) == []
     assert list(tmp_path.iterdir()) == []

@@ -7,7 +7,6 @@ there, so that an ablation which was interrupted goes on where it was.
 import csv
 import io
 import json
-import os
 import statistics
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from ..scoring import main_scores, multi_task_gain
 from ..tasks import get_task
 from .configuration import SETTINGS_NAME, TrainingConfig, claim_output_dir
 from .cost import build_without_weights, count_multiply_accumulates, network_size
-from .reporting import save_report
+from .reporting import save_report, written_beside
 
 
 # Fields of `SEMConfig`; all else is what the configuration says.
@@ -362,6 +361,5 @@ def save_table(stem: Path, title: str, rows: list[dict[str, Any]], facts: dict[s
 
 def replace_text(path: Path, text: str) -> None:
     """Writes a file beside and then renames it."""
-    unfinished = path.with_name(f"unfinished_{path.name}")
-    unfinished.write_text(text)
-    os.replace(unfinished, path)
+    with written_beside(path) as unfinished:
+        unfinished.write_text(text, encoding="utf-8")

@@ -7,8 +7,6 @@ the folder of the run: `history.jsonl`, `snapshots/`, `evaluation.json`. What is
 import base64
 import io
 import json
-import math
-import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
@@ -26,8 +24,8 @@ from ..scoring import main_scores
 from ..tasks import get_task
 from .configuration import TrainingConfig
 from .plan import effective_settings
-from .progress import HISTORY_NAME
-from .reporting import environment
+from .progress import HISTORY_NAME, history_lines, read_history
+from .reporting import environment, written_beside
 from .snapshots import SNAPSHOTS_NAME, cut_grid, list_snapshots
 
 
@@ -50,8 +48,14 @@ STYLE = {
 }
 MAX_STEPS_SHOWN = 6  # predictions of more snapshots than that are not compared at a glance
 REFRESH_SECONDS = 60
+LARGEST_DRAWN = 1e30  # beyond, the axes of matplotlib overflow
 
 STATES = ("offsets", "stage_weights")
+# what JSON and pictures raise that hold something else than they should; PIL calls a broken chunk a syntax error
+UNREADABLE = (
+    *(ValueError, KeyError, TypeError, AttributeError, OverflowError, OSError),
+    *(SyntaxError, Image.DecompressionBombError),
+)
 
 Points = list[tuple[int, float]]  # (step, value)
 
@@ -104,7 +108,7 @@ def write_html_report(config: TrainingConfig, model_config: SEMConfig, status: s
         facts=list_facts(config, model_config, records.history),
         notes=records.notes,
         sections=draw_sections(model_config, records),
-        scores=list_scores(records.evaluation),
+        scores=list_scores(records.evaluation) if records.evaluation else [],
         evaluation=records.evaluation,
         num_images=records.snapshots[-1]["num_images"] if records.snapshots else 0,
         strips=film_strips(records.snapshots),
@@ -112,9 +116,8 @@ def write_html_report(config: TrainingConfig, model_config: SEMConfig, status: s
         environment=environment(),
     )
     path = output_dir / REPORT_NAME
-    unfinished = path.with_name(f"unfinished_{path.name}")
-    unfinished.write_text(page, encoding="utf-8")
-    os.replace(unfinished, path)
+    with written_beside(path) as unfinished:
+        unfinished.write_text(page, encoding="utf-8")
     return path
 
 
@@ -125,55 +128,30 @@ def write_html_report(config: TrainingConfig, model_config: SEMConfig, status: s
 def read_records(output_dir: Path) -> Records:
     """Reads what there is; what cannot be read becomes a note."""
     notes: list[str] = []
-    history = read_entries(output_dir / HISTORY_NAME, notes)
+    history, num_lines = read_history(output_dir), len(history_lines(output_dir))
+    if len(history) < num_lines:
+        notes.append(
+            f"Line {len(history) + 1} of {num_lines} of {HISTORY_NAME} could not be read; it ends the curves."
+        )
     snapshots = []
     for path in list_snapshots(output_dir / SNAPSHOTS_NAME):
         try:
             snapshots.append(read_snapshot(path))
-        except (ValueError, KeyError, TypeError, OSError):
+        except UNREADABLE:
             notes.append(f"The snapshot {path.name} could not be read and is left out.")
     evaluation = None
     if (output_dir / "evaluation.json").is_file():
         try:
-            evaluation = json.loads((output_dir / "evaluation.json").read_text(encoding="utf-8"))
-            list_scores(evaluation)
-        except (ValueError, KeyError, TypeError, OSError):
-            evaluation = None
+            evaluation = read_evaluation(output_dir / "evaluation.json")
+        except UNREADABLE:
             notes.append("evaluation.json could not be read: the final scores are left out.")
     return Records(history, snapshots, evaluation, notes)
-
-
-def read_entries(path: Path, notes: list[str]) -> list[dict]:
-    """Log entries in the order of their steps; where a resumed run logged a step again, the later entry counts."""
-    entries: list[dict] = []
-    num_broken = 0
-    lines = path.read_bytes().splitlines() if path.is_file() else []
-    for line in lines:
-        entry = parse_entry(line)
-        if entry is None:
-            num_broken += 1
-            continue
-        while entries and entries[-1]["step"] >= entry["step"]:
-            entries.pop()
-        entries.append(entry)
-    if num_broken:
-        notes.append(f"{num_broken} of {len(lines)} lines of {path.name} could not be read and are left out.")
-    return entries
-
-
-def parse_entry(line: bytes) -> dict | None:
-    """One line of the history, or `None` if it is none."""
-    try:
-        entry = json.loads(line)
-    except ValueError:
-        return None
-    is_entry = isinstance(entry, dict) and isinstance(entry.get("step"), int)
-    return entry if is_entry and isinstance(entry.get("losses", {}), dict) else None
 
 
 def read_snapshot(path: Path) -> dict:
     """Numbers of a snapshot, and the cells of its picture."""
     facts = json.loads(path.read_text(encoding="utf-8"))
+    check_snapshot(facts)
     with Image.open(path.with_suffix(".png")) as grid:
         num_rows, num_columns = 2 * facts["num_pictures"], 1 + len(facts["tasks"])
         cells = cut_grid(grid.convert("RGB"), num_rows, num_columns)
@@ -181,15 +159,30 @@ def read_snapshot(path: Path) -> dict:
     return {**facts, **states, "scores": dict(facts["scores"]), "cells": cells}
 
 
+def check_snapshot(facts: dict) -> None:
+    """Raises one of `UNREADABLE` unless the numbers of a snapshot can be shown."""
+    step, tasks, num_images = (facts[name] for name in ("step", "tasks", "num_images"))
+    are_tasks = isinstance(tasks, list) and all(isinstance(task, str) for task in tasks)
+    if not (are_tasks and isinstance(step, int) and is_number(step) and is_number(num_images)):
+        raise ValueError(f"A snapshot is of a step, tasks and images; got {step!r}, {tasks!r} and {num_images!r}.")
+
+
+def read_evaluation(path: Path) -> dict:
+    """The final scores, of which a table can be made."""
+    evaluation = json.loads(path.read_text(encoding="utf-8"))
+    list_scores(evaluation)
+    return {name: evaluation[name] for name in ("scores", "constant_scores", "num_images")}
+
+
 def is_number(value: Any) -> bool:
     """Whether a value can be drawn."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < LARGEST_DRAWN
 
 
 def points_of(entries: Iterable[dict], value_of: Callable[[dict], Any]) -> Points:
     """`(step, value)` of the entries that have a value."""
     pairs = ((entry["step"], value_of(entry)) for entry in entries)
-    return [(step, value) for step, value in pairs if is_number(value)]
+    return [(step, value) for step, value in pairs if is_number(step) and is_number(value)]
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -318,14 +311,15 @@ def describe_time(config: TrainingConfig, history: list[dict]) -> str:
     )
     step, speed = list(speeds.items())[-1]
     rest = (config.max_steps - step) * config.batch_size / speed
-    text = f"{timedelta(seconds=round(spent))} of training"
-    return f"{text}, about {timedelta(seconds=round(rest))} left" if rest > 0 else text
+    try:
+        text = f"{timedelta(seconds=round(spent))} of training"
+        return f"{text}, about {timedelta(seconds=round(rest))} left" if rest > 0 else text
+    except (OverflowError, ValueError):  # infinity, nan
+        return f"not known: the speeds in {HISTORY_NAME} cannot be right"
 
 
-def list_scores(evaluation: dict | None) -> list[dict]:
+def list_scores(evaluation: dict) -> list[dict]:
     """Rows of the table of final scores: name, value, that of the constant predictor, and whether the task is judged by it."""
-    if evaluation is None:
-        return []
     main_keys = set(main_scores(evaluation["scores"]).values())
     return [
         {

@@ -18,6 +18,7 @@ from ..configuration_sem import SEMConfig
 from ..modeling_sem import SEMForMultiTaskDensePrediction
 from ..tasks import get_task
 from .configuration import TrainingConfig
+from .cost import network_size
 
 
 # What `output_dir` holds in the end
@@ -168,7 +169,7 @@ def describe_memory(memory: Memory) -> str:
 
 def made_up_batch(config: TrainingConfig, model_config: SEMConfig, num_images: int) -> dict[str, Any]:
     """Images and labels of the shapes and formats of the training, from random numbers."""
-    size = config.network_size or config.input_size
+    size = network_size(config)
     generator = torch.Generator().manual_seed(0)
     labels = {}
     for task, num_labels in model_config.task_num_labels.items():

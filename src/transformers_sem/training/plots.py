@@ -1,6 +1,5 @@
 """Pictures of ablations: scores against a setting, and deep features in two dimensions."""
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from ..image_processing_sem import SEMImageProcessor
 from ..modeling_sem import SEMForMultiTaskDensePrediction
 from ..tasks import get_task, resize_label
 from .ablation import arrow, score_columns
+from .reporting import written_beside
 
 
 NUM_CLASSES, NUM_POINTS = 10, 150  # of a picture of features: the most frequent classes, and points of each
@@ -27,16 +27,14 @@ MAX_PIXELS = 256  # of an image; with all, the features of a data set would fill
 
 def save_figure(figure: Figure, path: Path) -> None:
     """Writes a figure beside and then renames it."""
-    unfinished = path.with_name(f"unfinished_{path.name}")
-    figure.savefig(unfinished, dpi=150)
-    os.replace(unfinished, path)
+    with written_beside(path) as unfinished:
+        figure.savefig(unfinished, dpi=150)
 
 
 def save_picture(picture: Image.Image, path: Path) -> None:
     """The same for a picture."""
-    unfinished = path.with_name(f"unfinished_{path.name}")
-    picture.save(unfinished)
-    os.replace(unfinished, path)
+    with written_beside(path) as unfinished:
+        picture.save(unfinished)
 
 
 def plot_settings(panels: dict[str, dict[int, dict[str, Any]]]) -> Figure:

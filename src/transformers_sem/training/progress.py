@@ -6,10 +6,13 @@ import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import torch
 from accelerate import Accelerator
+
+from .reporting import written_beside
 
 
 HISTORY_NAME = "history.jsonl"
@@ -81,21 +84,34 @@ class LossLog:
         """Drops the entries of steps that a resumed run takes again, and what a killed one left half written."""
         if not self.accelerator.is_main_process or not self.path.exists():
             return
-        unfinished = self.path.with_name(f"unfinished_{self.path.name}")
         kept = [json.dumps(entry) + "\n" for entry in read_history(self.path.parent) if entry["step"] <= step]
-        unfinished.write_text("".join(kept))
-        os.replace(unfinished, self.path)
+        with written_beside(self.path) as unfinished:
+            unfinished.write_text("".join(kept))
 
 
 def read_history(folder: Path) -> list[dict]:
-    """The log entries of a run, of which a killed one may have left the last half written."""
+    """The log entries of a run up to the first line that is none; a killed run may have left the last one half written."""
     entries = []
-    for line in (folder / HISTORY_NAME).read_bytes().splitlines():
+    for line in history_lines(folder):
         try:
-            entries.append(json.loads(line))
+            entry = json.loads(line)
         except ValueError:
             break
+        if not is_entry(entry):
+            break
+        entries.append(entry)
     return entries
+
+
+def history_lines(folder: Path) -> list[bytes]:
+    """The lines that `read_history` reads; a run that has logged nothing has none."""
+    path = folder / HISTORY_NAME
+    return path.read_bytes().splitlines() if path.is_file() else []
+
+
+def is_entry(value: Any) -> bool:
+    """Whether a JSON value has the form of a log entry, as far as a reader must rely on it."""
+    return isinstance(value, dict) and isinstance(value.get("step"), int) and isinstance(value.get("losses", {}), dict)
 
 
 def flatten(entry: dict) -> Iterator[tuple[str, float | None]]:

@@ -7,7 +7,8 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
@@ -22,6 +23,14 @@ from transformers.image_processing_base import ImageProcessingMixin
 
 from ..panels import Prediction, prediction_panel
 from ..tasks import get_task
+
+
+@contextmanager
+def written_beside(path: Path) -> Iterator[Path]:
+    """Gives the path of an unfinished file in the same folder, of the same kind, and moves it to `path` once it is written."""
+    unfinished = path.with_name(f"unfinished_{path.name}")
+    yield unfinished
+    os.replace(unfinished, path)
 
 
 def save_trained(
@@ -46,17 +55,15 @@ def save_trained(
 def save_report(path: Path, **facts) -> None:
     """Writes scores and how they came about as JSON: the `facts`, then command, commit, versions and hardware."""
     report = {**facts, "command": shlex.join(["python", *sys.argv]), "environment": environment()}
-    unfinished = path.with_name(f"unfinished_{path.name}")
-    unfinished.write_text(json.dumps(report, indent=2) + "\n")
-    os.replace(unfinished, path)
+    with written_beside(path) as unfinished:
+        unfinished.write_text(json.dumps(report, indent=2) + "\n")
 
 
 def save_image_scores(path: Path, image_scores: list[dict]) -> None:
     """Writes the scores of every image as a row of a Parquet table, null where an image has no labels of a task."""
     columns = dict.fromkeys(key for scores in image_scores for key in scores)
-    unfinished = path.with_name(f"unfinished_{path.name}")
-    pq.write_table(pa.table({key: [scores.get(key) for scores in image_scores] for key in columns}), unfinished)
-    os.replace(unfinished, path)
+    with written_beside(path) as unfinished:
+        pq.write_table(pa.table({key: [scores.get(key) for scores in image_scores] for key in columns}), unfinished)
 
 
 def save_maps(folder: Path, name: str, maps: dict[str, Tensor]) -> None:
@@ -68,20 +75,18 @@ def save_maps(folder: Path, name: str, maps: dict[str, Tensor]) -> None:
         encode = get_task(task).encode
         path = folder / task / f"{name.replace('/', '_')}{'.png' if encode else '.npy'}"
         path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_name(f"unfinished_{path.name}")
-        if encode:
-            encode(values.numpy()).save(unfinished)
-        else:
-            np.save(unfinished, values.numpy())
-        os.replace(unfinished, path)
+        with written_beside(path) as unfinished:
+            if encode:
+                encode(values.numpy()).save(unfinished)
+            else:
+                np.save(unfinished, values.numpy())
 
 
 def save_panel(path: Path, predictions: Iterable[Prediction], num_images: int = 4) -> None:
     """Draws the first images with their predictions and their ground truth."""
     panel = prediction_panel(list(islice(predictions, num_images)))
-    unfinished = path.with_name(f"unfinished_{path.name}")
-    panel.save(unfinished)
-    os.replace(unfinished, path)
+    with written_beside(path) as unfinished:
+        panel.save(unfinished)
 
 
 def environment() -> dict[str, str | None]:

@@ -5,7 +5,6 @@ nothing of the training: no random number is drawn, no buffer moves, and every m
 """
 
 import json
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from ..image_processing_sem import SEMImageProcessor
 from ..modeling_sem import SEMForMultiTaskDensePrediction, SEMModel, SEMStates, reference_grid
 from ..panels import Prediction, colorize_pair
 from ..scoring import MetricSums
+from .reporting import written_beside
 
 
 SNAPSHOTS_NAME = "snapshots"
@@ -68,13 +68,11 @@ class Snapshots:
             facts |= {"scores": self._score(model.config, predictions), **mean_states(states)}
             self.folder.mkdir(parents=True, exist_ok=True)
             path = self.folder / f"step_{step:06d}.png"
-            unfinished = path.with_name(f"unfinished_{path.name}")
-            draw_grid(predictions[:NUM_PICTURES]).save(unfinished)
-            os.replace(unfinished, path)
+            with written_beside(path) as unfinished:
+                draw_grid(predictions[:NUM_PICTURES]).save(unfinished)
             # last: where the numbers are, the picture is
-            unfinished = path.with_name(f"unfinished_{path.stem}.json")
-            unfinished.write_text(json.dumps(facts) + "\n")
-            os.replace(unfinished, path.with_suffix(".json"))
+            with written_beside(path.with_suffix(".json")) as unfinished:
+                unfinished.write_text(json.dumps(facts) + "\n")
 
     def forget_after(self, step: int) -> None:
         """Removes what is of steps that a run, which resumes from `step`, has yet to take."""
@@ -191,7 +189,16 @@ def fit(picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def cut_grid(grid: Image.Image, num_rows: int, num_columns: int) -> list[list[Image.Image]]:
-    """The cells of `draw_grid`, row by row."""
+    """The cells of `draw_grid`, row by row.
+
+    Raises:
+        ValueError: If the picture cannot have so many.
+    """
+    if not (1 <= num_rows <= grid.height and 1 <= num_columns <= grid.width):
+        raise ValueError(
+            f"A picture of {grid.height} x {grid.width} pixels has no {num_rows} x {num_columns} cells: it is not the picture "
+            "of these numbers."
+        )
     width, height = grid.width // num_columns, grid.height // num_rows
     return [
         [
