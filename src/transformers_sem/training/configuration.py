@@ -281,7 +281,7 @@ def plain_errors() -> Iterator[None]:
     except DatasetGenerationError as error:
         sys.exit("error: " + " ".join(str(error.__cause__ or error).split()))
     except KeyboardInterrupt:
-        print("Interrupted. The same command goes on where this one was.", file=sys.stderr)  # noqa: T201
+        sys.stderr.write("Interrupted. The same command goes on where this one was.\n")
         sys.exit(128 + signal.SIGINT)
 
 
