@@ -20,7 +20,7 @@ train: .venv/installed  ## Train a small model on the embedded scenes in minutes
 	$(LAUNCH) scripts/train.py --config scripts/configs/quickstart.yaml
 
 test: .venv/installed  ## Run the tests: CPU, offline, under three minutes
-	OMP_NUM_THREADS=1 .venv/bin/python -m pytest --numprocesses 2 --dist loadfile
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 test-slow: .venv/installed  ## Run the slow tests too
 	.venv/bin/python -m pytest -m "not gpu and not benchmark"
