@@ -809,14 +809,13 @@ class SEMModel(SEMPreTrainedModel):
             task_maps, inter_task_states = self.decoder(intra_task_maps, feature_maps)
             if self.training:
                 self.update_initial_bases([state.bases for state in inter_task_states])
+        task_hidden_states = {task: cover(task_map, size, self.output_stride) for task, task_map in task_maps.items()}
         sem_states = None
         if output_sem_states:
-            sem_states = self.collect_states(task_maps, intra_task_states, inter_task_states, size)
+            sem_states = self.collect_states(task_hidden_states, intra_task_states, inter_task_states, size)
         return SEMModelOutput(
             last_hidden_state=last_hidden_state,
-            task_hidden_states={
-                task: cover(task_map, size, self.output_stride) for task, task_map in task_maps.items()
-            },
+            task_hidden_states=task_hidden_states,
             intra_task_hidden_states=intra_task_maps
             and {task: cover(task_map, size, self.deepest_stride) for task, task_map in intra_task_maps.items()},
             hidden_states=outputs.hidden_states,
@@ -826,7 +825,7 @@ class SEMModel(SEMPreTrainedModel):
 
     def collect_states(
         self,
-        task_maps: dict[str, Tensor],
+        task_hidden_states: dict[str, Tensor],
         intra_task_states: dict[str, SEMIntraTaskState],
         inter_task_states: list[SEMInterTaskState],
         size: tuple[int, int],
@@ -834,7 +833,7 @@ class SEMModel(SEMPreTrainedModel):
         """Relates what the modules saw to the image of `size`, without its padding."""
         padding = [1 + (-edge % self.size_divisor) / edge for edge in size]
         return SEMStates(
-            features={task: cover(task_map, size, self.output_stride) for task, task_map in task_maps.items()},
+            features=task_hidden_states,
             points={
                 task: tuple((points + 1) * points.new_tensor(padding) - 1 for points in state.points)
                 for task, state in intra_task_states.items()
@@ -886,16 +885,13 @@ class SEMModel(SEMPreTrainedModel):
     def _pad(self, pixel_values: Tensor) -> Tensor:
         """Zeros at the right and bottom up to a multiple of `size_divisor`, so that every stage has its exact stride."""
         height, width = pixel_values.shape[-2:]
-        # counted in whole cells, not by a remainder: what follows in an exported graph then simplifies
-        rows, columns = (-(-edge // self.size_divisor) * self.size_divisor for edge in (height, width))
-        return F.pad(pixel_values, (0, columns - width, 0, rows - height))
+        return F.pad(pixel_values, (0, -width % self.size_divisor, 0, -height % self.size_divisor))
 
 
 def invalid_labels(task: str, logits: Tensor, size: tuple[int, int]) -> Tensor:
     """Labels without a valid pixel: on a rank that has no others, its share in the loss that all ranks have in common."""
     label_format = get_task(task).label_format
-    channels = [label_format.num_channels] if label_format.num_channels else []
-    shape = (len(logits), *channels, *size)
+    shape = label_format.batch_shape(len(logits), size)
     return torch.full(shape, label_format.invalid_value, dtype=label_format.dtype, device=logits.device)
 
 
@@ -969,7 +965,8 @@ class SEMForMultiTaskDensePrediction(SEMPreTrainedModel):
             size = tuple(pixel_values.shape[-2:])
             self._check_labels(logits, labels, size)
             if self.training and dist.is_available() and dist.is_initialized():
-                labels = {task: labels.get(task, invalid_labels(task, logits[task], size)) for task in logits}
+                missing = [task for task in logits if task not in labels]
+                labels = {**labels, **{task: invalid_labels(task, logits[task], size) for task in missing}}
             loss, losses = self.compute_loss(logits, auxiliary_logits, labels)
         return SEMMultiTaskOutput(
             loss=loss,
@@ -1010,8 +1007,7 @@ class SEMForMultiTaskDensePrediction(SEMPreTrainedModel):
                     f"Labels of {task} are a tensor; got {type(label).__name__}. Use the image processor."
                 )
             label_format = get_task(task).label_format
-            channels = [label_format.num_channels] if label_format.num_channels else []
-            expected = (len(logits[task]), *channels, *size)
+            expected = label_format.batch_shape(len(logits[task]), size)
             if label.shape != expected:
                 raise ValueError(
                     f"Labels of {task} have the batch and the size of the images, {expected}; got {tuple(label.shape)}."

@@ -66,6 +66,11 @@ class LabelFormat:
     is_valid_value: Callable[[Tensor], Tensor]
     rule: str
 
+    def batch_shape(self, num_images: int, size: tuple[int, int]) -> tuple[int, ...]:
+        """Shape of the labels of several images of `size`, height and width."""
+        channels = (self.num_channels,) if self.num_channels else ()
+        return (num_images, *channels, *size)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Metric:

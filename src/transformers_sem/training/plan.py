@@ -177,8 +177,7 @@ def made_up_batch(config: TrainingConfig, model_config: SEMConfig, num_images: i
         if label_format.dtype == torch.int64:
             labels[task] = torch.randint(num_labels, (num_images, *size), generator=generator)
         else:
-            channels = [label_format.num_channels] if label_format.num_channels else []
-            labels[task] = torch.rand(num_images, *channels, *size, generator=generator)
+            labels[task] = torch.rand(label_format.batch_shape(num_images, size), generator=generator)
     num_channels = model_config.backbone_config.num_channels
     return {"pixel_values": torch.randn(num_images, num_channels, *size, generator=generator), "labels": labels}
 
