@@ -44,8 +44,9 @@ from transformers_sem.training.ablation import (
 )
 from transformers_sem.training.configuration import plain_errors
 from transformers_sem.training.evaluating import predict_rows
-from transformers_sem.training.plots import collect_features, plot_features, plot_settings, save_figure, save_picture
+from transformers_sem.training.plots import collect_features, plot_features, plot_settings, save_figure
 from transformers_sem.training.processes import run_to_the_end
+from transformers_sem.training.reporting import save_picture
 
 
 TRAIN = Path(__file__).with_name("train.py")
@@ -157,7 +158,7 @@ def fig5(arguments: argparse.Namespace, ablation: Ablation) -> None:
         name: list(predict_rows(*both, rows.select(spread), batch_size=1)) for name, both in compared.items()
     }
     path = arguments.output / "fig5.png"
-    save_picture(comparison_panel(predictions), path)
+    save_picture(path, comparison_panel(predictions))
     print(f"Written: {path}.")
 
 

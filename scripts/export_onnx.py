@@ -4,7 +4,7 @@
     python scripts/export_onnx.py --model runs/swin_tiny_nyud_v2 --output onnx --size 448 576
 
 Writes model.onnx, preprocessor_config.json, config.json and run_onnx.py, the example. Before anything is there under its
-name, ONNX Runtime predicts images of two sizes and has to agree with the model. With --size the graph takes images of that
+name, ONNX Runtime predicts images, of two sizes, and has to agree with the model. With --size the graph takes images of that
 size alone, which is all that some encoders can do: Swin's windows, or the positions of timm's DINOv3, are laid out by size.
 """
 

@@ -8,7 +8,6 @@ left out; the exit code is then 1.
 """
 
 import argparse
-import os
 import sys
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from transformers_sem.inside import inside_panel
 from transformers_sem.panels import Prediction, prediction_panel
 from transformers_sem.training.configuration import plain_errors
 from transformers_sem.training.evaluating import predict
+from transformers_sem.training.reporting import save_picture, written_beside
 
 
 def find_photos(inputs: list[Path]) -> list[Path]:
@@ -62,19 +62,9 @@ def read_photo(path: Path) -> torch.Tensor:
 
 def save_prediction(prediction: Prediction, path: Path) -> None:
     """Writes panel and maps, beside and renamed, so that none is ever half there."""
-    unfinished = path.parent / f"unfinished_{path.name}"
-    with unfinished.open("wb") as file:
-        np.savez_compressed(file, **{task: values.numpy() for task, values in prediction.maps.items()})
-    os.replace(unfinished, path.with_name(path.name + ".npz"))
-    save_picture(prediction_panel([prediction]), path.with_name(path.name + ".png"))
-
-
-def save_picture(picture: Image.Image, path: Path) -> None:
-    """Writes beside and renames, so that no picture is ever half there."""
-    unfinished = path.parent / f"unfinished_{path.name}"
-    with unfinished.open("wb") as file:
-        picture.save(file, format="PNG")
-    os.replace(unfinished, path)
+    with written_beside(path.with_name(path.name + ".npz")) as unfinished:
+        np.savez_compressed(unfinished, **{task: values.numpy() for task, values in prediction.maps.items()})
+    save_picture(path.with_name(path.name + ".png"), prediction_panel([prediction]))
 
 
 def main() -> None:
@@ -104,7 +94,7 @@ def main() -> None:
         if arguments.inside:
             (arguments.output / "inside").mkdir(exist_ok=True)
             panel = inside_panel(model, image_processor, image)
-            save_picture(panel, arguments.output / "inside" / f"{photo.stem}.png")
+            save_picture(arguments.output / "inside" / f"{photo.stem}.png", panel)
     print(f"Written: {len(photos) - failures} panels and as many .npz files to {arguments.output}/.")
     sys.exit(1 if failures else 0)
 

@@ -34,13 +34,13 @@ class MultiTaskMetric(evaluate.Metric):
     scores = metric.compute()  # {"semseg/miou": 0.57, "depth/rmse": 0.49, ...}: fractions, metres, degrees
     ```
 
-    A metric of one task, `MultiTaskMetric({"depth": 1})`, takes its own from the same predictions and references, also in
+    A metric of one task takes its own from the same predictions and references, also in
     `evaluate.combine`.
 
     Args:
         task_num_labels (`dict[str, int]`): Head width of each task; tasks without a metric are left out.
         task_metric_kwargs (`dict[str, dict]`, *optional*): Keyword arguments of a task's statistics, such as
-            `{"boundary": {"max_distance": 0.0075}}` for PASCAL-Context; the defaults are those of NYUD-v2.
+            `max_distance=0.0075` of boundaries on PASCAL-Context; the defaults are those of NYUD-v2.
         **kwargs: As `evaluate.Metric` takes them.
 
     Raises:

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from transformers_sem.training.configuration import TrainingConfig
-from transformers_sem.training.html_report import moving_mean, read_records, spread, write_html_report
+from transformers_sem.training.html_report import moving_mean, read_records, write_html_report
 
 from ..tiny import tiny_config
 
@@ -286,7 +286,3 @@ def test_settings_that_differ_are_marked(draw):
 
 def test_moving_mean():
     assert moving_mean([1.0, 2.0, 6.0, 3.0], 1) == [1.5, 3.0, pytest.approx(11 / 3), 4.5]
-
-
-def test_spread():
-    assert [spread(7, 6), spread(100, 2)] == [[0, 1, 2, 4, 5, 6], [0, 99]]

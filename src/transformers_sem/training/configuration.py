@@ -1,7 +1,6 @@
 """The settings of a training run: a dataclass of the paper's recipe, a YAML file of what differs, and overrides."""
 
 import argparse
-import os
 import signal
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -16,6 +15,7 @@ from filelock import FileLock, Timeout
 from huggingface_hub.errors import StrictDataclassError
 
 from ..configuration_sem import SEMConfig
+from .reporting import written_beside
 
 
 SETTINGS_NAME = "training.yaml"
@@ -312,9 +312,8 @@ def claim_output_dir(config: TrainingConfig) -> None:
     path = Path(config.output_dir) / SETTINGS_NAME
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_name(f"unfinished_{SETTINGS_NAME}")
-        unfinished.write_text(yaml.safe_dump(asdict(config), sort_keys=False))
-        os.replace(unfinished, path)
+        with written_beside(path) as unfinished:
+            unfinished.write_text(yaml.safe_dump(asdict(config), sort_keys=False))
         return
     earlier = asdict(TrainingConfig.load(path))
     changed = [

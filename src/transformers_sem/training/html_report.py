@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+import numpy as np
 from matplotlib import rc_context
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
@@ -341,7 +342,8 @@ def film_strips(snapshots: list[dict]) -> list[dict]:
     alike = [
         shot for shot in snapshots if (shot["tasks"], shot["num_pictures"]) == (last["tasks"], last["num_pictures"])
     ]
-    shown = alike if len(alike) <= MAX_STEPS_SHOWN else [alike[place] for place in spread(len(alike), MAX_STEPS_SHOWN)]
+    places = np.linspace(0, len(alike) - 1, min(len(alike), MAX_STEPS_SHOWN)).round().astype(int)
+    shown = [alike[place] for place in places]
     strips = []
     for index in range(last["num_pictures"]):
         rows = {
@@ -351,11 +353,6 @@ def film_strips(snapshots: list[dict]) -> list[dict]:
         }
         strips.append({"image": jpeg_uri(last["cells"][2 * index][0]), "rows": rows})
     return strips
-
-
-def spread(length: int, count: int) -> list[int]:
-    """`count` places from the first to the last of `length`, evenly."""
-    return [round(index * (length - 1) / (count - 1)) for index in range(count)]
 
 
 def jpeg_uri(picture: Image.Image) -> str:

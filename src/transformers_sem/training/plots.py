@@ -9,7 +9,6 @@ import datasets
 import numpy as np
 import torch
 from matplotlib.figure import Figure
-from PIL import Image
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -29,12 +28,6 @@ def save_figure(figure: Figure, path: Path) -> None:
     """Writes a figure beside and then renames it."""
     with written_beside(path) as unfinished:
         figure.savefig(unfinished, dpi=150)
-
-
-def save_picture(picture: Image.Image, path: Path) -> None:
-    """The same for a picture."""
-    with written_beside(path) as unfinished:
-        picture.save(unfinished)
 
 
 def plot_settings(panels: dict[str, dict[int, dict[str, Any]]]) -> Figure:
@@ -85,9 +78,8 @@ def labelled_states(
     samples = TransformedDataset(rows, [task], image_processor)
     for index in tqdm(range(len(samples)), desc="features"):
         sample = samples[index]
-        states = model.sem(sample["pixel_values"].unsqueeze(0).to(model.device)).task_hidden_states[task][
-            0
-        ]  # (C, h, w)
+        outputs = model.sem(sample["pixel_values"].unsqueeze(0).to(model.device))
+        states = outputs.task_hidden_states[task][0]  # (C, h, w)
         ids = resize_label(task, sample["labels"][task], tuple(states.shape[-2:])).flatten()
         valid = (ids != invalid).nonzero().squeeze(1)
         chosen = valid[torch.randperm(len(valid), generator=torch.Generator().manual_seed(index))[:MAX_PIXELS]]

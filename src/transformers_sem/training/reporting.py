@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from PIL import Image
 from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.image_processing_base import ImageProcessingMixin
@@ -82,11 +83,15 @@ def save_maps(folder: Path, name: str, maps: dict[str, Tensor]) -> None:
                 np.save(unfinished, values.numpy())
 
 
+def save_picture(path: Path, picture: Image.Image) -> None:
+    """Writes a picture, of the format that its name says."""
+    with written_beside(path) as unfinished:
+        picture.save(unfinished)
+
+
 def save_panel(path: Path, predictions: Iterable[Prediction], num_images: int = 4) -> None:
     """Draws the first images with their predictions and their ground truth."""
-    panel = prediction_panel(list(islice(predictions, num_images)))
-    with written_beside(path) as unfinished:
-        panel.save(unfinished)
+    save_picture(path, prediction_panel(list(islice(predictions, num_images))))
 
 
 def environment() -> dict[str, str | None]:
