@@ -55,7 +55,9 @@ class TrainingConfig:
         dataset_kwargs (`dict`): Fields of the data set's builder configuration.
         tasks (`list[str]`, *optional*): The tasks to learn; `None` is all of the data set.
         model (`dict`): Fields of [`SEMConfig`] besides the tasks.
-        pretrained_backbone (`bool | str`): Start from the encoder's own weights, from the cache or the Hub, or from a file
+        pretrained_model (`str`, *optional*): Start from a trained SEM, a folder or Hub name. Its configuration holds but for
+            the tasks and what `model` says; what does not fit, as the heads of other classes, starts anew.
+        pretrained_backbone (`bool | str`): Else, start from the encoder's own weights, from the cache or the Hub, or from a file
             in timm's format, or a folder or Hub name in transformers'.
         input_size (`list[int]`): Height and width of the training crops and of the padded evaluation images.
         network_size (`list[int]`, *optional*): Stretch crops and evaluation images to this height and width, for a
@@ -95,6 +97,7 @@ class TrainingConfig:
     dataset_kwargs: dict = field(default_factory=dict)
     tasks: list | None = None
     model: dict = field(default_factory=dict)
+    pretrained_model: str | None = None
     pretrained_backbone: bool | str = True
     input_size: list = field(default_factory=lambda: [448, 576])
     network_size: list | None = None
