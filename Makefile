@@ -39,5 +39,7 @@ style: .venv/installed  ## Mend formatting and style
 	.venv/bin/ruff check --fix .
 	.venv/bin/ruff format .
 
-build: .venv/installed  ## Build the sdist and the wheel into dist/
+build: .venv/installed  ## Build the sdist and the wheel into dist/, and check them
+	rm -rf build dist
 	.venv/bin/python -m build
+	.venv/bin/twine check --strict dist/*
