@@ -106,6 +106,9 @@ class TaskSpec:
 
     Args:
         name (`str`): Key in the task table, in configurations, labels, logits and predictions.
+        title (`str`, *optional*): The task in words, for people; without it the name.
+        unit (`str`, *optional*): Unit of a prediction, as it stands behind a number.
+        color_key (`str`, *optional*): How to read the colours of a map that has no scale of its own.
         num_labels (`int`): Default head width.
         label_format (`LabelFormat`): Layout of the labels.
         loss (`Callable`): `(logits, labels, **loss_kwargs) -> scalar`, at the size of the labels.
@@ -121,6 +124,9 @@ class TaskSpec:
     """
 
     name: str
+    title: str = ""
+    unit: str = ""
+    color_key: str = ""
     num_labels: int
     label_format: LabelFormat
     loss: Callable[..., Tensor]
@@ -239,6 +245,7 @@ CLASS_METRIC = Metric(
 
 SEMSEG = TaskSpec(
     name="semseg",
+    title="semantic segmentation",
     num_labels=40,
     label_format=CLASS_IDS,
     loss=cross_entropy,
@@ -251,6 +258,8 @@ SEMSEG = TaskSpec(
 )
 DEPTH = TaskSpec(
     name="depth",
+    title="depth",
+    unit="m",
     num_labels=1,
     label_format=LabelFormat(
         dtype=torch.float32,
@@ -270,6 +279,8 @@ DEPTH = TaskSpec(
 )
 NORMAL = TaskSpec(
     name="normal",
+    title="surface normals",
+    color_key="red: x, to the right; green: y, down; blue: z, away from the camera; each from -1 (dark) to 1 (bright)",
     num_labels=3,
     label_format=LabelFormat(
         dtype=torch.float32,
@@ -291,6 +302,7 @@ NORMAL = TaskSpec(
 )
 BOUNDARY = TaskSpec(
     name="boundary",
+    title="boundaries",
     num_labels=1,
     label_format=LabelFormat(
         dtype=torch.float32,
@@ -316,6 +328,7 @@ BOUNDARY = TaskSpec(
 )
 PARSING = TaskSpec(
     name="parsing",
+    title="human parts",
     num_labels=7,
     label_format=CLASS_IDS,
     loss=cross_entropy,
@@ -328,6 +341,7 @@ PARSING = TaskSpec(
 )
 SALIENCY = TaskSpec(
     name="saliency",
+    title="saliency",
     num_labels=2,
     label_format=LabelFormat(
         dtype=torch.int64,

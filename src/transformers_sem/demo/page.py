@@ -1,0 +1,255 @@
+"""The page itself, in Gradio: a photo in, every map out. It asks no other host for anything."""
+
+import html
+import logging
+import os
+import shutil
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import gradio as gr
+import torch
+from PIL import Image
+
+from ..data.scenes import render_scene
+from ..image_processing_sem import SEMImageProcessor
+from ..modeling_sem import SEMForMultiTaskDensePrediction
+from ..pipeline_sem import MultiTaskDensePredictionPipeline
+from ..tasks import get_task
+from .photo import MAX_SIDE, UnreadablePhotoError, read_photo
+from .point_cloud import FIELD_OF_VIEW
+from .views import Views, write_views
+
+
+HERE = Path(__file__).parent
+MAX_WAITING = 32
+# Files of a page that was closed go at once; of one left open, or of a program that called the page, after this
+MAX_AGE_SECONDS = 3600
+SYSTEM_FONT = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif")
+MONOSPACE_FONT = ("ui-monospace", "Menlo", "Consolas", "monospace")
+
+logger = logging.getLogger(__name__)
+
+
+class PhotoInput(gr.Image):
+    """Gradio's image, but for reading the file: that is ours, with messages for people."""
+
+    is_template = True  # to the browser it is a gr.Image
+
+    def preprocess(self, payload: gr.data_classes.ImageData | None) -> str | None:
+        """Path of the file as it was uploaded."""
+        return None if payload is None else payload.path
+
+
+class SessionFolders:
+    """One folder of results for each open page, with a name that nobody can guess.
+
+    Args:
+        root (`Path`): Where they lie.
+    """
+
+    def __init__(self, root: Path):
+        self.root = root
+        self.folders: dict[str | None, Path] = {}
+        self.lock = threading.Lock()
+
+    def renew(self, session: str | None) -> Path:
+        """An empty folder in the place of the session's last one; those of pages left open for long go, too."""
+        self.remove(session)
+        with self.lock:
+            oldest = time.time() - MAX_AGE_SECONDS
+            for other in [key for key, folder in self.folders.items() if folder.stat().st_mtime < oldest]:
+                shutil.rmtree(self.folders.pop(other), ignore_errors=True)
+            self.folders[session] = Path(tempfile.mkdtemp(dir=self.root))
+            return self.folders[session]
+
+    def remove(self, session: str | None) -> None:
+        """Deletes what a session left."""
+        with self.lock:
+            folder = self.folders.pop(session, None)
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def load_pipeline(model: str | Path) -> MultiTaskDensePredictionPipeline:
+    """The model in a folder or on the Hub, on the best device there is."""
+    device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    return MultiTaskDensePredictionPipeline(
+        model=SEMForMultiTaskDensePrediction.from_pretrained(model).eval(),
+        image_processor=SEMImageProcessor.from_pretrained(model),
+        device=device,
+    )
+
+
+def draw_scene() -> Image.Image:
+    """A rendered room that no training with less than a million scenes has seen."""
+    seed = 2 * (10**6 + int.from_bytes(os.urandom(3), "big")) + 1
+    return Image.fromarray(render_scene(seed, 240, 320)["image"])
+
+
+def about(model: str, pipeline: MultiTaskDensePredictionPipeline, max_upload_mb: int) -> str:
+    """What the page does, in Markdown."""
+    titles = ", ".join(get_task(task).title or task for task in pipeline.model.config.tasks)
+    size = pipeline.image_processor.size
+    return (
+        f"# One photo, every dense prediction\n"
+        f"Model **{html.escape(model)}**: {titles}, in one forward pass of a Synergy Embedding Model (SEM, CVPR 2024). "
+        f"It looks at {size['height']} x {size['width']} pixels. Photos up to {max_upload_mb} MB; their longer side is brought "
+        f"to at most {MAX_SIDE} pixels. One photo at a time: others wait in line. Results are deleted when you close "
+        "the page, and uploads within the hour; nothing leaves this server."
+    )
+
+
+def report(photo: Image.Image, size: tuple[int, int], seconds: float) -> str:
+    """What was done, as HTML."""
+    reduced = "" if photo.size == size else f", reduced to {photo.width} x {photo.height} pixels"
+    return f"<div class='status'>Photo of {size[0]:,} x {size[1]:,} pixels{reduced}. {seconds:.1f} s.</div>"
+
+
+class Page:
+    """The page of one model.
+
+    Args:
+        model (`str` or `Path`): Folder or Hub name.
+        root (`Path`): Folder for all files of all visitors.
+        max_upload_mb (`int`): Largest upload, for the text; [`launch`] enforces it.
+    """
+
+    def __init__(self, model: str | Path, root: Path, max_upload_mb: int):
+        self.pipeline = load_pipeline(model)
+        self.folders = SessionFolders(root)
+        tasks = self.pipeline.model.config.tasks
+        with gr.Blocks(title="One photo, every dense prediction", delete_cache=(60, MAX_AGE_SECONDS)) as self.blocks:
+            gr.Markdown(about(Path(model).name if Path(model).is_dir() else str(model), self.pipeline, max_upload_mb))
+            with gr.Row():
+                with gr.Column():
+                    self.photo = PhotoInput(
+                        label="Photo", sources=["upload", "clipboard", "webcam"], height=300, elem_id="photo"
+                    )
+                with gr.Column():
+                    scene = gr.Button("No photo at hand? Render a room", elem_id="scene")
+                    self.status = gr.HTML("<div class='status'>Drop a photo, paste it, or take one.</div>", elem_id="status")
+                    self.archive = gr.DownloadButton("Download all maps (zip)", visible=False, elem_id="archive")
+            with gr.Column(visible=False, elem_id="results") as self.results:
+                self.table = gr.HTML(
+                    {},
+                    html_template="<div class='values'></div>",
+                    js_on_load=(HERE / "page.js").read_text(encoding="utf-8"),
+                    elem_id="values",
+                    elem_classes="readout",
+                )
+                self.sliders, self.legends = self.lay_out_maps(tasks)
+                self.lay_out_points()
+            self.photo.change(
+                self.show,
+                self.photo,
+                [self.status, self.archive, self.results, self.table, self.paths, self.paint, self.cloud]
+                + [*self.sliders.values(), *self.legends.values()],
+                concurrency_limit=1,
+                trigger_mode="always_last",
+                show_progress_on=self.status,
+            )
+            scene.click(draw_scene, outputs=self.photo, concurrency_limit=1)
+            self.paint.input(lambda paint, paths: paths.get(paint), [self.paint, self.paths], self.cloud)
+            self.blocks.unload(self.forget)
+
+    def lay_out_maps(self, tasks: list[str]) -> tuple[dict[str, gr.ImageSlider], dict[str, gr.HTML]]:
+        """A slider between photo and map, and a legend, for each task."""
+        sliders, legends = {}, {}
+        with gr.Row():
+            for task in tasks:
+                with gr.Column(min_width=300):
+                    gr.HTML(f"<div class='map-title'>{html.escape(get_task(task).title or task)}</div>")
+                    sliders[task] = gr.ImageSlider(
+                        show_label=False, interactive=False, slider_position=25, elem_classes="map-slider"
+                    )
+                    legends[task] = gr.HTML()
+        return sliders, legends
+
+    def lay_out_points(self) -> None:
+        """The points in space, and what colours them."""
+        self.paths = gr.State({})
+        self.paint = gr.Radio([], label="Points in space, coloured by", elem_id="paint")
+        self.cloud = gr.Model3D(show_label=False, height=420, elem_id="cloud")
+        gr.Markdown(
+            f"Drag to turn, scroll to zoom. A photo does not say through what lens it was taken: the points assume that its "
+            f"width spans {FIELD_OF_VIEW:.0f} degrees and that the optical axis meets its centre."
+        )
+
+    def show(self, path: str | None, request: gr.Request) -> dict:
+        """Predicts one photo, and fills the page; a file that is no photo gives a message."""
+        if path is None:
+            self.folders.remove(request.session_hash)
+            return self.hide("<div class='status'>Drop a photo, paste it, or take one.</div>")
+        start = time.perf_counter()
+        try:
+            photo, size = read_photo(path)
+        except UnreadablePhotoError as error:
+            return self.hide(f"<div class='status error'>{html.escape(str(error))}</div>")
+        maps = self.pipeline(photo)["predictions"]
+        names = self.pipeline.model.config.task_id2label
+        views = write_views(self.folders.renew(request.session_hash), photo, maps, names)
+        return self.fill(views) | {self.status: report(photo, size, time.perf_counter() - start)}
+
+    def hide(self, status: str) -> dict:
+        """Updates of a page without results."""
+        return {self.status: status, self.results: gr.update(visible=False), self.archive: gr.update(visible=False)}
+
+    def fill(self, views: Views) -> dict:
+        """Updates of a page with results."""
+        clouds = {title: str(path) for title, path in views.clouds.items()}
+        first = next(iter(clouds), None)
+        return {
+            self.results: gr.update(visible=True),
+            self.archive: gr.update(value=str(views.archive), visible=True),
+            self.table: views.table,
+            self.paths: clouds,
+            self.paint: gr.update(choices=list(clouds), value=first, visible=bool(clouds)),
+            self.cloud: gr.update(value=first and clouds[first], visible=bool(clouds)),
+            **{self.sliders[task]: (str(views.photo), str(path)) for task, path in views.maps.items()},
+            **{self.legends[task]: text for task, text in views.legends.items()},
+        }
+
+    def forget(self, request: gr.Request) -> None:
+        """Deletes what a visitor who leaves has left."""
+        self.folders.remove(request.session_hash)
+
+
+@contextmanager
+def temporary_root() -> Iterator[Path]:
+    """A folder for all files of all visitors, the only one that is served; it is removed at the end."""
+    with tempfile.TemporaryDirectory(prefix="sem_demo_") as folder:
+        os.environ["GRADIO_TEMP_DIR"] = os.environ["GRADIO_EXAMPLES_CACHE"] = folder
+        os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+        yield Path(folder)
+
+
+def launch(
+    model: str | Path, *, host: str = "127.0.0.1", port: int | None = None, max_upload_mb: int = 20
+) -> None:
+    """Serves the page until it is interrupted.
+
+    Args:
+        model (`str` or `Path`): Folder or Hub name.
+        host (`str`): Address to listen on; only this machine by default, `"0.0.0.0"` is everybody.
+        port (`int`, *optional*): The first free one from 7860 by default.
+        max_upload_mb (`int`): Larger files are refused.
+    """
+    with temporary_root() as root:
+        page = Page(model, root, max_upload_mb)
+        page.blocks.queue(max_size=MAX_WAITING, api_open=False)
+        page.blocks.launch(
+            server_name=host,
+            server_port=port,
+            max_file_size=max_upload_mb * 2**20,
+            theme=gr.themes.Soft(font=SYSTEM_FONT, font_mono=MONOSPACE_FONT),
+            css_paths=HERE / "page.css",
+            footer_links=[],
+            run_history=False,
+            enable_monitoring=False,
+            share=False,
+        )
