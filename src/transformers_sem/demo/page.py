@@ -1,7 +1,6 @@
 """The page itself, in Gradio: a photo in, every map out. It asks no other host for anything."""
 
 import html
-import logging
 import os
 import shutil
 import tempfile
@@ -25,14 +24,23 @@ from .point_cloud import FIELD_OF_VIEW
 from .views import Views, write_views
 
 
+TITLE = "One photo, every dense prediction"
 HERE = Path(__file__).parent
+INVITATION = "<div class='status'>Drop a photo, paste it, or take one.</div>"
 MAX_WAITING = 32
 # Files of a page that was closed go at once; of one left open, or of a program that called the page, after this
 MAX_AGE_SECONDS = 3600
 SYSTEM_FONT = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif")
 MONOSPACE_FONT = ("ui-monospace", "Menlo", "Consolas", "monospace")
 
-logger = logging.getLogger(__name__)
+POINTS_TEMPLATE = f"""
+<div class='map-title'>points in space</div>
+<div class='paints' role='radiogroup' aria-label='what colours the points'></div>
+<canvas tabindex='0' aria-label='points in space'></canvas>
+<div class='legend'>Drag to turn, click and scroll to come nearer, double-click to start again. A photo does not say through what
+lens it was taken: the points assume that its width spans {FIELD_OF_VIEW:.0f} degrees and that the optical axis meets its
+centre.</div>
+"""
 
 
 class PhotoInput(gr.Image):
@@ -94,13 +102,13 @@ def draw_scene() -> Image.Image:
 def about(model: str, pipeline: MultiTaskDensePredictionPipeline, max_upload_mb: int) -> str:
     """What the page does, in Markdown."""
     titles = ", ".join(get_task(task).title or task for task in pipeline.model.config.tasks)
-    size = pipeline.image_processor.size
+    size, parameters = pipeline.image_processor.size, pipeline.model.num_parameters() / 1e6
     return (
-        f"# One photo, every dense prediction\n"
-        f"Model **{html.escape(model)}**: {titles}, in one forward pass of a Synergy Embedding Model (SEM, CVPR 2024). "
-        f"It looks at {size['height']} x {size['width']} pixels. Photos up to {max_upload_mb} MB; their longer side is brought "
-        f"to at most {MAX_SIDE} pixels. One photo at a time: others wait in line. Results are deleted when you close "
-        "the page, and uploads within the hour; nothing leaves this server."
+        f"# {TITLE}\n"
+        f"**{html.escape(model)}**, a Synergy Embedding Model (SEM, CVPR 2024) of {parameters:.1f} M parameters: {titles}, all "
+        f"in one forward pass. It sees {size['width']} x {size['height']} pixels, and knows what it was trained on, no more.\n\n"
+        f"Photos have up to {max_upload_mb} MB; larger ones than {MAX_SIDE} pixels are reduced to that. One photo is "
+        "predicted at a time, and others wait in line. Results are deleted when you close the page, uploads within the hour."
     )
 
 
@@ -108,6 +116,12 @@ def report(photo: Image.Image, size: tuple[int, int], seconds: float) -> str:
     """What was done, as HTML."""
     reduced = "" if photo.size == size else f", reduced to {photo.width} x {photo.height} pixels"
     return f"<div class='status'>Photo of {size[0]:,} x {size[1]:,} pixels{reduced}. {seconds:.1f} s.</div>"
+
+
+def scripted_html(script: str, template: str, elem_id: str) -> gr.HTML:
+    """A part of the page that a script of ours draws from its value."""
+    code = (HERE / script).read_text(encoding="utf-8")
+    return gr.HTML({}, html_template=template, js_on_load=code, elem_id=elem_id)
 
 
 class Page:
@@ -123,7 +137,7 @@ class Page:
         self.pipeline = load_pipeline(model)
         self.folders = SessionFolders(root)
         tasks = self.pipeline.model.config.tasks
-        with gr.Blocks(title="One photo, every dense prediction", delete_cache=(60, MAX_AGE_SECONDS)) as self.blocks:
+        with gr.Blocks(title=TITLE, delete_cache=(60, MAX_AGE_SECONDS)) as self.blocks:
             gr.Markdown(about(Path(model).name if Path(model).is_dir() else str(model), self.pipeline, max_upload_mb))
             with gr.Row():
                 with gr.Column():
@@ -132,29 +146,22 @@ class Page:
                     )
                 with gr.Column():
                     scene = gr.Button("No photo at hand? Render a room", elem_id="scene")
-                    self.status = gr.HTML("<div class='status'>Drop a photo, paste it, or take one.</div>", elem_id="status")
+                    self.status = gr.HTML(INVITATION, elem_id="status")
                     self.archive = gr.DownloadButton("Download all maps (zip)", visible=False, elem_id="archive")
             with gr.Column(visible=False, elem_id="results") as self.results:
-                self.table = gr.HTML(
-                    {},
-                    html_template="<div class='values'></div>",
-                    js_on_load=(HERE / "page.js").read_text(encoding="utf-8"),
-                    elem_id="values",
-                    elem_classes="readout",
-                )
+                self.table = scripted_html("values.js", "<div class='values'></div>", elem_id="values")
                 self.sliders, self.legends = self.lay_out_maps(tasks)
-                self.lay_out_points()
+                self.cloud = scripted_html("points.js", POINTS_TEMPLATE, elem_id="points")
             self.photo.change(
                 self.show,
                 self.photo,
-                [self.status, self.archive, self.results, self.table, self.paths, self.paint, self.cloud]
+                [self.status, self.archive, self.results, self.table, self.cloud]
                 + [*self.sliders.values(), *self.legends.values()],
                 concurrency_limit=1,
                 trigger_mode="always_last",
                 show_progress_on=self.status,
             )
             scene.click(draw_scene, outputs=self.photo, concurrency_limit=1)
-            self.paint.input(lambda paint, paths: paths.get(paint), [self.paint, self.paths], self.cloud)
             self.blocks.unload(self.forget)
 
     def lay_out_maps(self, tasks: list[str]) -> tuple[dict[str, gr.ImageSlider], dict[str, gr.HTML]]:
@@ -170,21 +177,11 @@ class Page:
                     legends[task] = gr.HTML()
         return sliders, legends
 
-    def lay_out_points(self) -> None:
-        """The points in space, and what colours them."""
-        self.paths = gr.State({})
-        self.paint = gr.Radio([], label="Points in space, coloured by", elem_id="paint")
-        self.cloud = gr.Model3D(show_label=False, height=420, elem_id="cloud")
-        gr.Markdown(
-            f"Drag to turn, scroll to zoom. A photo does not say through what lens it was taken: the points assume that its "
-            f"width spans {FIELD_OF_VIEW:.0f} degrees and that the optical axis meets its centre."
-        )
-
     def show(self, path: str | None, request: gr.Request) -> dict:
         """Predicts one photo, and fills the page; a file that is no photo gives a message."""
         if path is None:
             self.folders.remove(request.session_hash)
-            return self.hide("<div class='status'>Drop a photo, paste it, or take one.</div>")
+            return self.hide(INVITATION)
         start = time.perf_counter()
         try:
             photo, size = read_photo(path)
@@ -201,15 +198,11 @@ class Page:
 
     def fill(self, views: Views) -> dict:
         """Updates of a page with results."""
-        clouds = {title: str(path) for title, path in views.clouds.items()}
-        first = next(iter(clouds), None)
         return {
             self.results: gr.update(visible=True),
             self.archive: gr.update(value=str(views.archive), visible=True),
             self.table: views.table,
-            self.paths: clouds,
-            self.paint: gr.update(choices=list(clouds), value=first, visible=bool(clouds)),
-            self.cloud: gr.update(value=first and clouds[first], visible=bool(clouds)),
+            self.cloud: gr.update(value=views.cloud, visible=views.cloud is not None),
             **{self.sliders[task]: (str(views.photo), str(path)) for task, path in views.maps.items()},
             **{self.legends[task]: text for task, text in views.legends.items()},
         }

@@ -4,7 +4,7 @@ import warnings
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 
 # None of them starts another program, as EPS would
@@ -49,27 +49,25 @@ def read_photo(path: str | Path) -> tuple[Image.Image, tuple[int, int]]:
 
 def decode(file: Image.Image) -> tuple[Image.Image, tuple[int, int]]:
     """Decodes an open picture; see [`read_photo`]."""
-    if file.width * file.height > MAX_PIXELS:
-        raise UnreadablePhotoError(f"{size_rule()} It has {file.width:,} x {file.height:,}.")
     size = file.size
+    if size[0] * size[1] > MAX_PIXELS:
+        raise UnreadablePhotoError(f"{size_rule()} It has {size[0]:,} x {size[1]:,}.")
+    exif = file.getexif()
     file.draft(None, (2 * MAX_SIDE, 2 * MAX_SIDE))  # a JPEG is decoded at a half, quarter or eighth at once
     photo = to_rgb(file)
     photo.thumbnail((MAX_SIDE, MAX_SIDE))
-    upright = ImageOps.exif_transpose(photo)
-    is_turned = file.getexif().get(0x0112, 1) >= 5  # orientations 5 to 8 swap width and height
-    return upright, size[::-1] if is_turned else size
+    photo.getexif().update(exif)  # arrays and some formats lose it on the way
+    is_turned = exif.get(ExifTags.Base.Orientation, 1) >= 5  # 5 to 8 swap width and height
+    return ImageOps.exif_transpose(photo), size[::-1] if is_turned else size
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """RGB; of 16 bits the upper 8, which PIL's own conversion would cut off at 255."""
-    exif = image.getexif()
+    """RGB; of 16 bits the upper 8, where PIL's own conversion would make all above 255 white."""
+    if image.mode == "F":
+        raise UnreadablePhotoError("The file holds measurements (floating point), not a photo. Save it as PNG or JPEG.")
     if image.mode.startswith("I"):
         image = Image.fromarray((np.asarray(image).clip(0, 65535) // 256).astype(np.uint8))
-    elif image.mode == "F":
-        raise UnreadablePhotoError("The file holds measurements (floating point), not a photo. Save it as PNG or JPEG.")
-    photo = image.convert("RGB")
-    photo.getexif().update(exif)
-    return photo
+    return image.convert("RGB")
 
 
 def format_rule() -> str:

@@ -2,6 +2,7 @@
 
 import base64
 import html
+import math
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from ..panels import colorize_pair
 from ..tasks import get_task, predict_depth
 from ..training.reporting import save_maps
 from ..visualization import class_palette
-from .point_cloud import pixel_step, to_points, write_glb
+from .point_cloud import FIELD_OF_VIEW, to_points, write_ply
 
 
 # The table of values that the browser holds; a pointer is not finer than that
@@ -33,7 +34,7 @@ class Views:
         maps (`dict[str, Path]`): `{task: PNG in colour}`.
         legends (`dict[str, str]`): `{task: HTML}`.
         table (`dict`): See [`pixel_table`].
-        clouds (`dict[str, Path]`): `{what colours the points: .glb}`; none for a model without depth.
+        cloud (`dict`, *optional*): See [`cloud_of`].
         archive (`Path`): Zip of all of it.
     """
 
@@ -41,7 +42,7 @@ class Views:
     maps: dict[str, Path]
     legends: dict[str, str]
     table: dict[str, Any]
-    clouds: dict[str, Path]
+    cloud: dict[str, Any] | None
     archive: Path
 
 
@@ -62,14 +63,13 @@ def write_views(
     photo.save(folder / "photo.png")
     for task, path in pictures.items():
         Image.fromarray(colors[task]).save(path)
-    clouds = write_clouds(folder, photo, maps, colors)
     return Views(
         photo=folder / "photo.png",
         maps=pictures,
         legends={task: legend(task, maps[task], colors[task], class_names.get(task, {})) for task in maps},
         table=pixel_table(maps, class_names),
-        clouds=clouds,
-        archive=write_archive(folder, maps),
+        cloud=cloud_of(photo, maps, colors),
+        archive=write_archive(folder, photo, maps),
     )
 
 
@@ -142,8 +142,7 @@ def pixel_table(maps: dict[str, Tensor], class_names: dict[str, dict[int, str]])
             levels.append(np.round((channel - low) / step).astype("<u2"))
         spec = get_task(task)
         tasks.append({"title": spec.title or task, "unit": spec.unit, "names": names, "channels": channels})
-    data = base64.b64encode(np.stack(levels).tobytes()).decode()
-    return {"height": len(rows), "width": len(columns), "data": data, "tasks": tasks}
+    return {"height": len(rows), "width": len(columns), "data": to_base64(np.stack(levels)), "tasks": tasks}
 
 
 def grid_places(size: int) -> np.ndarray:
@@ -152,30 +151,42 @@ def grid_places(size: int) -> np.ndarray:
     return ((np.arange(parts) + 0.5) * size / parts).astype(int)
 
 
-def write_clouds(
-    folder: Path, photo: Image.Image, maps: dict[str, Tensor], colors: dict[str, np.ndarray]
-) -> dict[str, Path]:
-    """Writes the points of the first map of depth, coloured by the photo and by each map of classes."""
+def cloud_of(photo: Image.Image, maps: dict[str, Tensor], colors: dict[str, np.ndarray]) -> dict[str, Any] | None:
+    """The points of the first map of depth, on the same grid as [`pixel_table`], for the browser.
+
+    Returns:
+        `dict`: `points`, base64 of little-endian float32 `(num_points, 3)` in camera axes, metres; `spacing`, the distance of
+        neighbours at a depth of one metre; `paints`, `{what it is: base64 of uint8 (num_points, 3)}`, the photo first and then
+        each map of classes. `None` for a model without depth.
+    """
     depth = next((maps[task].numpy() for task in maps if get_task(task).post_process is predict_depth), None)
     if depth is None:
-        return {}
-    step = pixel_step(*depth.shape)
-    points = to_points(depth)[::step, ::step].reshape(-1, 3)
+        return None
+    rows, columns = (grid_places(size) for size in depth.shape)
     paints = {"photo": np.asarray(photo)}
     paints |= {get_task(task).title or task: colors[task] for task in maps if holds_classes(maps[task])}
-    clouds = {}
-    for index, (title, paint) in enumerate(paints.items()):
-        clouds[title] = folder / f"points_{index}.glb"
-        write_glb(clouds[title], points, paint[::step, ::step].reshape(-1, 3))
-    return clouds
+    return {
+        "points": to_base64(to_points(depth)[rows[:, None], columns].astype("<f4")),
+        "spacing": 2 * math.tan(math.radians(FIELD_OF_VIEW / 2)) / len(columns),
+        "paints": {title: to_base64(paint[rows[:, None], columns]) for title, paint in paints.items()},
+    }
 
 
-def write_archive(folder: Path, maps: dict[str, Tensor]) -> Path:
-    """Zips what is in the folder, the raw maps as `maps.npz`, and their values as pictures."""
+def to_base64(values: np.ndarray) -> str:
+    """The bytes of an array, as text."""
+    return base64.b64encode(np.ascontiguousarray(values)).decode()
+
+
+def write_archive(folder: Path, photo: Image.Image, maps: dict[str, Tensor]) -> Path:
+    """Zips what is in the folder, the raw maps as `maps.npz`, their values as pictures, and every pixel as a point."""
     save_maps(folder / "values", "photo", maps)
     np.savez_compressed(folder / "maps.npz", **{task: values.numpy() for task, values in maps.items()})
+    for task, values in maps.items():
+        if get_task(task).post_process is predict_depth:
+            points = to_points(values.numpy()).reshape(-1, 3)
+            write_ply(folder / f"{task}_points.ply", points, np.asarray(photo).reshape(-1, 3))
     files = sorted(path for path in folder.rglob("*") if path.is_file())
-    with zipfile.ZipFile(folder / "maps.zip", "w", zipfile.ZIP_STORED) as archive:  # all is compressed already
+    with zipfile.ZipFile(folder / "maps.zip", "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
         for path in files:
             archive.write(path, path.relative_to(folder))
     return folder / "maps.zip"
