@@ -32,7 +32,9 @@ def write_space(model: str, folder: Path) -> None:
         FileExistsError: If the folder is there already.
     """
     if folder.exists():
-        raise FileExistsError(f"A Space is written to a new folder; {str(folder)!r} exists. Name another, or remove it.")
+        raise FileExistsError(
+            f"A Space is written to a new folder; {str(folder)!r} exists. Name another, or remove it."
+        )
     weights = SEMForMultiTaskDensePrediction.from_pretrained(model)
     unfinished = folder.with_name(f"unfinished_{folder.name}")
     shutil.rmtree(unfinished, ignore_errors=True)

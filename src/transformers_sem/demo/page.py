@@ -43,16 +43,6 @@ centre.</div>
 """
 
 
-class PhotoInput(gr.Image):
-    """Gradio's image, but for reading the file: that is ours, with messages for people."""
-
-    is_template = True  # to the browser it is a gr.Image
-
-    def preprocess(self, payload: gr.data_classes.ImageData | None) -> str | None:
-        """Path of the file as it was uploaded."""
-        return None if payload is None else payload.path
-
-
 class SessionFolders:
     """One folder of results for each open page, with a name that nobody can guess.
 
@@ -118,6 +108,14 @@ def report(photo: Image.Image, size: tuple[int, int], seconds: float) -> str:
     return f"<div class='status'>Photo of {size[0]:,} x {size[1]:,} pixels{reduced}. {seconds:.1f} s.</div>"
 
 
+def photo_input() -> gr.Image:
+    """Gradio's image, but for reading the file: that is ours, with messages for people."""
+    photo = gr.Image(label="Photo", sources=["upload", "clipboard", "webcam"], height=300, elem_id="photo")
+    # Not a subclass: Gradio writes a .pyi file beside the module of each
+    photo.preprocess = lambda payload: None if payload is None else payload.path
+    return photo
+
+
 def scripted_html(script: str, template: str, elem_id: str) -> gr.HTML:
     """A part of the page that a script of ours draws from its value."""
     code = (HERE / script).read_text(encoding="utf-8")
@@ -141,9 +139,7 @@ class Page:
             gr.Markdown(about(Path(model).name if Path(model).is_dir() else str(model), self.pipeline, max_upload_mb))
             with gr.Row():
                 with gr.Column():
-                    self.photo = PhotoInput(
-                        label="Photo", sources=["upload", "clipboard", "webcam"], height=300, elem_id="photo"
-                    )
+                    self.photo = photo_input()
                 with gr.Column():
                     scene = gr.Button("No photo at hand? Render a room", elem_id="scene")
                     self.status = gr.HTML(INVITATION, elem_id="status")
@@ -221,9 +217,7 @@ def temporary_root() -> Iterator[Path]:
         yield Path(folder)
 
 
-def launch(
-    model: str | Path, *, host: str = "127.0.0.1", port: int | None = None, max_upload_mb: int = 20
-) -> None:
+def launch(model: str | Path, *, host: str = "127.0.0.1", port: int | None = None, max_upload_mb: int = 20) -> None:
     """Serves the page until it is interrupted.
 
     Args:

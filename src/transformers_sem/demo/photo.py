@@ -64,7 +64,9 @@ def decode(file: Image.Image) -> tuple[Image.Image, tuple[int, int]]:
 def to_rgb(image: Image.Image) -> Image.Image:
     """RGB; of 16 bits the upper 8, where PIL's own conversion would make all above 255 white."""
     if image.mode == "F":
-        raise UnreadablePhotoError("The file holds measurements (floating point), not a photo. Save it as PNG or JPEG.")
+        raise UnreadablePhotoError(
+            "The file holds measurements (floating point), not a photo. Save it as PNG or JPEG."
+        )
     if image.mode.startswith("I"):
         image = Image.fromarray((np.asarray(image).clip(0, 65535) // 256).astype(np.uint8))
     return image.convert("RGB")

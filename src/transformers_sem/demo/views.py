@@ -118,7 +118,9 @@ def scale_legend(values: np.ndarray, colors: np.ndarray, unit: str) -> str:
     places = np.searchsorted(ascending, np.linspace(low, high, NUM_LEGEND_STEPS)).clip(max=len(order) - 1)
     stops = ",".join(f"rgb({r},{g},{b})" for r, g, b in colors.reshape(-1, 3)[order[places]])
     ends = [f"<span>{value:.2f} {html.escape(unit)}</span>" for value in (low, high)]
-    return f"<div class='legend scale'>{ends[0]}<b style='background:linear-gradient(90deg,{stops})'></b>{ends[1]}</div>"
+    return (
+        f"<div class='legend scale'>{ends[0]}<b style='background:linear-gradient(90deg,{stops})'></b>{ends[1]}</div>"
+    )
 
 
 def pixel_table(maps: dict[str, Tensor], class_names: dict[str, dict[int, str]]) -> dict[str, Any]:
@@ -134,7 +136,11 @@ def pixel_table(maps: dict[str, Tensor], class_names: dict[str, dict[int, str]])
     for task, values in maps.items():
         grid = values.reshape(-1, *values.shape[-2:]).numpy()[:, rows[:, None], columns].astype(np.float64)
         is_class = holds_classes(values)
-        names = {str(int(id)): name_class(class_names.get(task, {}), int(id)) for id in np.unique(grid)} if is_class else None
+        names = (
+            {str(int(id)): name_class(class_names.get(task, {}), int(id)) for id in np.unique(grid)}
+            if is_class
+            else None
+        )
         channels = []
         for channel in grid:
             low, step = (0.0, 1.0) if is_class else (channel.min(), (np.ptp(channel) or 1.0) / 65535)
