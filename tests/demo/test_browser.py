@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from transformers_sem import TASKS, SEMForMultiTaskDensePrediction, SEMImageProcessor
@@ -71,9 +72,10 @@ def model(tmp_path_factory):
     folder = tmp_path_factory.mktemp("models") / "tiny"
     num_labels = {task: len(CLASS_NAMES.get(task, range(spec.num_labels))) for task, spec in TASKS.items()}
     names = {task: dict(enumerate(classes)) for task, classes in CLASS_NAMES.items()}
-    SEMForMultiTaskDensePrediction(tiny_config(task_num_labels=num_labels, task_id2label=names)).save_pretrained(
-        folder
-    )
+    torch.manual_seed(0)
+    network = SEMForMultiTaskDensePrediction(tiny_config(task_num_labels=num_labels, task_id2label=names))
+    network.heads["depth"][-1].bias.data.fill_(2.0)  # metres; a random model sees everything at the camera itself
+    network.save_pretrained(folder)
     SEMImageProcessor(size={"height": 96, "width": 128}).save_pretrained(folder)
     return folder
 
@@ -159,9 +161,13 @@ def test_a_photo_gives_maps_values_points_and_a_download(visit, scene, tmp_path,
         maps = {task: arrays[task] for task in arrays}
 
     for index in (0, len(TASKS) - 1):  # the values are those under the pointer, whatever the map
-        box = page.locator(".map-slider img").nth(2 * index).bounding_box()
+        image = page.locator(".map-slider img").nth(2 * index)
+        image.scroll_into_view_if_needed()
+        box = image.bounding_box()
         page.mouse.move(box["x"] + 0.8 * box["width"], box["y"] + 0.3 * box["height"])
         page.wait_for_function("document.querySelectorAll('#values b').length > 0")
+        readout = page.locator("#values").bounding_box()
+        assert 0 <= readout["y"] <= 900 - readout["height"], "seen together with any map"
         values = dict(zip(TASKS, page.locator("#values b").all_inner_texts(), strict=True))
         around = {task: array[..., 34:39, 126:131] for task, array in maps.items()}
         assert values["semseg"] in {CLASS_NAMES["semseg"][id] for id in np.unique(around["semseg"])}
