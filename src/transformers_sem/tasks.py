@@ -108,7 +108,7 @@ class TaskSpec:
         name (`str`): Key in the task table, in configurations, labels, logits and predictions.
         title (`str`, *optional*): The task in words, for people; without it the name.
         unit (`str`, *optional*): Unit of a prediction, as it stands behind a number.
-        color_key (`str`, *optional*): How to read the colours of a map that has no scale of its own.
+        color_key (`str`, *optional*): How to read the colours of a map, for people.
         num_labels (`int`): Default head width.
         label_format (`LabelFormat`): Layout of the labels.
         loss (`Callable`): `(logits, labels, **loss_kwargs) -> scalar`, at the size of the labels.
@@ -260,6 +260,7 @@ DEPTH = TaskSpec(
     name="depth",
     title="depth",
     unit="m",
+    color_key="near is bright, far is dark",
     num_labels=1,
     label_format=LabelFormat(
         dtype=torch.float32,
@@ -303,6 +304,7 @@ NORMAL = TaskSpec(
 BOUNDARY = TaskSpec(
     name="boundary",
     title="boundaries",
+    color_key="probability",
     num_labels=1,
     label_format=LabelFormat(
         dtype=torch.float32,
@@ -342,6 +344,7 @@ PARSING = TaskSpec(
 SALIENCY = TaskSpec(
     name="saliency",
     title="saliency",
+    color_key="probability",
     num_labels=2,
     label_format=LabelFormat(
         dtype=torch.int64,

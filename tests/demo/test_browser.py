@@ -233,6 +233,16 @@ def test_bad_files_give_messages_and_the_page_lives(visit, tmp_path, scene):
 
 
 @needs_chromium
+def test_a_file_above_the_limit_gives_a_message(browser, served, tmp_path):
+    page = browser.new_page()  # not `visit`: Gradio follows the progress of the refused upload into a 404
+    page.goto(f"http://127.0.0.1:{served[0]}")
+    (tmp_path / "large.jpg").write_bytes(b"0" * (MAX_UPLOAD_MB * 2**20 + 1000))
+    upload(page, tmp_path / "large.jpg")
+    page.wait_for_selector(f"text=/maximum.*{MAX_UPLOAD_MB}/i", timeout=15_000)
+    page.close()
+
+
+@needs_chromium
 def test_closing_the_page_deletes_its_results(visit, scene, served):
     page = visit()
     upload(page, scene)

@@ -84,12 +84,12 @@ def name_class(names: dict[int, str], class_id: int) -> str:
 
 
 def legend(task: str, values: Tensor, colors: np.ndarray, names: dict[int, str]) -> str:
-    """How to read a map: its classes by area, its scale, or the rule of its colours, as HTML."""
+    """How to read a map: its classes by area, or its scale and what its colours mean, as HTML."""
     if holds_classes(values):
         return class_legend(values, names)
-    if values.ndim == 2:
-        return scale_legend(values.numpy(), colors, get_task(task).unit)
-    return f"<div class='legend'>{html.escape(get_task(task).color_key or get_task(task).label_format.rule)}</div>"
+    spec = get_task(task)
+    scale = scale_legend(values.numpy(), colors, spec.unit) if values.ndim == 2 else ""
+    return f"{scale}<div class='legend'>{html.escape(spec.color_key or spec.label_format.rule)}</div>"
 
 
 def class_legend(ids: Tensor, names: dict[int, str]) -> str:
