@@ -2,7 +2,7 @@
 const canvas = element.querySelector("canvas");
 const BACKGROUND = 0xff2c2420; // little-endian alpha, blue, green, red
 const FIELD_OF_VIEW = 60; // of this view, along its shorter side; not that of the photo
-const START = { yaw: 0.35, pitch: -0.2, distance: 1 };
+const START = { yaw: 0.35, pitch: -0.2, distance: 1.2 };
 let points = null, paint = null, center = 1, view = { ...START };
 
 const decode = (text) => Uint8Array.from(atob(text), (character) => character.charCodeAt(0));
