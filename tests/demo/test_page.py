@@ -65,6 +65,16 @@ def test_a_photo_fills_the_page_and_its_files_go_with_the_visitor(page, tmp_path
     assert list(page.folders.root.iterdir()) == []
 
 
+@pytest.mark.parametrize("size", [(1, 1), pytest.param((12_000, 9_000), marks=pytest.mark.slow)])
+def test_the_smallest_and_the_largest_photo_fill_the_page(page, tmp_path, size):
+    Image.new("RGB", size, (200, 100, 50)).save(tmp_path / "photo.png")
+    updates = page.show(str(tmp_path / "photo.png"), visitor("c"))
+    assert updates[page.results]["visible"]
+    assert f"{size[0]:,} x {size[1]:,} pixels" in updates[page.status]
+    assert ("reduced to 1024 x 768" in updates[page.status]) == (size[0] > 1024)
+    page.forget(visitor("c"))
+
+
 def test_folders_of_pages_left_open_for_long_are_deleted(page):
     old, kept = page.folders.renew("old"), page.folders.renew("kept")
     os.utime(old, (0, 0))
