@@ -35,10 +35,11 @@ RANKS = {
     "pipeline_sem": 6,
     "inside": 6,
     "training": 7,
+    "demo": 8,
     "auto_registration": 7,
     "__init__": 8,
 }
-FOLDERS = {"data", "training"}
+FOLDERS = {"data", "demo", "training"}
 
 # modeling_sem.py is uploaded to the Hub with what it reaches
 TOO_HEAVY_FOR_A_CHECKPOINT = {"datasets", "evaluate", "accelerate", "scipy", "skimage"}

@@ -35,6 +35,8 @@ def test_all_modules_are_found():
 
 @pytest.mark.parametrize("name", MODULES)
 def test_docstrings(name):
+    if name == "transformers_sem.demo.page":
+        pytest.importorskip("gradio", reason="the extra `demo` is not installed")
     assert doctest.testmod(importlib.import_module(name)).failed == 0
 
 

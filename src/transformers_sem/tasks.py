@@ -106,6 +106,9 @@ class TaskSpec:
 
     Args:
         name (`str`): Key in the task table, in configurations, labels, logits and predictions.
+        title (`str`, *optional*): The task in words, for people; without it the name.
+        unit (`str`, *optional*): Unit of a prediction, as it stands behind a number.
+        color_key (`str`, *optional*): How to read the colours of a map, for people.
         num_labels (`int`): Default head width.
         label_format (`LabelFormat`): Layout of the labels.
         loss (`Callable`): `(logits, labels, **loss_kwargs) -> scalar`, at the size of the labels.
@@ -121,6 +124,9 @@ class TaskSpec:
     """
 
     name: str
+    title: str = ""
+    unit: str = ""
+    color_key: str = ""
     num_labels: int
     label_format: LabelFormat
     loss: Callable[..., Tensor]
@@ -239,6 +245,7 @@ CLASS_METRIC = Metric(
 
 SEMSEG = TaskSpec(
     name="semseg",
+    title="semantic segmentation",
     num_labels=40,
     label_format=CLASS_IDS,
     loss=cross_entropy,
@@ -251,6 +258,9 @@ SEMSEG = TaskSpec(
 )
 DEPTH = TaskSpec(
     name="depth",
+    title="depth",
+    unit="m",
+    color_key="near is bright, far is dark",
     num_labels=1,
     label_format=LabelFormat(
         dtype=torch.float32,
@@ -270,6 +280,8 @@ DEPTH = TaskSpec(
 )
 NORMAL = TaskSpec(
     name="normal",
+    title="surface normals",
+    color_key="red: right, green: down, blue: away from the camera; so olive faces the camera, and purple faces up",
     num_labels=3,
     label_format=LabelFormat(
         dtype=torch.float32,
@@ -291,6 +303,8 @@ NORMAL = TaskSpec(
 )
 BOUNDARY = TaskSpec(
     name="boundary",
+    title="boundaries",
+    color_key="probability",
     num_labels=1,
     label_format=LabelFormat(
         dtype=torch.float32,
@@ -316,6 +330,7 @@ BOUNDARY = TaskSpec(
 )
 PARSING = TaskSpec(
     name="parsing",
+    title="human parts",
     num_labels=7,
     label_format=CLASS_IDS,
     loss=cross_entropy,
@@ -328,6 +343,8 @@ PARSING = TaskSpec(
 )
 SALIENCY = TaskSpec(
     name="saliency",
+    title="saliency",
+    color_key="probability",
     num_labels=2,
     label_format=LabelFormat(
         dtype=torch.int64,

@@ -1,0 +1,1 @@
+"""The demo page: what `scripts/demo.py` and a Hub Space show. Needs the extra `demo`."""

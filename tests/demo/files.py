@@ -1,0 +1,56 @@
+"""Files that people drop on a page: pictures of every kind, and what only looks like one.
+
+The pictures are bright above and dark below, whatever their mode and orientation.
+"""
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+
+HEIGHT, WIDTH = 48, 64
+
+
+def upright() -> np.ndarray:
+    pixels = np.full((HEIGHT, WIDTH, 3), 40, dtype=np.uint8)
+    pixels[: HEIGHT // 2] = 220
+    return pixels
+
+
+def write_good_files(folder: Path) -> list[Path]:
+    folder.mkdir()
+    photo = Image.fromarray(upright())
+    grey = photo.convert("L")
+    photo.save(folder / "rgb.jpg", quality=95)
+    photo.convert("CMYK").save(folder / "cmyk.jpg", quality=95)
+    Image.fromarray(upright()[..., 0].astype(np.uint16) * 257).save(folder / "16_bit.png")
+    Image.merge("LA", [grey, Image.new("L", grey.size, 128)]).save(folder / "grey_alpha.png")
+    photo.convert("P").save(folder / "palette.png")
+    photo.convert("1").save(folder / "bilevel.png")
+    photo.save(folder / "animated.gif", save_all=True, append_images=[Image.new("RGB", photo.size)])
+    for ending in ("jpg", "png", "tiff"):
+        exif = Image.Exif()
+        exif[0x0112] = 6  # as a phone held upright writes it: the first row is the right side
+        photo.transpose(Image.Transpose.ROTATE_90).save(folder / f"turned.{ending}", exif=exif)
+    return sorted(folder.iterdir())
+
+
+def write_bad_files(folder: Path) -> dict[Path, str]:
+    """`{file: a word of the message about it}`."""
+    folder.mkdir()
+    whole = folder.with_name("whole.jpg")
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (HEIGHT, WIDTH, 3), dtype=np.uint8)).save(whole)
+    contents = {
+        "zero_bytes.jpg": (b"", "empty"),
+        "text.jpg": (b"This is no picture.\n", "not a picture"),
+        "cut.jpg": (whole.read_bytes()[:900], "broken"),
+        "postscript.jpg": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n", "not a picture"),
+        "drawing.svg": (b"<svg xmlns='http://www.w3.org/2000/svg'><script>alert(1)</script></svg>", "not a picture"),
+    }
+    for name, (content, _) in contents.items():
+        (folder / name).write_bytes(content)
+    Image.fromarray(np.zeros((4, 4), dtype=np.float32)).save(folder / "depth.tiff")
+    Image.new("1", (15_000, 11_000)).save(folder / "huge.png")
+    words = {folder / name: word for name, (_, word) in contents.items()}
+    return words | {folder / "depth.tiff": "measurements", folder / "huge.png": "15,000 x 11,000"}

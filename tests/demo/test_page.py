@@ -1,0 +1,119 @@
+"""The page without a browser; it needs the extra `demo`."""
+
+import configparser
+import os
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from transformers_sem import TASKS, SEMForMultiTaskDensePrediction, SEMImageProcessor
+
+from ..tiny import tiny_config
+from .files import write_bad_files
+
+
+gradio = pytest.importorskip("gradio", reason="the extra `demo` is not installed")
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory):
+    from transformers_sem.demo.page import Page, temporary_root
+
+    model = tmp_path_factory.mktemp("models") / "tiny"
+    num_labels = {task: spec.num_labels for task, spec in TASKS.items()}
+    SEMForMultiTaskDensePrediction(tiny_config(task_num_labels=num_labels)).save_pretrained(model)
+    SEMImageProcessor(size={"height": 32, "width": 64}).save_pretrained(model)
+    before = dict(os.environ)
+    with temporary_root() as root:
+        yield Page(model, root, max_upload_mb=20)
+    os.environ.clear()
+    os.environ.update(before)
+
+
+def visitor(name):
+    return SimpleNamespace(session_hash=name)
+
+
+def test_the_page_has_a_slider_and_a_legend_for_each_task(page):
+    kinds = [type(block).__name__ for block in page.blocks.blocks.values()]
+    assert kinds.count("ImageSlider") == len(TASKS)
+    assert list(page.sliders) == list(page.legends) == list(TASKS)
+    text = next(block.value for block in page.blocks.blocks.values() if isinstance(block, gradio.Markdown))
+    assert "**tiny**" in text and "20 MB" in text
+
+
+def test_a_photo_fills_the_page_and_its_files_go_with_the_visitor(page, tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 255, (20, 30, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "photo.png")
+    updates = page.show(str(tmp_path / "photo.png"), visitor("../../a"))
+    assert updates[page.results]["visible"] and updates[page.archive]["visible"]
+    assert (updates[page.table]["height"], updates[page.table]["width"]) == (20, 30)
+    assert "30 x 20 pixels" in updates[page.status]
+    for slider in page.sliders.values():
+        photo, task_map = (np.asarray(Image.open(path)) for path in updates[slider])
+        assert (photo == pixels).all()
+        assert task_map.shape == pixels.shape
+    (folder,) = page.folders.root.iterdir()
+    assert str(folder) in updates[page.archive]["value"]
+    assert folder.stat().st_mode & 0o077 == 0
+    page.show(str(tmp_path / "photo.png"), visitor("../../a"))
+    assert len(list(page.folders.root.iterdir())) == 1, "the folder of the photo before is gone"
+    page.forget(visitor("../../a"))
+    assert list(page.folders.root.iterdir()) == []
+
+
+@pytest.mark.parametrize("size", [(1, 1), pytest.param((12_000, 9_000), marks=pytest.mark.slow)])
+def test_the_smallest_and_the_largest_photo_fill_the_page(page, tmp_path, size):
+    Image.new("RGB", size, (200, 100, 50)).save(tmp_path / "photo.png")
+    updates = page.show(str(tmp_path / "photo.png"), visitor("c"))
+    assert updates[page.results]["visible"]
+    assert f"{size[0]:,} x {size[1]:,} pixels" in updates[page.status]
+    assert ("reduced to 1024 x 768" in updates[page.status]) == (size[0] > 1024)
+    page.forget(visitor("c"))
+
+
+def test_folders_of_pages_left_open_for_long_are_deleted(page):
+    old, kept = page.folders.renew("old"), page.folders.renew("kept")
+    os.utime(old, (0, 0))
+    page.folders.renew("new")
+    assert not old.exists() and kept.exists()
+    for session in ("kept", "new"):
+        page.folders.remove(session)
+
+
+def test_bad_files_give_a_message_and_no_results(page, tmp_path):
+    for path, word in write_bad_files(tmp_path / "bad").items():
+        updates = page.show(str(path), visitor("b"))
+        assert "status error" in updates[page.status] and word in updates[page.status], path.name
+        assert updates[page.results]["visible"] is False
+    assert list(page.folders.root.iterdir()) == []
+
+
+def test_the_rendered_room_is_never_trained_on(monkeypatch):
+    from transformers_sem.demo import page
+
+    seeds = []
+    monkeypatch.setattr(
+        page, "render_scene", lambda seed, *size: seeds.append(seed) or {"image": np.zeros((2, 2, 3), np.uint8)}
+    )
+    for _ in range(20):
+        page.draw_scene()
+    assert all(seed % 2 == 1 for seed in seeds) and len(set(seeds)) > 1
+
+
+def test_gradio_leaves_no_file_beside_the_page(page, repository):
+    assert list((repository / "src").rglob("*.pyi")) == []
+
+
+def test_the_space_names_what_the_package_needs(repository):
+    setup = configparser.ConfigParser()
+    setup.read(repository / "setup.cfg")
+    needed = setup["options"]["install_requires"].split() + setup["options.extras_require"]["demo"].split()
+    assert (repository / "scripts" / "space" / "requirements.txt").read_text().split() == needed
+    _, front_matter, _ = (repository / "scripts" / "space" / "README.md").read_text().split("---\n", 2)
+    settings = yaml.safe_load(front_matter)
+    assert (settings["sdk"], settings["app_file"]) == ("gradio", "app.py")
+    assert f"gradio>={settings['sdk_version'].rpartition('.')[0]}" in needed

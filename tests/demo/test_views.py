@@ -1,0 +1,125 @@
+import base64
+import re
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from transformers_sem import TASKS
+from transformers_sem.demo.point_cloud import to_points
+from transformers_sem.demo.views import MAX_TABLE_SIDE, cloud_of, legend, pixel_table, write_views
+from transformers_sem.panels import colorize_pair
+from transformers_sem.visualization import class_palette
+
+from ..samples import random_logits
+
+
+NAMES = {"semseg": {0: "wall", 1: "<b>floor</b>", 2: "door"}}
+
+
+def random_maps(size, tasks=TASKS):
+    return {task: TASKS[task].post_process(random_logits(task, 1, size))[0] for task in tasks}
+
+
+def read_table(table, row, column):
+    """What page.js does: `{title: values}` at a place of the grid."""
+    levels = np.frombuffer(base64.b64decode(table["data"]), "<u2").reshape(-1, table["height"], table["width"])
+    plane, values = 0, {}
+    for task in table["tasks"]:
+        numbers = [
+            low + step * levels[plane + index, row, column] for index, (low, step) in enumerate(task["channels"])
+        ]
+        plane += len(task["channels"])
+        values[task["title"]] = task["names"][str(int(numbers[0]))] if task["names"] else numbers
+    assert plane == len(levels)
+    return values
+
+
+def test_the_table_of_a_small_photo_has_the_values_of_every_pixel():
+    maps = random_maps((6, 9))
+    table = pixel_table(maps, NAMES)
+    assert (table["height"], table["width"]) == (6, 9)
+    for row in range(6):
+        for column in range(9):
+            values = read_table(table, row, column)
+            for task, expected in maps.items():
+                value = expected[..., row, column]
+                if value.is_floating_point():
+                    error = np.abs(np.array(values[TASKS[task].title]) - value.numpy().reshape(-1)).max()
+                    assert error <= 1e-4, task
+                else:
+                    name = NAMES.get(task, {}).get(value.item(), f"class {value.item()}")
+                    assert values[TASKS[task].title] == name
+
+
+@pytest.mark.parametrize("size", [(500, 1024), (1, 1), (321, 3)])
+def test_the_table_of_a_large_photo_has_a_grid_of_pixels_in_the_middle_of_their_parts(size):
+    rows, columns = (torch.arange(edge).float() for edge in size)
+    table = pixel_table({"depth": rows[:, None].expand(size), "boundary": columns.expand(size)}, {})
+    height, width = table["height"], table["width"]
+    assert (height, width) == tuple(min(edge, MAX_TABLE_SIDE) for edge in size)
+    for row, column in [(0, 0), (height - 1, width - 1), (height // 2, width // 3)]:
+        ((y,), (x,)) = read_table(table, row, column).values()
+        assert abs(y + 0.5 - (row + 0.5) * size[0] / height) <= 0.51
+        assert abs(x + 0.5 - (column + 0.5) * size[1] / width) <= 0.51
+
+
+def test_legends_of_classes_name_them_by_area_with_their_colours():
+    ids = torch.tensor([[1, 1, 1, 0], [1, 1, 2, 7]])
+    text = legend("semseg", ids, colorize_pair("semseg", ids, None)[0], NAMES["semseg"])
+    shares = re.findall(r"rgb\(([\d,]+)\)'></i>(.*?) (\d+%)", text)
+    assert [(name, share) for _, name, share in shares] == [
+        ("&lt;b&gt;floor&lt;/b&gt;", "62%"),
+        ("wall", "12%"),
+        ("door", "12%"),
+        ("class 7", "12%"),
+    ]
+    assert [color for color, _, _ in shares] == [",".join(map(str, class_palette()[id])) for id in (1, 0, 2, 7)]
+
+
+def test_the_scale_of_depth_has_the_colours_that_the_map_has():
+    depth = torch.linspace(1, 5, 200 * 100).reshape(200, 100)
+    colors = colorize_pair("depth", depth, None)[0]
+    text = legend("depth", depth, colors, {})
+    assert re.findall(r"<span>(.*?)</span>", text) == ["1.08 m", "4.92 m"]
+    stops = np.array(re.findall(r"rgb\((\d+),(\d+),(\d+)\)", text), dtype=int)
+    assert (stops[0] == colors[4, 0]).all()
+    assert (stops[-1] == colors[196, 0]).all()
+
+
+def test_the_cloud_for_the_browser_is_the_grid_of_points():
+    maps = random_maps((6, 8))
+    photo = Image.fromarray(np.random.default_rng(0).integers(0, 255, (6, 8, 3), dtype=np.uint8))
+    colors = {task: colorize_pair(task, values, None)[0] for task, values in maps.items()}
+    cloud = cloud_of(photo, maps, colors)
+    points = np.frombuffer(base64.b64decode(cloud["points"]), "<f4").reshape(6, 8, 3)
+    np.testing.assert_array_equal(points, to_points(maps["depth"].numpy()))
+    # neighbours in a row at one depth are as far apart as it says
+    flat = to_points(np.ones((6, 8), np.float32))
+    assert flat[2, 4, 0] - flat[2, 3, 0] == pytest.approx(cloud["spacing"], rel=1e-5)
+    assert list(cloud["paints"]) == ["photo", "semantic segmentation", "human parts"]
+    assert base64.b64decode(cloud["paints"]["photo"]) == photo.tobytes()
+    assert cloud_of(photo, {"boundary": maps["boundary"]}, colors) is None
+
+
+def test_the_archive_has_every_map_raw_coloured_and_as_values(tmp_path):
+    maps = random_maps((6, 8))
+    views = write_views(tmp_path, Image.new("RGB", (8, 6)), maps, {})
+    with zipfile.ZipFile(views.archive) as archive:
+        assert archive.testzip() is None
+        names = set(archive.namelist())
+        archive.extractall(tmp_path / "unpacked")
+    assert {"photo.png", "maps.npz", "depth_points.ply"} <= names
+    assert {f"colours/{task}.png" for task in maps} | {f"values/{task}/photo.png" for task in maps} <= names
+    with np.load(tmp_path / "unpacked" / "maps.npz") as arrays:
+        assert {task: arrays[task].tolist() for task in arrays} == {task: maps[task].tolist() for task in maps}
+    millimetres = np.asarray(Image.open(tmp_path / "unpacked" / "values" / "depth" / "photo.png"))
+    np.testing.assert_allclose(millimetres / 1000, maps["depth"].numpy(), atol=6e-4)
+
+
+def test_one_pixel_has_all_views(tmp_path):
+    views = write_views(tmp_path, Image.new("RGB", (1, 1)), random_maps((1, 1)), {})
+    assert list(read_table(views.table, 0, 0)) == [spec.title for spec in TASKS.values()]
+    assert set(views.legends) == set(views.maps) == set(TASKS)
