@@ -3,8 +3,8 @@
     accelerate launch scripts/train.py --config scripts/configs/quickstart.yaml [key=value ...] [--dry-run]
 
 The same command again resumes a run that was interrupted; Ctrl-C and SIGTERM save first. Everything goes to `output_dir`:
-model and image processor (for `from_pretrained`), `evaluation.json` and `.parquet`, `predictions.png`, `training.yaml`,
-`history.jsonl`, `training_report.html` to watch in a browser, `logs/` for TensorBoard, `checkpoints/`. With `--dry-run`
+model and image processor (for `from_pretrained`), `training.json` and `.yaml`, `evaluation.json` and `.parquet`,
+`predictions.png`, `history.jsonl`, `training_report.html` to watch in a browser, `logs/` for TensorBoard, `checkpoints/`. With `--dry-run`
 nothing is written: it says what the run would do, and measures one step.
 """
 
@@ -19,12 +19,13 @@ from accelerate.utils import set_seed
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from transformers_sem import SEMConfig, SEMForMultiTaskDensePrediction, SEMImageProcessor
+from transformers_sem import SEMForMultiTaskDensePrediction, SEMImageProcessor
 from transformers_sem.data import Benchmark, get_benchmark
 from transformers_sem.data.transforms import TrainingAugmentation, TransformedDataset
 from transformers_sem.training.checkpoints import resume, save_checkpoint
 from transformers_sem.training.configuration import (
     TrainingConfig,
+    build_model_config,
     claim_output_dir,
     lock_output_dir,
     plain_errors,
@@ -35,20 +36,15 @@ from transformers_sem.training.evaluating import evaluate_and_report, predict_ro
 from transformers_sem.training.html_report import write_html_report
 from transformers_sem.training.loading import build_train_loader
 from transformers_sem.training.plan import format_plan, measure_step
-from transformers_sem.training.reporting import save_panel, save_trained
+from transformers_sem.training.reporting import TRAINING_NAME, save_panel, save_report, save_trained
 from transformers_sem.training.running import TrainingRun, failure_reported
 from transformers_sem.training.snapshots import SNAPSHOTS_NAME, Snapshots
 from transformers_sem.training.stopping import StopRequest
 
 
 def build_model(config: TrainingConfig, benchmark: Benchmark) -> SEMForMultiTaskDensePrediction:
-    """The model of a run: the data set's tasks and class names, and what the configuration says of the rest."""
-    tasks = config.tasks or list(benchmark.task_num_labels)
-    model_config = SEMConfig(
-        task_num_labels={task: benchmark.num_labels(task) for task in tasks},
-        task_id2label={task: dict(enumerate(names)) for task, names in benchmark.class_names.items() if task in tasks},
-        **config.model,
-    )
+    """The model of a run, from random weights or around a pretrained encoder."""
+    model_config = build_model_config(config, benchmark)
     if config.pretrained_backbone:
         source = config.pretrained_backbone if isinstance(config.pretrained_backbone, str) else None
         model = SEMForMultiTaskDensePrediction.from_pretrained_backbone(model_config, source)
@@ -155,6 +151,7 @@ def main() -> None:
         weights = train(config, accelerator, model, dataset, snapshots, stop)
     if accelerator.is_main_process:
         save_trained(model, image_processor, output_dir, weights)
+        save_report(output_dir / TRAINING_NAME, settings=config.describe())
     accelerator.wait_for_everyone()
     # what was saved is what is judged, the same on every rank
     model = SEMForMultiTaskDensePrediction.from_pretrained(output_dir, local_files_only=True)

@@ -82,6 +82,7 @@ class Metric:
             any image was valid.
         main (`str`): The score by which the task is judged.
         lower_is_better (`bool`): Whether that score is an error.
+        title (`str`): That score in words, with its unit, for people.
         per_class (`Callable`, *optional*): `dict[str, Tensor] -> Tensor (num_labels,)`, the main score class by class.
         is_slow (`bool`): Whether the statistics of one image take long enough to be worth another process, which has NumPy
             arrays to work on.
@@ -91,6 +92,7 @@ class Metric:
     reduce: Callable[[dict[str, Tensor]], dict[str, float]]
     main: str
     lower_is_better: bool
+    title: str = ""
     per_class: Callable[[dict[str, Tensor]], Tensor] | None = None
     is_slow: bool = False
 
@@ -106,6 +108,9 @@ class TaskSpec:
 
     Args:
         name (`str`): Key in the task table, in configurations, labels, logits and predictions.
+        title (`str`): The task in words, for people.
+        prediction (`str`): What a predicted map holds, in words, for people.
+        hub_task (`str`): What the Hub calls the task.
         num_labels (`int`): Default head width.
         label_format (`LabelFormat`): Layout of the labels.
         loss (`Callable`): `(logits, labels, **loss_kwargs) -> scalar`, at the size of the labels.
@@ -121,6 +126,9 @@ class TaskSpec:
     """
 
     name: str
+    title: str = ""
+    prediction: str = ""
+    hub_task: str = "other"
     num_labels: int
     label_format: LabelFormat
     loss: Callable[..., Tensor]
@@ -234,11 +242,15 @@ CLASS_METRIC = Metric(
     reduce=class_scores,
     main="miou",
     lower_is_better=False,
+    title="mIoU",
     per_class=class_ious,
 )
 
 SEMSEG = TaskSpec(
     name="semseg",
+    title="semantic segmentation",
+    prediction="class ids",
+    hub_task="image-segmentation",
     num_labels=40,
     label_format=CLASS_IDS,
     loss=cross_entropy,
@@ -251,6 +263,9 @@ SEMSEG = TaskSpec(
 )
 DEPTH = TaskSpec(
     name="depth",
+    title="depth",
+    prediction="metres",
+    hub_task="depth-estimation",
     num_labels=1,
     label_format=LabelFormat(
         dtype=torch.float32,
@@ -263,13 +278,15 @@ DEPTH = TaskSpec(
     loss=l1,
     loss_weight=1.0,
     post_process=predict_depth,
-    metric=Metric(statistics=depth_statistics, reduce=depth_scores, main="rmse", lower_is_better=True),
+    metric=Metric(statistics=depth_statistics, reduce=depth_scores, main="rmse", lower_is_better=True, title="RMSE, metres"),
     colorize=colorize_depth,
     encode=encode_millimetres,
     zoom_values=divide_by_zoom,
 )
 NORMAL = TaskSpec(
     name="normal",
+    title="surface normals",
+    prediction="unit vectors: x right, y down, z forward",
     num_labels=3,
     label_format=LabelFormat(
         dtype=torch.float32,
@@ -283,7 +300,7 @@ NORMAL = TaskSpec(
     loss=unit_vector_l1,
     loss_weight=10.0,
     post_process=predict_unit_vectors,
-    metric=Metric(statistics=normal_statistics, reduce=normal_scores, main="mean_error", lower_is_better=True),
+    metric=Metric(statistics=normal_statistics, reduce=normal_scores, main="mean_error", lower_is_better=True, title="mean error, degrees"),
     colorize=colorize_normal,
     encode=encode_unit_vectors,
     flip_values=negate_x,
@@ -291,6 +308,8 @@ NORMAL = TaskSpec(
 )
 BOUNDARY = TaskSpec(
     name="boundary",
+    title="boundaries",
+    prediction="probability of a boundary",
     num_labels=1,
     label_format=LabelFormat(
         dtype=torch.float32,
@@ -309,6 +328,7 @@ BOUNDARY = TaskSpec(
         reduce=odsf_scores,
         main="odsf",
         lower_is_better=False,
+        title="odsF",
         is_slow=True,
     ),
     colorize=colorize_probability,
@@ -316,6 +336,9 @@ BOUNDARY = TaskSpec(
 )
 PARSING = TaskSpec(
     name="parsing",
+    title="human parts",
+    prediction="ids of body parts",
+    hub_task="image-segmentation",
     num_labels=7,
     label_format=CLASS_IDS,
     loss=cross_entropy,
@@ -328,6 +351,9 @@ PARSING = TaskSpec(
 )
 SALIENCY = TaskSpec(
     name="saliency",
+    title="saliency",
+    prediction="probability of the salient object",
+    hub_task="image-segmentation",
     num_labels=2,
     label_format=LabelFormat(
         dtype=torch.int64,
@@ -340,7 +366,7 @@ SALIENCY = TaskSpec(
     loss=balanced_cross_entropy,
     loss_weight=5.0,
     post_process=predict_positive_probability,
-    metric=Metric(statistics=saliency_statistics, reduce=saliency_scores, main="maxf", lower_is_better=False),
+    metric=Metric(statistics=saliency_statistics, reduce=saliency_scores, main="maxf", lower_is_better=False, title="maxF"),
     colorize=colorize_probability,
     encode=encode_probability,
 )

@@ -15,6 +15,7 @@ from filelock import FileLock, Timeout
 from huggingface_hub.errors import StrictDataclassError
 
 from ..configuration_sem import SEMConfig
+from ..data import Benchmark
 from .reporting import written_beside
 
 
@@ -197,6 +198,10 @@ class TrainingConfig:
         refuse_unknown("settings", values, known)
         return cls(**values)
 
+    def describe(self) -> dict[str, Any]:
+        """The settings but for where things lie on this machine."""
+        return {key: value for key, value in asdict(self).items() if key not in ("output_dir", "data_dir")}
+
     def is_snapshot(self, step: int) -> bool:
         """Whether a step is one after which validation images are looked at."""
         every = self.snapshot_every or -(-self.max_steps // 10)
@@ -215,6 +220,16 @@ class TrainingConfig:
                 f"{self.batch_size} images, {num_processes} ranks, {self.gradient_accumulation_steps} micro-batches."
             )
         return self.batch_size // num_parts
+
+
+def build_model_config(config: TrainingConfig, benchmark: Benchmark) -> SEMConfig:
+    """The model of a run: the data set's tasks and class names, and what the settings say of the rest."""
+    tasks = config.tasks or list(benchmark.task_num_labels)
+    return SEMConfig(
+        task_num_labels={task: benchmark.num_labels(task) for task in tasks},
+        task_id2label={task: dict(enumerate(names)) for task, names in benchmark.class_names.items() if task in tasks},
+        **config.model,
+    )
 
 
 def refuse_unknown(kind: str, given: Iterable[str], known: Sequence[str]) -> None:

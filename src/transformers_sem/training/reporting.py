@@ -26,6 +26,9 @@ from ..panels import Prediction, prediction_panel
 from ..tasks import get_task
 
 
+TRAINING_NAME = "training.json"
+
+
 @contextmanager
 def written_beside(path: Path) -> Iterator[Path]:
     """Gives the path of an unfinished file in the same folder, of the same kind, and moves it to `path` once it is written."""
@@ -58,6 +61,12 @@ def save_report(path: Path, **facts) -> None:
     report = {**facts, "command": shlex.join(["python", *sys.argv]), "environment": environment()}
     with written_beside(path) as unfinished:
         unfinished.write_text(json.dumps(report, indent=2) + "\n")
+
+
+def read_training(folder: str | Path) -> dict | None:
+    """How the weights in a folder came about, as the training noted it; `None` where it did not."""
+    path = Path(folder) / TRAINING_NAME
+    return json.loads(path.read_text()) if path.is_file() else None
 
 
 def save_image_scores(path: Path, image_scores: list[dict]) -> None:

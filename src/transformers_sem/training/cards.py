@@ -1,0 +1,83 @@
+"""The folder `model_cards/`: a card for every checkpoint that was trained, a recipe for every configuration that was not."""
+
+import shutil
+from pathlib import Path
+
+from ..data import get_benchmark
+from ..model_card import EVALUATION_NAME, PICTURE_NAME, card_of_folder, make_card, read_evaluation
+from .configuration import TrainingConfig, build_model_config
+from .reporting import written_beside
+
+
+CARD_NAME = "README.md"
+RECIPES_NAME = "recipes"
+
+
+def render_cards(cards_dir: Path, configs_dir: Path) -> dict[Path, str]:
+    """Renders all pages, and writes none.
+
+    Args:
+        cards_dir (`Path`): Holds for each checkpoint a folder with `config.json`, `evaluation.json` and, where there is one,
+            a picture.
+        configs_dir (`Path`): The settings of trainings, `NAME.yaml`; the checkpoint of one is called NAME.
+
+    Returns:
+        `dict[Path, str]`: the text of each page.
+    """
+    trained = sorted(path.parent for path in cards_dir.glob(f"*/{EVALUATION_NAME}"))
+    pages = {
+        folder / CARD_NAME: str(card_of_folder(folder, folder.name, model_id=f"runs/{folder.name}")) for folder in trained
+    }
+    for path in sorted(configs_dir.glob("*.yaml")):
+        if path.stem not in {folder.name for folder in trained}:
+            page = render_recipe(path)
+            pages |= {cards_dir / RECIPES_NAME / f"{path.stem}.md": page} if page else {}
+    return pages
+
+
+def render_recipe(path: Path) -> str | None:
+    """The page of a configuration without weights; none unless it is for a whole benchmark, `ENCODER_BENCHMARK.yaml`."""
+    config = TrainingConfig.load(path)
+    if not path.stem.endswith(f"_{config.dataset}"):
+        return None
+    benchmark = get_benchmark(config.dataset, config.data_dir)
+    command = f"accelerate launch scripts/train.py --config scripts/configs/{path.name} data_dir=FOLDER"
+    comment = " ".join(line[1:].strip() for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("#"))
+    card = make_card(
+        build_model_config(config, benchmark),
+        path.stem,
+        data=benchmark.describe(),
+        training={"settings": config.describe(), "command": command},
+        notes=[comment] if comment else [],
+    )
+    return str(card)
+
+
+def write_pages(pages: dict[Path, str], cards_dir: Path) -> None:
+    """Writes the pages, and removes recipes of configurations that are trained by now or gone."""
+    for path in sorted((cards_dir / RECIPES_NAME).glob("*.md")):
+        if path not in pages:
+            path.unlink()
+    for path, text in pages.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with written_beside(path) as unfinished:
+            unfinished.write_text(text, encoding="utf-8")
+
+
+def add_checkpoint(run_dir: Path, cards_dir: Path) -> None:
+    """Copies what a card needs of a finished run to `cards_dir`, under the name of the run.
+
+    Raises:
+        OSError: If the run is not finished.
+        ValueError: If it was evaluated by an older program.
+    """
+    for name in ("config.json", EVALUATION_NAME):
+        if not (run_dir / name).is_file():
+            raise FileNotFoundError(f"A card is for a run that is finished; {run_dir} has no {name}. Train it to the end.")
+    read_evaluation(run_dir / EVALUATION_NAME)
+    folder = cards_dir / run_dir.resolve().name
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in ("config.json", EVALUATION_NAME, PICTURE_NAME):
+        if (run_dir / name).is_file():
+            with written_beside(folder / name) as unfinished:
+                shutil.copyfile(run_dir / name, unfinished)
