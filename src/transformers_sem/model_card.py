@@ -21,7 +21,10 @@ PAPER_URL = (
 )
 PICTURE_NAME = "predictions.png"
 EVALUATION_NAME = "evaluation.json"
-EVALUATION_KEYS = ("scores", "constant_scores", "dataset", "data", "num_images", "num_scored_images", "num_parameters")
+EVALUATION_KEYS = (
+    *("scores", "constant_scores", "dataset", "data", "num_images", "num_scored_images", "num_parameters"),
+    *("command", "environment"),
+)
 
 
 def card_of_folder(folder: Path, name: str, model_id: str) -> ModelCard:
@@ -72,7 +75,7 @@ def make_card(
     picture: str | None = None,
     data: dict[str, str] | None = None,
     training: dict[str, Any] | None = None,
-    notes: list[str] | None = None,
+    note: str = "",
 ) -> ModelCard:
     """Renders the card of a model, or of a configuration that nobody has trained.
 
@@ -84,7 +87,7 @@ def make_card(
         picture (`str`, *optional*): Name of a picture of predictions beside the card.
         data (`dict`, *optional*): Title, terms, license and limits of the data, for a recipe.
         training (`dict`, *optional*): Settings and command of the training, for a recipe.
-        notes (`list[str]`, *optional*): Paragraphs on the model.
+        note (`str`): A paragraph on the model.
 
     Returns:
         `huggingface_hub.ModelCard`: with metadata that the Hub understands.
@@ -106,7 +109,7 @@ def make_card(
         data=data,
         training=training,
         picture=picture,
-        notes=notes or [],
+        note=note,
         paper_url=PAPER_URL,
         pipeline_tag=PIPELINE_TAG,
     )
@@ -184,7 +187,8 @@ def all_rows(evaluation: dict[str, Any]) -> list[dict[str, Any]]:
 def values_of(evaluation: dict[str, Any], key: str) -> dict[str, str]:
     """A score of the model and of the best constant predictor, for people."""
     return {
-        owner: f"{evaluation[scores][key]:.4g}" for owner, scores in (("model", "scores"), ("constant", "constant_scores"))
+        owner: f"{evaluation[scores][key]:.4g}"
+        for owner, scores in (("model", "scores"), ("constant", "constant_scores"))
     }
 
 
@@ -197,7 +201,7 @@ def describe_task(config: SEMConfig, task: str) -> dict[str, str]:
 
 
 def encoder_name(config: SEMConfig) -> str:
-    """timm's name of the encoder, or the kind of transformers' backbone."""
+    """Timm's name of the encoder, or the kind of transformers' backbone."""
     return getattr(config.backbone_config, "model_name", config.backbone_config.model_type)
 
 

@@ -278,7 +278,9 @@ DEPTH = TaskSpec(
     loss=l1,
     loss_weight=1.0,
     post_process=predict_depth,
-    metric=Metric(statistics=depth_statistics, reduce=depth_scores, main="rmse", lower_is_better=True, title="RMSE, metres"),
+    metric=Metric(
+        statistics=depth_statistics, reduce=depth_scores, main="rmse", lower_is_better=True, title="RMSE, metres"
+    ),
     colorize=colorize_depth,
     encode=encode_millimetres,
     zoom_values=divide_by_zoom,
@@ -300,7 +302,13 @@ NORMAL = TaskSpec(
     loss=unit_vector_l1,
     loss_weight=10.0,
     post_process=predict_unit_vectors,
-    metric=Metric(statistics=normal_statistics, reduce=normal_scores, main="mean_error", lower_is_better=True, title="mean error, degrees"),
+    metric=Metric(
+        statistics=normal_statistics,
+        reduce=normal_scores,
+        main="mean_error",
+        lower_is_better=True,
+        title="mean error, degrees",
+    ),
     colorize=colorize_normal,
     encode=encode_unit_vectors,
     flip_values=negate_x,
@@ -366,7 +374,9 @@ SALIENCY = TaskSpec(
     loss=balanced_cross_entropy,
     loss_weight=5.0,
     post_process=predict_positive_probability,
-    metric=Metric(statistics=saliency_statistics, reduce=saliency_scores, main="maxf", lower_is_better=False, title="maxF"),
+    metric=Metric(
+        statistics=saliency_statistics, reduce=saliency_scores, main="maxf", lower_is_better=False, title="maxF"
+    ),
     colorize=colorize_probability,
     encode=encode_probability,
 )

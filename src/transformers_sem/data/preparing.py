@@ -375,7 +375,8 @@ def run(find_source: Callable[[Path], Source], arguments: argparse.Namespace) ->
         save_preview(source, arguments.preview)
         yield f"Written: {arguments.preview}"
     if arguments.push_to_hub:
-        yield f"Uploaded: {upload(arguments.output, repository, repo_type="dataset")}"
+        address = upload(arguments.output, repository, repo_type="dataset")
+        yield f"Uploaded: {address}"
 
 
 def describe_source(source: Source) -> Iterator[str]:

@@ -3,6 +3,8 @@
 import shutil
 from pathlib import Path
 
+from huggingface_hub import ModelCard
+
 from ..data import get_benchmark
 from ..model_card import EVALUATION_NAME, PICTURE_NAME, card_of_folder, make_card, read_evaluation
 from .configuration import TrainingConfig, build_model_config
@@ -25,32 +27,31 @@ def render_cards(cards_dir: Path, configs_dir: Path) -> dict[Path, str]:
         `dict[Path, str]`: the text of each page.
     """
     trained = sorted(path.parent for path in cards_dir.glob(f"*/{EVALUATION_NAME}"))
-    pages = {
-        folder / CARD_NAME: str(card_of_folder(folder, folder.name, model_id=f"runs/{folder.name}")) for folder in trained
+    cards = {
+        folder / CARD_NAME: card_of_folder(folder, folder.name, model_id=f"runs/{folder.name}") for folder in trained
     }
     for path in sorted(configs_dir.glob("*.yaml")):
-        if path.stem not in {folder.name for folder in trained}:
-            page = render_recipe(path)
-            pages |= {cards_dir / RECIPES_NAME / f"{path.stem}.md": page} if page else {}
-    return pages
+        config = TrainingConfig.load(path)
+        # for a whole benchmark; the others are for a try
+        if path.stem.endswith(f"_{config.dataset}") and path.stem not in {folder.name for folder in trained}:
+            cards[cards_dir / RECIPES_NAME / f"{path.stem}.md"] = make_recipe(path, config)
+    return {path: f"{card}\n" for path, card in cards.items()}
 
 
-def render_recipe(path: Path) -> str | None:
-    """The page of a configuration without weights; none unless it is for a whole benchmark, `ENCODER_BENCHMARK.yaml`."""
-    config = TrainingConfig.load(path)
-    if not path.stem.endswith(f"_{config.dataset}"):
-        return None
+def make_recipe(path: Path, config: TrainingConfig) -> ModelCard:
+    """The page of a configuration without weights; what its file says at the top is on it."""
     benchmark = get_benchmark(config.dataset, config.data_dir)
     command = f"accelerate launch scripts/train.py --config scripts/configs/{path.name} data_dir=FOLDER"
-    comment = " ".join(line[1:].strip() for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("#"))
-    card = make_card(
+    comment = " ".join(
+        line[1:].strip() for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("#")
+    )
+    return make_card(
         build_model_config(config, benchmark),
         path.stem,
         data=benchmark.describe(),
         training={"settings": config.describe(), "command": command},
-        notes=[comment] if comment else [],
+        note=comment,
     )
-    return str(card)
 
 
 def write_pages(pages: dict[Path, str], cards_dir: Path) -> None:
@@ -73,7 +74,9 @@ def add_checkpoint(run_dir: Path, cards_dir: Path) -> None:
     """
     for name in ("config.json", EVALUATION_NAME):
         if not (run_dir / name).is_file():
-            raise FileNotFoundError(f"A card is for a run that is finished; {run_dir} has no {name}. Train it to the end.")
+            raise FileNotFoundError(
+                f"A card is for a run that is finished; {run_dir} has no {name}. Train it to the end."
+            )
     read_evaluation(run_dir / EVALUATION_NAME)
     folder = cards_dir / run_dir.resolve().name
     folder.mkdir(parents=True, exist_ok=True)
