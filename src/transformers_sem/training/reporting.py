@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
@@ -103,8 +104,13 @@ def save_panel(path: Path, predictions: Iterable[Prediction], num_images: int = 
     save_picture(path, prediction_panel(list(islice(predictions, num_images))))
 
 
+@cache
 def environment() -> dict[str, str | None]:
-    """Commit, versions and hardware, for reports."""
+    """Commit, versions and hardware, for reports.
+
+    As they are at the first call, which scripts make when they start: files may change while a program runs, and what it
+    has loaded does not.
+    """
     packages = ("transformers-sem", "torch", "transformers", "timm", "datasets", "accelerate", "scipy", "numpy")
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     hardware = gpu or f"CPU ({platform.machine()}, {torch.get_num_threads()} threads)"
