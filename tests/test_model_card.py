@@ -96,7 +96,7 @@ def test_how_it_came_about(card):
         ENVIRONMENT["hardware"],
         EVALUATION["command"],
         EVALUATION["training"]["command"],
-        "seed 3",
+        "seed: 3",
         "7 validation images of drawn rooms",
         "Nobody's.",
         "It knows no photos.",

@@ -186,10 +186,8 @@ def all_rows(evaluation: dict[str, Any]) -> list[dict[str, Any]]:
 
 def values_of(evaluation: dict[str, Any], key: str) -> dict[str, str]:
     """A score of the model and of the best constant predictor, for people."""
-    return {
-        owner: f"{evaluation[scores][key]:.4g}"
-        for owner, scores in (("model", "scores"), ("constant", "constant_scores"))
-    }
+    values = {"model": evaluation["scores"][key], "constant": evaluation["constant_scores"][key]}
+    return {owner: f"{value:.2f}" if abs(value) >= 10 else f"{value:.3f}" for owner, value in values.items()}
 
 
 def describe_task(config: SEMConfig, task: str) -> dict[str, str]:

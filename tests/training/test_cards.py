@@ -6,6 +6,7 @@ import shutil
 import pytest
 import yaml
 from huggingface_hub import ModelCard
+from PIL import Image
 
 from transformers_sem.training.cards import add_checkpoint, render_cards, write_pages
 
@@ -27,7 +28,7 @@ def run_dir(tmp_path):
     folder = tmp_path / "runs" / "quickstart"
     tiny_config().save_pretrained(folder)
     (folder / "evaluation.json").write_text(json.dumps(EVALUATION))
-    (folder / "predictions.png").write_bytes(b"a picture")
+    Image.new("RGB", (8, 6)).save(folder / "predictions.png")
     return folder
 
 

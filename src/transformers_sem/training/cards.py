@@ -4,11 +4,12 @@ import shutil
 from pathlib import Path
 
 from huggingface_hub import ModelCard
+from PIL import Image
 
 from ..data import get_benchmark
 from ..model_card import EVALUATION_NAME, PICTURE_NAME, card_of_folder, make_card, read_evaluation
 from .configuration import TrainingConfig, build_model_config
-from .reporting import written_beside
+from .reporting import save_picture, written_beside
 
 
 CARD_NAME = "README.md"
@@ -80,7 +81,9 @@ def add_checkpoint(run_dir: Path, cards_dir: Path) -> None:
     read_evaluation(run_dir / EVALUATION_NAME)
     folder = cards_dir / run_dir.resolve().name
     folder.mkdir(parents=True, exist_ok=True)
-    for name in ("config.json", EVALUATION_NAME, PICTURE_NAME):
-        if (run_dir / name).is_file():
-            with written_beside(folder / name) as unfinished:
-                shutil.copyfile(run_dir / name, unfinished)
+    for name in ("config.json", EVALUATION_NAME):
+        with written_beside(folder / name) as unfinished:
+            shutil.copyfile(run_dir / name, unfinished)
+    if (run_dir / PICTURE_NAME).is_file():
+        with Image.open(run_dir / PICTURE_NAME) as picture:
+            save_picture(folder / PICTURE_NAME, picture.convert("RGB").quantize())  # a fifth of the bytes, for git
