@@ -94,8 +94,9 @@ def make_card(
     """
     if evaluation:
         data, training = evaluation["data"], evaluation.get("training")
+    card_data = make_card_data(config, name, evaluation, data, training)
     return ModelCard.from_template(
-        make_card_data(config, name, evaluation, data, training),
+        card_data,
         template_str=TEMPLATE.read_text(encoding="utf-8"),
         name=name,
         model_id=model_id,
@@ -108,6 +109,7 @@ def make_card(
         circumstances=circumstances,
         data=data,
         training=training,
+        license=card_data.license,
         picture=picture,
         note=note,
         paper_url=PAPER_URL,
