@@ -42,5 +42,7 @@ style: .venv/installed  ## Mend formatting and style
 cards: .venv/installed  ## Render the model cards and recipes anew
 	.venv/bin/python scripts/render_cards.py
 
-build: .venv/installed  ## Build the sdist and the wheel into dist/
+build: .venv/installed  ## Build the sdist and the wheel into dist/, and check them
+	rm -rf build dist
 	.venv/bin/python -m build
+	.venv/bin/twine check --strict dist/*

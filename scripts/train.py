@@ -19,14 +19,14 @@ from accelerate.utils import set_seed
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from transformers_sem import SEMForMultiTaskDensePrediction, SEMImageProcessor
+from transformers_sem import SEMConfig, SEMForMultiTaskDensePrediction, SEMImageProcessor
 from transformers_sem.data import Benchmark, get_benchmark
 from transformers_sem.data.transforms import TrainingAugmentation, TransformedDataset
 from transformers_sem.training.checkpoints import resume, save_checkpoint
 from transformers_sem.training.configuration import (
     TrainingConfig,
-    build_model_config,
     claim_output_dir,
+    label_fields,
     lock_output_dir,
     plain_errors,
     read_command_line,
@@ -43,20 +43,39 @@ from transformers_sem.training.stopping import StopRequest
 
 
 def build_model(config: TrainingConfig, benchmark: Benchmark) -> SEMForMultiTaskDensePrediction:
-    """The model of a run, from random weights or around a pretrained encoder."""
-    model_config = build_model_config(config, benchmark)
-    if config.pretrained_backbone:
-        source = config.pretrained_backbone if isinstance(config.pretrained_backbone, str) else None
-        model = SEMForMultiTaskDensePrediction.from_pretrained_backbone(model_config, source)
+    """The model of a run: the data set's tasks and class names, and what the configuration says of the rest."""
+    labels = label_fields(config, benchmark)
+    if config.pretrained_model:
+        model = load_trained_model(config, labels)
     else:
-        model = SEMForMultiTaskDensePrediction(model_config)
+        model = build_new_model(config, SEMConfig(**labels, **config.model))
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable()
     if config.freeze_backbone:
         model.sem.backbone.requires_grad_(False)
     # the memory of the bases is per optimiser step, however many micro-batches make one
-    model.sem.bases_momentum = model_config.bases_momentum ** (1 / config.gradient_accumulation_steps)
+    model.sem.bases_momentum = model.config.bases_momentum ** (1 / config.gradient_accumulation_steps)
     return model
+
+
+def load_trained_model(config: TrainingConfig, labels: dict) -> SEMForMultiTaskDensePrediction:
+    """The model that `pretrained_model` names, for tasks and classes that may be others."""
+    try:
+        return SEMForMultiTaskDensePrediction.from_pretrained(
+            config.pretrained_model, ignore_mismatched_sizes=True, **labels, **config.model
+        )
+    except OSError as error:
+        raise OSError(
+            f"`pretrained_model` is the folder or Hub name of a trained SEM; got {config.pretrained_model!r}: {error}"
+        ) from error
+
+
+def build_new_model(config: TrainingConfig, model_config: SEMConfig) -> SEMForMultiTaskDensePrediction:
+    """Random weights, but for the encoder's where the run starts from what that was pretrained to."""
+    if not config.pretrained_backbone:
+        return SEMForMultiTaskDensePrediction(model_config)
+    source = config.pretrained_backbone if isinstance(config.pretrained_backbone, str) else None
+    return SEMForMultiTaskDensePrediction.from_pretrained_backbone(model_config, source)
 
 
 def build_image_processor(config: TrainingConfig) -> SEMImageProcessor:

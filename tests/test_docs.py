@@ -4,9 +4,12 @@ import doctest
 import importlib
 import pkgutil
 import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import transformers_sem
@@ -41,30 +44,84 @@ def test_these_docstrings_have_examples(name):
 
 
 @pytest.fixture
-def readme_folder(tmp_path, monkeypatch):
-    """A folder with what the README's examples find: a trained model, a photo and a prepared data set."""
+def user_folder(repository, tmp_path, monkeypatch):
+    """A folder with what the examples find: the scripts, a trained model, a photo and a prepared data set."""
     tasks = dict(TASKS)
     source = find_source(write_tiny_folder(tmp_path / "NYUDv2", {"train": ["0001"], "val": ["0002"]}))
     prepare(source, tmp_path / "nyud_v2", num_processes=1)
     SEMForMultiTaskDensePrediction(tiny_config()).save_pretrained(tmp_path / "runs" / "quickstart")
     SEMImageProcessor(size={"height": 64, "width": 64}).save_pretrained(tmp_path / "runs" / "quickstart")
     Image.fromarray(np.zeros((48, 80, 3), dtype=np.uint8)).save(tmp_path / "photo.jpg")
+    (tmp_path / "scripts").symlink_to(repository / "scripts")
+    (tmp_path / ".venv").symlink_to(sys.prefix)
     monkeypatch.chdir(tmp_path)
     yield tmp_path
     TASKS.clear()
     TASKS.update(tasks)
 
 
-def test_readme(repository, readme_folder):
-    blocks = re.findall(r"^```python\n(.*?)^```", (repository / "README.md").read_text(), re.DOTALL | re.MULTILINE)
-    assert len(blocks) >= 2
+def code_blocks(path, language):
+    return re.findall(rf"^```{language}\n(.*?)^```", path.read_text(), re.DOTALL | re.MULTILINE)
+
+
+def run_python(path):
+    """Runs the Python of a page, top to bottom; returns the names it leaves."""
     names = {}
-    for block in blocks:
-        exec(block, names)
+    for block in code_blocks(path, "python"):
+        exec(compile(block, str(path), "exec"), names)
+    return names
+
+
+def test_readme(repository, user_folder):
+    names = run_python(repository / "README.md")
     assert {value.shape[-2:] for value in names["prediction"].values()} == {(48, 80)}
     assert list(names["prediction"]) == tiny_config().tasks
-    assert names["config"].tasks == ["semseg", "albedo"]
 
 
-def test_readme_sessions(repository, readme_folder):
+def test_readme_sessions(repository, user_folder):
     assert doctest.testfile(str(repository / "README.md"), module_relative=False).failed == 0
+
+
+def test_add_a_task(repository, user_folder):
+    names = run_python(repository / "docs" / "add_a_task.md")
+    assert names["config"].tasks == ["depth", "albedo"] and set(names["outputs"].losses) == {"depth", "albedo"}
+    assert names["prediction"]["albedo"].shape == (3, 96, 128)
+
+
+def test_write_a_backbone(repository, user_folder):
+    names = run_python(repository / "docs" / "write_a_backbone.md")
+    assert names["logits"]["depth"].shape == (1, 1, 24, 32)
+    state = names["model"].state_dict()
+    assert all(torch.equal(value, state[name]) for name, value in names["again"].state_dict().items())
+
+
+def test_export(repository, user_folder):
+    names = run_python(repository / "docs" / "export.md")
+    pixel_values = torch.rand(1, 3, 96, 128)
+    with torch.no_grad():
+        expected = names["model"](pixel_values).logits
+        found = names["program"].module()(pixel_values)
+    assert all(torch.allclose(found[task], logits, atol=1e-5) for task, logits in expected.items())
+
+
+# A training of seconds in place of minutes
+BRIEF = " input_size=[32,64] network_size=null max_steps=2 batch_size=2 num_snapshot_images=1"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", ["export", "fine_tune_on_your_folder"])
+def test_commands(repository, user_folder, page):
+    """Each page's commands, top to bottom, as somebody who follows it types them."""
+    path = repository / "docs" / f"{page}.md"
+    run_python(path)
+    for block in code_blocks(path, "bash"):
+        for line in block.splitlines():
+            command = line + BRIEF if "train.py" in line else line
+            result = subprocess.run(command, shell=True, capture_output=True, text=True, check=False)
+            assert result.returncode == 0, f"{command}\n{result.stderr[-2000:]}"
+
+
+def test_links_lead_somewhere(repository):
+    for path in [repository / "README.md", *sorted((repository / "docs").glob("*.md"))]:
+        for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", path.read_text()):
+            assert (path.parent / target).exists(), f"{path.name} links to {target}, which is not there"

@@ -439,6 +439,19 @@ def test_compiled_training_is_the_same_training(datasets_cache, tmp_path):
     assert SEMForMultiTaskDensePrediction.from_pretrained(tmp_path / "true").config.tasks == ["depth"]
 
 
+def test_a_run_starts_from_a_trained_model(trained, run_script, tmp_path):
+    """Of other tasks: what both have is kept, and a step of no size shows what it started from."""
+    folder = tmp_path / "run"
+    overrides = ["tasks=[depth, parsing]", "dataset_kwargs.seed=3", "max_steps=1", "learning_rate=0.0"]
+    arguments = ["--config", QUICKSTART, *SETTINGS, *overrides, f"output_dir={folder}", f"pretrained_model={trained}"]
+    result = run_script("train.py", *arguments)
+    assert result.code == 0, result.errors
+    model = SEMForMultiTaskDensePrediction.from_pretrained(folder)
+    start = dict(SEMForMultiTaskDensePrediction.from_pretrained(trained).named_parameters())
+    assert model.config.tasks == ["depth", "parsing"]
+    assert all(torch.equal(parameter, start[name]) for name, parameter in model.named_parameters())
+
+
 def test_other_settings_do_not_go_on_with_a_run(trained, run_script):
     before = (trained / "training.yaml").read_text()
     result = run_script("train.py", "--config", QUICKSTART, *SETTINGS, f"output_dir={trained}", "learning_rate=0.5")
@@ -458,6 +471,7 @@ def test_other_settings_do_not_go_on_with_a_run(trained, run_script):
         (["model.num_base=8"], ["num_base"]),
         (["model.backbone_config.model_name=swim_tiny"], ["'swim_tiny'"]),
         (["pretrained_backbone=absent.safetensors"], ["absent.safetensors"]),
+        (["pretrained_model=absent/model"], ["absent/model"]),
         (["batch_size=3", "gradient_accumulation_steps=2"], ["3 images", "2 micro-batches"]),
         (["dataset_kwargs.heigth=3"], ["heigth"]),
         (["mixed_precision=half"], ["half", "bf16"]),

@@ -6,6 +6,8 @@ import pkgutil
 from . import auto_registration
 
 
+__version__ = "0.1.0"
+
 _EXPORTS = {
     "SEMConfig": "configuration_sem",
     "SEMTimmBackboneConfig": "configuration_sem",

@@ -127,7 +127,9 @@ def make_card_data(
     """The metadata of a card, for the Hub to search and to show."""
     hub_tasks = [get_task(task).hub_task for task in config.tasks if get_task(task).hub_task != "other"]
     license_name = "terms-of-the-data-and-of-the-encoder"
-    is_free = data and training and data["license"] == "apache-2.0" and not training["settings"]["pretrained_backbone"]
+    settings = training["settings"] if training else {}
+    starts_at_random = training and not settings["pretrained_model"] and not settings["pretrained_backbone"]
+    is_free = starts_at_random and data and data["license"] == "apache-2.0"
     license_facts = {"license": "apache-2.0"} if is_free else {"license": "other", "license_name": license_name}
     return ModelCardData(
         model_name=name,

@@ -429,17 +429,16 @@ class SEMIntraTaskModule(GradientCheckpointingLayer):
         self.norm = nn.LayerNorm(config.hidden_size)
         self.mlp = SEMMLP(config.hidden_size, config.mlp_ratio)
 
-    def forward(self, *stage_maps: Tensor) -> tuple[Tensor, SEMIntraTaskState]:
-        """S projected maps `(B, C, H_s, W_s)` -> X^t `(B, C, H_S, W_S)`, and how.
+    def forward(self, fused_map: Tensor, *stage_maps: Tensor) -> tuple[Tensor, SEMIntraTaskState]:
+        """The sum of all stages `(B, C, H_S, W_S)` and the S stages `(B, C, H_s, W_s)` -> X^t `(B, C, H_S, W_S)`, and how.
 
         Each map is an argument: checkpointing that re-enters autograd finds no gradient to give inside a list.
         """
-        size = stage_maps[-1].shape[-2:]
-        query_map = self.query(sum(resize(stage_map, size) for stage_map in stage_maps))
+        query_map = self.query(fused_map)
         attended, state = self.attention(query_map, stage_maps)
         tokens = to_tokens(query_map) + attended
         tokens = tokens + self.mlp(self.norm(tokens))
-        return to_map(tokens, size), state
+        return to_map(tokens, fused_map.shape[-2:]), state
 
 
 class SEMIntraTask(nn.Module):
@@ -465,7 +464,9 @@ class SEMIntraTask(nn.Module):
             return {task: module(feature_maps[-1]) for task, module in self.task_modules.items()}, {}
         seen_maps = feature_maps[-self.num_stages :]
         stage_maps = [project(seen) for project, seen in zip(self.stage_projections, seen_maps, strict=True)]
-        outputs = {task: module(*stage_maps) for task, module in self.task_modules.items()}
+        # where the queries of every task come from: the same for all, so summed once
+        fused_map = sum(resize(stage_map, stage_maps[-1].shape[-2:]) for stage_map in stage_maps)
+        outputs = {task: module(fused_map, *stage_maps) for task, module in self.task_modules.items()}
         return {task: x for task, (x, _) in outputs.items()}, {task: state for task, (_, state) in outputs.items()}
 
 

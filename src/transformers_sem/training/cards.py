@@ -6,9 +6,10 @@ from pathlib import Path
 from huggingface_hub import ModelCard
 from PIL import Image
 
+from ..configuration_sem import SEMConfig
 from ..data import get_benchmark
 from ..model_card import EVALUATION_NAME, PICTURE_NAME, card_of_folder, make_card, read_evaluation
-from .configuration import TrainingConfig, build_model_config
+from .configuration import TrainingConfig, label_fields
 from .reporting import save_picture, written_beside
 
 
@@ -47,7 +48,7 @@ def make_recipe(path: Path, config: TrainingConfig) -> ModelCard:
         line[1:].strip() for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("#")
     )
     return make_card(
-        build_model_config(config, benchmark),
+        SEMConfig(**label_fields(config, benchmark), **config.model),
         path.stem,
         data=benchmark.describe(),
         training={"settings": config.describe(), "command": command},

@@ -56,7 +56,9 @@ class TrainingConfig:
         dataset_kwargs (`dict`): Fields of the data set's builder configuration.
         tasks (`list[str]`, *optional*): The tasks to learn; `None` is all of the data set.
         model (`dict`): Fields of [`SEMConfig`] besides the tasks.
-        pretrained_backbone (`bool | str`): Start from the encoder's own weights, from the cache or the Hub, or from a file
+        pretrained_model (`str`, *optional*): Start from a trained SEM, a folder or Hub name. Its configuration holds but for
+            the tasks and what `model` says; what does not fit, as the heads of other classes, starts anew.
+        pretrained_backbone (`bool | str`): Else, start from the encoder's own weights, from the cache or the Hub, or from a file
             in timm's format, or a folder or Hub name in transformers'.
         input_size (`list[int]`): Height and width of the training crops and of the padded evaluation images.
         network_size (`list[int]`, *optional*): Stretch crops and evaluation images to this height and width, for a
@@ -96,6 +98,7 @@ class TrainingConfig:
     dataset_kwargs: dict = field(default_factory=dict)
     tasks: list | None = None
     model: dict = field(default_factory=dict)
+    pretrained_model: str | None = None
     pretrained_backbone: bool | str = True
     input_size: list = field(default_factory=lambda: [448, 576])
     network_size: list | None = None
@@ -222,14 +225,14 @@ class TrainingConfig:
         return self.batch_size // num_parts
 
 
-def build_model_config(config: TrainingConfig, benchmark: Benchmark) -> SEMConfig:
-    """The model of a run: the data set's tasks and class names, and what the settings say of the rest."""
+def label_fields(config: TrainingConfig, benchmark: Benchmark) -> dict[str, dict]:
+    """The fields of [`SEMConfig`] that the data set determines: tasks, head widths and class names."""
     tasks = config.tasks or list(benchmark.task_num_labels)
-    return SEMConfig(
-        task_num_labels={task: benchmark.num_labels(task) for task in tasks},
-        task_id2label={task: dict(enumerate(names)) for task, names in benchmark.class_names.items() if task in tasks},
-        **config.model,
-    )
+    names = benchmark.class_names
+    return {
+        "task_num_labels": {task: benchmark.num_labels(task) for task in tasks},
+        "task_id2label": {task: dict(enumerate(names[task])) for task in names if task in tasks},
+    }
 
 
 def refuse_unknown(kind: str, given: Iterable[str], known: Sequence[str]) -> None:

@@ -67,6 +67,7 @@ def build_optimizer(config: TrainingConfig, model: SEMForMultiTaskDensePredictio
     return torch.optim.Adam(
         [{"params": groups[scale], "lr": config.learning_rate * scale} for scale in sorted(groups, reverse=True)],
         weight_decay=config.weight_decay,
+        fused=True,  # one pass over each parameter instead of a dozen
     )
 
 
