@@ -167,7 +167,7 @@ def test_a_cut_connection_leaves_the_repository_as_it_was(hub, staged, trained, 
     hub.cut_uploads = True
     monkeypatch.setattr(time, "sleep", lambda seconds: None)  # between the tries of the client
     with pytest.raises(
-        OSError, match="The upload to me/tiny broke off, which is as it was.*run the same command again"
+        OSError, match="The upload to me/tiny broke off, which is as it was.*Run the same command again"
     ):
         push(tmp_path / "new", delete_patterns=REPLACED)
     assert (remote(hub).sha(), len(remote(hub).commits)) == (before, num_commits)
@@ -248,6 +248,7 @@ def test_models_push_themselves_with_a_card(hub, trained):
     }
 
 
+@pytest.mark.slow
 def test_a_card_that_is_there_stays(hub, staged, trained):
     push(staged)
     SEMForMultiTaskDensePrediction.from_pretrained(trained).push_to_hub(REPOSITORY)
@@ -380,6 +381,7 @@ def test_the_script_sends_and_never_prints_the_token(hub, trained, push_script):
     assert f'model="{REPOSITORY}"' in remote(hub).commits[-1]["README.md"].content.decode()
 
 
+@pytest.mark.slow
 def test_the_script_says_in_a_line_what_is_wrong(hub, trained, push_script, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_wrong")
     with pytest.raises(SystemExit, match="^error: The Hub did not make me/tiny: .*401.*Log in with") as stopped:

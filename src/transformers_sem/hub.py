@@ -32,7 +32,7 @@ def create_repository(name: str, *, repo_type: str, private: bool) -> str:
         repository = api.create_repo(name, repo_type=repo_type, private=private or None, exist_ok=True).repo_id
         is_public = private and not api.repo_info(repository, repo_type=repo_type).private
     except Exception as error:  # the client also raises the errors of its HTTP library
-        raise OSError(f"The Hub did not make {name}: {in_a_line(error)}. {LOG_IN}, and try again.") from error
+        raise OSError(f"The Hub did not make {name}: {explain(error)}") from error
     if is_public:
         raise OSError(
             f"{repository} is to be private, and is there already, for all to see. Make it private in its settings, or choose "
@@ -75,11 +75,13 @@ def upload(
         )
     except Exception as error:  # the client also raises the errors of its HTTP library
         raise OSError(
-            f"The upload to {repository} broke off, which is as it was: {in_a_line(error)}. {LOG_IN}, and run the same command again; "
-            "what has arrived is not sent twice."
+            f"The upload to {repository} broke off, which is as it was: {explain(error)} What has arrived is not sent twice."
         ) from error
 
 
-def in_a_line(error: Exception) -> str:
-    """What an error says, without a full stop."""
-    return " ".join(str(error).split()).rstrip(".")
+def explain(error: Exception) -> str:
+    """What an error of the client says, in a line, and what to do about it."""
+    response = getattr(error, "response", None)  # errors of the connection have none
+    is_refused = response is not None and response.status_code in (401, 403)
+    remedy = f"{LOG_IN}, and run the same command again." if is_refused else "Run the same command again."
+    return f"{' '.join(str(error).split()).rstrip('.')}. {remedy}"
