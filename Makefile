@@ -4,7 +4,7 @@ THREADS ?= $(shell getconf _NPROCESSORS_ONLN)
 LAUNCH := .venv/bin/accelerate launch --num_machines 1 --num_processes 1 --mixed_precision no --dynamo_backend no \
 	--num_cpu_threads_per_process $(THREADS)
 
-.PHONY: help install train test test-slow test-gpu smoke quality style build
+.PHONY: help install train test test-slow test-gpu smoke quality style cards build
 
 help:  ## Show this help
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "%-12s %s\n", $$1, $$2}'
@@ -38,6 +38,9 @@ quality: .venv/installed  ## Check formatting and style, changing nothing
 style: .venv/installed  ## Mend formatting and style
 	.venv/bin/ruff check --fix .
 	.venv/bin/ruff format .
+
+cards: .venv/installed  ## Render the model cards and recipes anew
+	.venv/bin/python scripts/render_cards.py
 
 build: .venv/installed  ## Build the sdist and the wheel into dist/, and check them
 	rm -rf build dist

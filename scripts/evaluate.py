@@ -24,6 +24,7 @@ from transformers_sem.training.configuration import (
     positive_integer,
 )
 from transformers_sem.training.evaluating import evaluate_and_report
+from transformers_sem.training.reporting import environment
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -51,6 +52,7 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     """Load, evaluate, report."""
     arguments = parse_arguments()
+    environment()  # as it is now
     accelerator = Accelerator(cpu=not torch.accelerator.is_available())  # or ranks on CPUs would not find each other
     with plain_errors():
         config = TrainingConfig.load_if_there(Path(arguments.model) / SETTINGS_NAME, arguments.overrides)

@@ -3,8 +3,8 @@
     accelerate launch scripts/train.py --config scripts/configs/quickstart.yaml [key=value ...] [--dry-run]
 
 The same command again resumes a run that was interrupted; Ctrl-C and SIGTERM save first. Everything goes to `output_dir`:
-model and image processor (for `from_pretrained`), `evaluation.json` and `.parquet`, `predictions.png`, `training.yaml`,
-`history.jsonl`, `training_report.html` to watch in a browser, `logs/` for TensorBoard, `checkpoints/`. With `--dry-run`
+model and image processor (for `from_pretrained`), `training.json` and `.yaml`, `evaluation.json` and `.parquet`,
+`predictions.png`, `history.jsonl`, `training_report.html` to watch in a browser, `logs/` for TensorBoard, `checkpoints/`. With `--dry-run`
 nothing is written: it says what the run would do, and measures one step.
 """
 
@@ -26,6 +26,7 @@ from transformers_sem.training.checkpoints import resume, save_checkpoint
 from transformers_sem.training.configuration import (
     TrainingConfig,
     claim_output_dir,
+    label_fields,
     lock_output_dir,
     plain_errors,
     read_command_line,
@@ -35,7 +36,7 @@ from transformers_sem.training.evaluating import evaluate_and_report, predict_ro
 from transformers_sem.training.html_report import write_html_report
 from transformers_sem.training.loading import build_train_loader
 from transformers_sem.training.plan import format_plan, measure_step
-from transformers_sem.training.reporting import save_panel, save_trained
+from transformers_sem.training.reporting import TRAINING_NAME, environment, save_panel, save_report, save_trained
 from transformers_sem.training.running import TrainingRun, failure_reported
 from transformers_sem.training.snapshots import SNAPSHOTS_NAME, Snapshots
 from transformers_sem.training.stopping import StopRequest
@@ -43,13 +44,7 @@ from transformers_sem.training.stopping import StopRequest
 
 def build_model(config: TrainingConfig, benchmark: Benchmark) -> SEMForMultiTaskDensePrediction:
     """The model of a run: the data set's tasks and class names, and what the configuration says of the rest."""
-    tasks = config.tasks or list(benchmark.task_num_labels)
-    labels = {
-        "task_num_labels": {task: benchmark.num_labels(task) for task in tasks},
-        "task_id2label": {
-            task: dict(enumerate(names)) for task, names in benchmark.class_names.items() if task in tasks
-        },
-    }
+    labels = label_fields(config, benchmark)
     if config.pretrained_model:
         model = load_trained_model(config, labels)
     else:
@@ -144,6 +139,7 @@ def dry_run(config: TrainingConfig, accelerator: Accelerator, benchmark: Benchma
 
 def main() -> None:
     """Set up, train, save, evaluate, draw."""
+    environment()  # as it is now
     with plain_errors():
         config, is_dry_run = read_command_line(__doc__)
         benchmark = get_benchmark(config.dataset, config.data_dir)
@@ -175,6 +171,7 @@ def main() -> None:
         weights = train(config, accelerator, model, dataset, snapshots, stop)
     if accelerator.is_main_process:
         save_trained(model, image_processor, output_dir, weights)
+        save_report(output_dir / TRAINING_NAME, settings=config.describe())
     accelerator.wait_for_everyone()
     # what was saved is what is judged, the same on every rank
     model = SEMForMultiTaskDensePrediction.from_pretrained(output_dir, local_files_only=True)

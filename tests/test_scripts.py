@@ -35,6 +35,7 @@ from transformers_sem.scoring import MetricSums, scores_of
 from transformers_sem.statistics_file import StatisticsFile
 from transformers_sem.tasks import to_label
 from transformers_sem.training.checkpoints import find_defect
+from transformers_sem.training.configuration import TrainingConfig
 from transformers_sem.training.progress import read_history
 
 from .test_architecture import absolute_imports, parse, reachable
@@ -159,6 +160,7 @@ def test_a_run_leaves_its_files(trained):
         "model.safetensors",
         "preprocessor_config.json",
         "training.yaml",
+        "training.json",
         "evaluation.json",
         "predictions.png",
         "training_report.html",
@@ -179,6 +181,10 @@ def test_scores_are_finite(trained):
     assert all(np.isfinite(list(scores.values()))) and all(np.isfinite(list(constant_scores.values())))
     assert (report["dataset"], report["num_images"], report["seed"]) == ("scenes", 4, 0)
     assert "train.py" in report["command"]
+    training = json.loads((trained / "training.json").read_text())
+    assert report["training"] == training
+    assert training["settings"] == TrainingConfig.load(trained / "training.yaml").describe()
+    assert "train.py" in training["command"] and "commit" in training["environment"]
     assert torch.__version__.startswith(report["environment"]["torch"])
 
 

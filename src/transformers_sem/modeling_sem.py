@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -29,6 +30,7 @@ from transformers.utils.generic import can_return_tuple, maybe_autocast
 from .backbone_timm import SEMTimmBackbone
 from .configuration_sem import SEMConfig, SEMTimmBackboneConfig
 from .losses import INVALID_ID
+from .model_card import TEMPLATE, make_card
 from .tasks import get_task
 
 
@@ -719,6 +721,17 @@ class SEMPreTrainedModel(PreTrainedModel):
         loaded = load_backbone_weights(model.base_model.backbone, source)
         logger.warning(f"The encoder starts from {loaded}. The rest of {cls.__name__} is new: train it before use.")
         return model
+
+    def _upload_modified_files(self, working_dir: str, repo_id: str, *args, **kwargs):
+        """The last step of `push_to_hub`: a new repository gets a card of ours, one that has a card keeps it.
+
+        Scores are not in it: nobody knows whether they still hold for these weights. `scripts/push_to_hub.py` uploads a
+        model with its scores.
+        """
+        card = Path(working_dir, "README.md")
+        if "[More Information Needed]" in card.read_text(encoding="utf-8") and TEMPLATE.is_file():
+            make_card(self.config, repo_id.split("/")[-1], model_id=repo_id).save(card)
+        return super()._upload_modified_files(working_dir, repo_id, *args, **kwargs)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:

@@ -12,6 +12,7 @@ from transformers import AutoModelForSemanticSegmentation, Pipeline
 from transformers.image_utils import load_image
 from transformers.pipelines import PIPELINE_REGISTRY
 
+from .model_card import PIPELINE_TAG
 from .modeling_sem import SEMMultiTaskOutput
 from .panels import colorize_pair
 
@@ -121,7 +122,7 @@ class MultiTaskDensePredictionPipeline(Pipeline):
 
 
 PIPELINE_REGISTRY.register_pipeline(
-    "multi-task-dense-prediction",
+    PIPELINE_TAG,
     pipeline_class=MultiTaskDensePredictionPipeline,
     pt_model=AutoModelForSemanticSegmentation,  # the host that [`SEMForMultiTaskDensePrediction`] is registered with
     type="image",

@@ -82,6 +82,7 @@ class Metric:
             any image was valid.
         main (`str`): The score by which the task is judged.
         lower_is_better (`bool`): Whether that score is an error.
+        title (`str`): That score in words, with its unit, for people.
         per_class (`Callable`, *optional*): `dict[str, Tensor] -> Tensor (num_labels,)`, the main score class by class.
         is_slow (`bool`): Whether the statistics of one image take long enough to be worth another process, which has NumPy
             arrays to work on.
@@ -91,6 +92,7 @@ class Metric:
     reduce: Callable[[dict[str, Tensor]], dict[str, float]]
     main: str
     lower_is_better: bool
+    title: str = ""
     per_class: Callable[[dict[str, Tensor]], Tensor] | None = None
     is_slow: bool = False
 
@@ -107,8 +109,10 @@ class TaskSpec:
     Args:
         name (`str`): Key in the task table, in configurations, labels, logits and predictions.
         title (`str`, *optional*): The task in words, for people; without it the name.
+        prediction (`str`, *optional*): What a predicted map holds, in words, for people.
         unit (`str`, *optional*): Unit of a prediction, as it stands behind a number.
-        color_key (`str`, *optional*): How to read the colours of a map, for people.
+        color_key (`str`, *optional*): How to read the colours of a map, where they need a word.
+        hub_task (`str`): What the Hub calls the task.
         num_labels (`int`): Default head width.
         label_format (`LabelFormat`): Layout of the labels.
         loss (`Callable`): `(logits, labels, **loss_kwargs) -> scalar`, at the size of the labels.
@@ -125,8 +129,10 @@ class TaskSpec:
 
     name: str
     title: str = ""
+    prediction: str = ""
     unit: str = ""
     color_key: str = ""
+    hub_task: str = "other"
     num_labels: int
     label_format: LabelFormat
     loss: Callable[..., Tensor]
@@ -240,12 +246,15 @@ CLASS_METRIC = Metric(
     reduce=class_scores,
     main="miou",
     lower_is_better=False,
+    title="mIoU",
     per_class=class_ious,
 )
 
 SEMSEG = TaskSpec(
     name="semseg",
     title="semantic segmentation",
+    prediction="class ids",
+    hub_task="image-segmentation",
     num_labels=40,
     label_format=CLASS_IDS,
     loss=cross_entropy,
@@ -259,8 +268,10 @@ SEMSEG = TaskSpec(
 DEPTH = TaskSpec(
     name="depth",
     title="depth",
+    prediction="metres",
     unit="m",
     color_key="near is bright, far is dark",
+    hub_task="depth-estimation",
     num_labels=1,
     label_format=LabelFormat(
         dtype=torch.float32,
@@ -273,7 +284,9 @@ DEPTH = TaskSpec(
     loss=l1,
     loss_weight=1.0,
     post_process=predict_depth,
-    metric=Metric(statistics=depth_statistics, reduce=depth_scores, main="rmse", lower_is_better=True),
+    metric=Metric(
+        statistics=depth_statistics, reduce=depth_scores, main="rmse", lower_is_better=True, title="RMSE, metres"
+    ),
     colorize=colorize_depth,
     encode=encode_millimetres,
     zoom_values=divide_by_zoom,
@@ -281,6 +294,7 @@ DEPTH = TaskSpec(
 NORMAL = TaskSpec(
     name="normal",
     title="surface normals",
+    prediction="unit vectors: x right, y down, z forward",
     color_key="red: right, green: down, blue: away from the camera; so olive faces the camera, and purple faces up",
     num_labels=3,
     label_format=LabelFormat(
@@ -295,7 +309,13 @@ NORMAL = TaskSpec(
     loss=unit_vector_l1,
     loss_weight=10.0,
     post_process=predict_unit_vectors,
-    metric=Metric(statistics=normal_statistics, reduce=normal_scores, main="mean_error", lower_is_better=True),
+    metric=Metric(
+        statistics=normal_statistics,
+        reduce=normal_scores,
+        main="mean_error",
+        lower_is_better=True,
+        title="mean error, degrees",
+    ),
     colorize=colorize_normal,
     encode=encode_unit_vectors,
     flip_values=negate_x,
@@ -304,7 +324,7 @@ NORMAL = TaskSpec(
 BOUNDARY = TaskSpec(
     name="boundary",
     title="boundaries",
-    color_key="probability",
+    prediction="probability of a boundary",
     num_labels=1,
     label_format=LabelFormat(
         dtype=torch.float32,
@@ -323,6 +343,7 @@ BOUNDARY = TaskSpec(
         reduce=odsf_scores,
         main="odsf",
         lower_is_better=False,
+        title="odsF",
         is_slow=True,
     ),
     colorize=colorize_probability,
@@ -331,6 +352,8 @@ BOUNDARY = TaskSpec(
 PARSING = TaskSpec(
     name="parsing",
     title="human parts",
+    prediction="ids of body parts",
+    hub_task="image-segmentation",
     num_labels=7,
     label_format=CLASS_IDS,
     loss=cross_entropy,
@@ -344,7 +367,8 @@ PARSING = TaskSpec(
 SALIENCY = TaskSpec(
     name="saliency",
     title="saliency",
-    color_key="probability",
+    prediction="probability of the salient object",
+    hub_task="image-segmentation",
     num_labels=2,
     label_format=LabelFormat(
         dtype=torch.int64,
@@ -357,7 +381,9 @@ SALIENCY = TaskSpec(
     loss=balanced_cross_entropy,
     loss_weight=5.0,
     post_process=predict_positive_probability,
-    metric=Metric(statistics=saliency_statistics, reduce=saliency_scores, main="maxf", lower_is_better=False),
+    metric=Metric(
+        statistics=saliency_statistics, reduce=saliency_scores, main="maxf", lower_is_better=False, title="maxF"
+    ),
     colorize=colorize_probability,
     encode=encode_probability,
 )

@@ -8,6 +8,7 @@ import pytest
 from huggingface_hub import DatasetCard
 from PIL import Image
 
+from transformers_sem import hub
 from transformers_sem.data import get_benchmark, preparing
 from transformers_sem.data.nyud_v2 import NYUDv2, find_source
 from transformers_sem.data.preparing import build_parser, prepare, run, verify
@@ -296,31 +297,11 @@ def test_command_lines_that_cannot_mean_anything(root, arguments, message):
         [*run(find_source, parse(root, *arguments))]
 
 
-class FakeHub:
-    """Remembers what is uploaded."""
-
-    uploads: list = []
-
-    def create_repo(self, name, **options):
-        assert options == {"repo_type": "dataset", "private": True, "exist_ok": True}
-        if name == "me/refused":
-            raise ConnectionError("offline")
-        return argparse.Namespace(repo_id=name)
-
-    def upload_folder(self, **options):
-        self.uploads.append(options)
-        return argparse.Namespace(commit_url="https://hub/me/data")
-
-
-def test_upload(root, tmp_path, monkeypatch):
-    monkeypatch.setattr(preparing, "HfApi", FakeHub)
-    output = tmp_path / "prepared"
-    lines = [*run(find_source, parse(root, "--output", output, "--push-to-hub", "me/data", "--processes", 1))]
-    assert lines[-1] == "Uploaded: https://hub/me/data"
-    assert FakeHub.uploads == [{"repo_id": "me/data", "folder_path": output, "repo_type": "dataset"}]
-    with pytest.raises(OSError, match="The Hub did not make me/refused: offline. Log in"):
-        [*run(find_source, parse(root, "--output", tmp_path / "other", "--push-to-hub", "me/refused"))]
-    assert not (tmp_path / "other").exists()
+def test_a_refused_upload_prepares_nothing(root, tmp_path, monkeypatch):
+    monkeypatch.setattr(hub, "get_token", lambda: None)
+    with pytest.raises(OSError, match="Nobody is logged in to the Hub, so nothing is sent to me/rooms"):
+        [*run(find_source, parse(root, "--output", tmp_path / "prepared", "--push-to-hub", "me/rooms"))]
+    assert not (tmp_path / "prepared").exists()
 
 
 def test_another_data_set_is_refused(root, tmp_path):

@@ -161,7 +161,7 @@ def test_prediction_leaves_no_gradient_and_lies_in_memory(model, image_processor
 # What is scored
 
 
-def test_scores_are_those_of_the_predictions(plain, predictions, rows):
+def test_scores_are_those_of_the_predictions(plain, predictions, rows, model):
     report, _ = plain
     constant = ConstantPredictor(WIDTHS)
     for row in rows["train"]:
@@ -179,6 +179,9 @@ def test_scores_are_those_of_the_predictions(plain, predictions, rows):
     assert report["scores"] != report["constant_scores"]
     assert (report["dataset"], report["num_images"], report["seed"]) == ("mine", 5, 5)
     assert report["num_scored_images"] == dict.fromkeys(WIDTHS, 5)
+    assert report["num_parameters"] == sum(parameter.numel() for parameter in model.parameters())
+    assert report["data"] == {"title": "", "terms": "", "license": "other", "limits": ""}
+    assert report["training"] is None  # of a model that was never saved
 
 
 def test_every_image_has_the_scores_that_it_gets_alone(plain, evaluate, rows):

@@ -169,6 +169,12 @@ def test_the_environment_has_commit_versions_and_hardware():
     assert found["hardware"].startswith("CPU (") == (not torch.cuda.is_available())
 
 
+def test_the_environment_is_that_of_the_start(monkeypatch):
+    before = environment()
+    monkeypatch.setattr(reporting, "git_commit", lambda: "of later")
+    assert environment() == before
+
+
 def test_image_scores_are_a_row_each_and_null_where_there_are_none(tmp_path):
     image_scores = [{"id": "b"}, {"id": "a", "depth/rmse": 1 / 3}, {"id": "c", "semseg/miou": 0.5, "depth/rmse": 2.0}]
     save_image_scores(tmp_path / "evaluation.parquet", image_scores)

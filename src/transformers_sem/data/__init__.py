@@ -24,6 +24,10 @@ class Benchmark:
         task_num_labels (`dict[str, int]`): Its tasks and their head widths.
         class_names (`dict[str, list[str]]`): Names of the classes of its tasks that have any.
         needs_data_dir (`bool`): Whether the data must be on disk already.
+        title (`str`): Its name, for people.
+        terms (`str`): Where it is from, and on what terms, for model cards.
+        license (`str`): The identifier that the Hub has for these terms.
+        limits (`str`): What a model that has learned from it cannot know, for model cards.
         task_metric_kwargs (`dict[str, dict]`): Keyword arguments of the metrics, where the protocol has its own.
         reference_columns (`dict[str, str]`): Tasks that are judged on another column than they learn from.
         scored_ids (`dict[str, frozenset[str]]`): Tasks that are judged on these images only.
@@ -33,6 +37,10 @@ class Benchmark:
     task_num_labels: dict[str, int]
     class_names: dict[str, list[str]]
     needs_data_dir: bool
+    title: str = ""
+    terms: str = ""
+    license: str = "other"
+    limits: str = ""
     task_metric_kwargs: dict[str, dict] = field(default_factory=dict)
     reference_columns: dict[str, str] = field(default_factory=dict)
     scored_ids: dict[str, frozenset[str]] = field(default_factory=dict)
@@ -48,6 +56,10 @@ class Benchmark:
                 f"{self.builder.__name__} has no labels for the task {task!r}; it has {list(self.task_num_labels)}."
             )
         return self.task_num_labels[task]
+
+    def describe(self) -> dict[str, str]:
+        """What a model card says of the data."""
+        return {name: getattr(self, name) for name in ("title", "terms", "license", "limits")}
 
     def protocol_columns(self, columns: list[str]) -> list[str]:
         """Those of `columns` that `references` needs."""
@@ -149,12 +161,20 @@ BENCHMARKS = {
         },
         class_names=scenes.CLASS_NAMES,
         needs_data_dir=False,
+        title="procedural indoor scenes",
+        terms="Scenes and labels are drawn by transformers-sem itself, and come under its licence, Apache-2.0.",
+        license="apache-2.0",
+        limits="It has seen drawn rooms only, never a photo.",
     ),
     "nyud_v2": Benchmark(
         builder=nyud_v2.NYUDv2,
         task_num_labels={"semseg": 40, "depth": 1, "normal": 3, "boundary": 1},
         class_names=nyud_v2.CLASS_NAMES,
         needs_data_dir=True,
+        title="NYUD-v2",
+        terms=nyud_v2.TERMS,
+        limits="It has seen rooms of offices and homes, from the height of a person, through one camera: metres are right for "
+        "images that show as much as that camera.",
         task_metric_kwargs={"boundary": {"max_distance": 0.011}},
     ),
     "pascal_context": Benchmark(
@@ -162,6 +182,9 @@ BENCHMARKS = {
         task_num_labels={"semseg": 21, "parsing": 7, "saliency": 2, "normal": 3, "boundary": 1},
         class_names=pascal_context.CLASS_NAMES,
         needs_data_dir=True,
+        title="PASCAL-Context",
+        terms=pascal_context.TERMS,
+        limits="The normals and the saliency that it learns from are predictions of other networks, with their errors.",
         task_metric_kwargs={"boundary": {"max_distance": 0.0075}},
         reference_columns={"boundary": "label_map"},
         scored_ids={"boundary": SCORED_BOUNDARY_IDS},
@@ -183,6 +206,8 @@ def describe_folder(data_dir: str | Path | None) -> Benchmark:
         task_num_labels={task: len(source.class_names.get(task, [])) or get_task(task).num_labels for task in tasks},
         class_names=source.class_names,
         needs_data_dir=True,
+        title=source.title,
+        terms="A folder of one's own: whoever shares the weights knows the terms of the images.",
     )
 
 

@@ -20,11 +20,12 @@ from typing import Any
 import datasets
 import pyarrow
 import pyarrow.parquet
-from huggingface_hub import DatasetCard, DatasetCardData, HfApi
+from huggingface_hub import DatasetCard, DatasetCardData
 from loky import cpu_count
 from tqdm.auto import tqdm
 
 from ..boundary_files import process_pool
+from ..hub import create_repository, upload
 from ..panels import contact_sheet
 from ..tasks import TASKS
 from .files import BrokenFrameError, describe_file
@@ -353,7 +354,7 @@ def run(find_source: Callable[[Path], Source], arguments: argparse.Namespace) ->
     """
     check_arguments(arguments)
     if arguments.push_to_hub:  # first, or a missing login would show after an hour
-        repository = create_repository(arguments.push_to_hub)
+        repository = create_repository(arguments.push_to_hub, repo_type="dataset", private=True)
     source = find_source(arguments.source)
     yield f"{source.title}: {source.variant}, {source.root}"
     yield from describe_source(source)
@@ -374,7 +375,8 @@ def run(find_source: Callable[[Path], Source], arguments: argparse.Namespace) ->
         save_preview(source, arguments.preview)
         yield f"Written: {arguments.preview}"
     if arguments.push_to_hub:
-        yield f"Uploaded: {upload(arguments.output, repository)}"
+        address = upload(arguments.output, repository, repo_type="dataset")
+        yield f"Uploaded: {address}"
 
 
 def describe_source(source: Source) -> Iterator[str]:
@@ -383,29 +385,3 @@ def describe_source(source: Source) -> Iterator[str]:
         yield f"{split}: {len(frames)} frames; papers have {source.official_sizes[split]}"
     for column in source.columns:
         yield f"{column}: {source.derived.get(column, 'as in the files')}"
-
-
-def create_repository(name: str) -> str:
-    """Makes a private repository for a data set, or takes the one that is there; returns its full name.
-
-    Raises:
-        OSError: If the Hub refuses, or cannot be reached.
-    """
-    try:
-        return HfApi().create_repo(name, repo_type="dataset", private=True, exist_ok=True).repo_id
-    except Exception as error:  # the client also raises the errors of its HTTP library
-        raise OSError(f"The Hub did not make {name}: {error}. Log in with `hf auth login`, and try again.") from error
-
-
-def upload(folder: Path, repository: str) -> str:
-    """Uploads a prepared folder; returns its address.
-
-    Raises:
-        OSError: If the Hub refuses, or cannot be reached.
-    """
-    try:
-        return HfApi().upload_folder(repo_id=repository, folder_path=folder, repo_type="dataset").commit_url
-    except Exception as error:  # the client also raises the errors of its HTTP library
-        raise OSError(
-            f"The upload to {repository} broke off: {error}. Run the same command again; {folder} is whole."
-        ) from error

@@ -15,6 +15,7 @@ from filelock import FileLock, Timeout
 from huggingface_hub.errors import StrictDataclassError
 
 from ..configuration_sem import SEMConfig
+from ..data import Benchmark
 from .reporting import written_beside
 
 
@@ -200,6 +201,10 @@ class TrainingConfig:
         refuse_unknown("settings", values, known)
         return cls(**values)
 
+    def describe(self) -> dict[str, Any]:
+        """The settings but for where things lie on this machine."""
+        return {key: value for key, value in asdict(self).items() if key not in ("output_dir", "data_dir")}
+
     def is_snapshot(self, step: int) -> bool:
         """Whether a step is one after which validation images are looked at."""
         every = self.snapshot_every or -(-self.max_steps // 10)
@@ -218,6 +223,16 @@ class TrainingConfig:
                 f"{self.batch_size} images, {num_processes} ranks, {self.gradient_accumulation_steps} micro-batches."
             )
         return self.batch_size // num_parts
+
+
+def label_fields(config: TrainingConfig, benchmark: Benchmark) -> dict[str, dict]:
+    """The fields of [`SEMConfig`] that the data set determines: tasks, head widths and class names."""
+    tasks = config.tasks or list(benchmark.task_num_labels)
+    names = benchmark.class_names
+    return {
+        "task_num_labels": {task: benchmark.num_labels(task) for task in tasks},
+        "task_id2label": {task: dict(enumerate(names[task])) for task in names if task in tasks},
+    }
 
 
 def refuse_unknown(kind: str, given: Iterable[str], known: Sequence[str]) -> None:

@@ -29,7 +29,7 @@ from ..panels import Prediction
 from ..scoring import ConstantPredictor, MetricSums, Sums, format_report, main_scores, scores_of
 from ..statistics_file import StatisticsFile
 from .configuration import TrainingConfig
-from .reporting import save_image_scores, save_maps, save_report
+from .reporting import read_training, save_image_scores, save_maps, save_report
 
 
 MODEL, CONSTANT = "model", "constant"  # whose statistics they are
@@ -230,7 +230,8 @@ def evaluate_and_report(
 ) -> str:
     """Evaluates on the validation rows and returns the table for the terminal.
 
-    Writes the scores to `path`, and those of each image beside it as Parquet. `num_processes` is that of `Evaluation`; by
+    Writes the scores to `path`, with what a model card says of the weights, and the scores of each image beside it as
+    Parquet. `num_processes` is that of `Evaluation`; by
     default every core but one has one.
     """
     benchmark = get_benchmark(config.dataset, config.data_dir)
@@ -260,9 +261,12 @@ def evaluate_and_report(
             constant_scores=constant_scores,
             class_scores=name_classes(metric.class_scores(), model.config.task_id2label),
             dataset=config.dataset,
+            data=benchmark.describe(),
             num_images=len(validation),
             num_scored_images=count_scored(image_scores, scores),
             seed=config.seed,
+            num_parameters=model.num_parameters(),
+            training=read_training(model.name_or_path),
         )
     accelerator.wait_for_everyone()
     if accelerator.is_local_main_process:

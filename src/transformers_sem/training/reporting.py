@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
@@ -24,6 +25,9 @@ from transformers.image_processing_base import ImageProcessingMixin
 
 from ..panels import Prediction, prediction_panel
 from ..tasks import get_task
+
+
+TRAINING_NAME = "training.json"
 
 
 @contextmanager
@@ -60,6 +64,12 @@ def save_report(path: Path, **facts) -> None:
         unfinished.write_text(json.dumps(report, indent=2) + "\n")
 
 
+def read_training(folder: str | Path) -> dict | None:
+    """How the weights in a folder came about, as the training noted it; `None` where it did not."""
+    path = Path(folder) / TRAINING_NAME
+    return json.loads(path.read_text()) if path.is_file() else None
+
+
 def save_image_scores(path: Path, image_scores: list[dict]) -> None:
     """Writes the scores of every image as a row of a Parquet table, null where an image has no labels of a task."""
     columns = dict.fromkeys(key for scores in image_scores for key in scores)
@@ -94,8 +104,13 @@ def save_panel(path: Path, predictions: Iterable[Prediction], num_images: int = 
     save_picture(path, prediction_panel(list(islice(predictions, num_images))))
 
 
+@cache
 def environment() -> dict[str, str | None]:
-    """Commit, versions and hardware, for reports."""
+    """Commit, versions and hardware, for reports.
+
+    As they are at the first call, which scripts make when they start: files may change while a program runs, and what it
+    has loaded does not.
+    """
     packages = ("transformers-sem", "torch", "transformers", "timm", "datasets", "accelerate", "scipy", "numpy")
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     hardware = gpu or f"CPU ({platform.machine()}, {torch.get_num_threads()} threads)"
