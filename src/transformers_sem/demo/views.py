@@ -89,7 +89,9 @@ def legend(task: str, values: Tensor, colors: np.ndarray, names: dict[int, str])
         return class_legend(values, names)
     spec = get_task(task)
     scale = scale_legend(values.numpy(), colors, spec.unit) if values.ndim == 2 else ""
-    return f"{scale}<div class='legend'>{html.escape(spec.color_key or spec.prediction or spec.label_format.rule)}</div>"
+    return (
+        f"{scale}<div class='legend'>{html.escape(spec.color_key or spec.prediction or spec.label_format.rule)}</div>"
+    )
 
 
 def class_legend(ids: Tensor, names: dict[int, str]) -> str:
