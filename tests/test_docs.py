@@ -84,6 +84,13 @@ def test_readme_sessions(repository, user_folder):
     assert doctest.testfile(str(repository / "README.md"), module_relative=False).failed == 0
 
 
+def test_use_a_model(repository, user_folder):
+    names = run_python(repository / "docs" / "use_a_model.md")
+    assert [prediction["depth"].shape for prediction in names["predictions"]] == [(48, 80)] * 2
+    assert names["half"].config.tasks == ["depth", "normal"]
+    assert names["result"]["images"]["depth"].size == Image.open("normal.png").size == (80, 48)
+
+
 def test_add_a_task(repository, user_folder):
     names = run_python(repository / "docs" / "add_a_task.md")
     assert names["config"].tasks == ["depth", "albedo"] and set(names["outputs"].losses) == {"depth", "albedo"}
@@ -111,7 +118,7 @@ BRIEF = " input_size=[32,64] network_size=null max_steps=2 batch_size=2 num_snap
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", ["export", "fine_tune_on_your_folder"])
+@pytest.mark.parametrize("page", ["export", "fine_tune_on_your_folder", "use_a_model"])
 def test_commands(repository, user_folder, page):
     """Each page's commands, top to bottom, as somebody who follows it types them."""
     path = repository / "docs" / f"{page}.md"
