@@ -102,7 +102,11 @@ def keep_values(values: Tensor, zoom: float = 1.0) -> Tensor:
 
 def describe_range(values: np.ndarray, names: dict[int, str]) -> dict:
     """Smallest, largest and mean value of a map."""
-    return {"minimum": float(values.min()), "maximum": float(values.max()), "mean": float(values.mean(dtype=np.float64))}
+    return {
+        "minimum": float(values.min()),
+        "maximum": float(values.max()),
+        "mean": float(values.mean(dtype=np.float64)),
+    }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,6 +130,8 @@ class TaskSpec:
             may be averaged with those of others, pixel by pixel; the mean is post-processed as logits are.
         flip_values (`Callable`): What a horizontal flip does to the values, the pixels being flipped already.
         zoom_values (`Callable`): `(values, zoom) -> values`, what enlarging the picture by `zoom` does to the values.
+        measure_zoom (`Callable`, *optional*): `(values, reference) -> zoom`, by how much more than the reference a picture of
+            the same was enlarged whose values are these; none where a zoom does not change values.
         project_values (`Callable`): Brings decoded or interpolated values back to what the task allows.
     """
 
@@ -144,6 +150,7 @@ class TaskSpec:
     prepare_mean: Callable[[Tensor], Tensor] = keep_values
     flip_values: Callable[[Tensor], Tensor] = keep_values
     zoom_values: Callable[[Tensor, float], Tensor] = keep_values
+    measure_zoom: Callable[[Tensor, Tensor], float] | None = None
     project_values: Callable[[Tensor], Tensor] = keep_values
 
 
@@ -232,6 +239,12 @@ def divide_by_zoom(depth: Tensor, zoom: float) -> Tensor:
     return depth / zoom
 
 
+def ratio_of_means(depth: Tensor, reference: Tensor) -> float:
+    """How many times nearer a scene seems than in the reference; 1 where there is no depth to compare."""
+    means = [float(values.clamp(min=0).mean()) for values in (depth, reference)]
+    return means[1] / means[0] if min(means) > 0 else 1.0
+
+
 def unit_vectors(vectors: Tensor) -> Tensor:
     """Vectors of shape `(3, height, width)` at unit length; those shorter than a half (unknown, averaged out) are NaN."""
     length = vectors.square().sum(dim=0, keepdim=True).sqrt()  # torch's norm over a leading axis is 40 times slower
@@ -314,6 +327,7 @@ DEPTH = TaskSpec(
     describe=describe_metres,
     prepare_mean=F.relu,
     zoom_values=divide_by_zoom,
+    measure_zoom=ratio_of_means,
 )
 NORMAL = TaskSpec(
     name="normal",

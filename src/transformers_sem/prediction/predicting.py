@@ -13,7 +13,7 @@ from torchvision.transforms.v2 import functional as tvF
 
 from ..image_processing_sem import SEMImageProcessor
 from ..modeling_sem import SEMForMultiTaskDensePrediction
-from .views import Mosaic, SeenView, View, tile_starts, undo_view, view_zoom
+from .views import Mosaic, SeenView, View, follow_whole, tile_starts, undo_view
 
 
 @dataclass(kw_only=True)
@@ -76,11 +76,12 @@ class Predictor:
         overlap = min(self._tile_size()) // 4
         tops, lefts = tile_starts(height, tile_height, overlap), tile_starts(width, tile_width, overlap)
         mosaic, seen = Mosaic((height, width), overlap, self.folder), []
+        (whole,) = self.look([(photo, View(top=0, left=0, height=height, width=width))])
         for top, next_top in zip(tops, [*tops[1:], height], strict=True):
             looks = [look for left in lefts for look in self._looks(top, left, tile_height, tile_width)]
             looks.sort(key=lambda view: view.scale)
             seen = [look for look in seen if look.view.top + look.view.height > top]
-            seen += self.look([(photo, view) for view in looks])
+            seen += [follow_whole(look, whole) for look in self.look([(photo, view) for view in looks])]
             mosaic.fill(seen, top, next_top)
         return mosaic.maps()
 
@@ -119,8 +120,7 @@ class Predictor:
             crop = tvF.resize(crop, [max(1, round(edge * view.scale)) for edge in content_size], antialias=True)
         (content_size,), (padded_size,) = processor.plan_sizes([tuple(crop.shape[-2:])])
         pixel_values = processor(crop, return_tensors="pt")["pixel_values"][0]
-        zoom = view_zoom(self.image_processor, view, tuple(photo.shape[-2:]))
-        return view, pixel_values, (content_size, padded_size, zoom)
+        return view, pixel_values, (content_size, padded_size)
 
     def _scaled_processor(self, scale: float) -> SEMImageProcessor:
         """The image processor for another size of the model's input."""
@@ -145,3 +145,21 @@ def check_finite(logits: dict[str, Tensor], dtype: torch.dtype) -> None:
     if broken:
         remedy = "The weights may be damaged." if dtype == torch.float32 else "Try --dtype bfloat16 or float32."
         raise FloatingPointError(f"Predictions are finite; {broken} are not, in {dtype}. {remedy}")
+
+
+def parse_looks(words: list[str]) -> tuple[bool, tuple[float, ...]]:
+    """Reads `["flip", "0.75", ...]` as whether to flip and at which scales to look, 1 always among them.
+
+    Raises:
+        ValueError: If a word is neither "flip" nor a scale from 0.25 to 4.
+    """
+    scales = {1.0}
+    for word in words:
+        try:
+            scale = 1.0 if word == "flip" else float(word)
+        except ValueError:
+            scale = math.nan
+        if not 0.25 <= scale <= 4:
+            raise ValueError(f"--tta takes flip and scales from 0.25 to 4; got {word!r}.")
+        scales.add(scale)
+    return "flip" in words, tuple(sorted(scales))

@@ -8,7 +8,6 @@ time, so that a photo of 100 megapixels needs no more memory for its logits than
 
 import math
 import tempfile
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..image_processing_sem import SEMImageProcessor, restore_map
+from ..image_processing_sem import restore_map
 from ..tasks import flip_logits, get_task
 
 
@@ -73,28 +72,39 @@ def tile_weights(length: int, overlap: int) -> Tensor:
 
 
 def undo_view(
-    view: View, logits: dict[str, Tensor], content_size: tuple[int, int], padded_size: tuple[int, int], zoom: float
+    view: View, logits: dict[str, Tensor], content_size: tuple[int, int], padded_size: tuple[int, int]
 ) -> SeenView:
-    """Takes padding, mirroring and enlargement off logits `{task: (num_labels, h, w)}` of a view.
+    """Takes padding and mirroring off logits `{task: (num_labels, h, w)}` of a view, and brings them to its usual scale.
 
-    Depth by the rule of the training's zoom: what looks `zoom` times larger than in the whole photo was predicted `zoom` times
-    nearer.
+    By the rule of the training's zoom: what looks `scale` times larger was predicted `scale` times nearer.
     """
     undone = {}
     for task, values in logits.items():
         if content_size != padded_size:
             values = restore_map(values, content_size, padded_size, content_size)
-        values = get_task(task).zoom_values(values.float(), 1 / zoom)
+        values = get_task(task).zoom_values(values.float(), 1 / view.scale)
         undone[task] = flip_logits(task, values) if view.flipped else values
     return SeenView(view, undone)
 
 
-def view_zoom(image_processor: SEMImageProcessor, view: View, photo_size: tuple[int, int]) -> float:
-    """How much larger the model gets things in a view than in the whole photo."""
-    sizes = [(view.height, view.width), photo_size]
-    contents, _ = image_processor.plan_sizes(sizes)
-    part, whole = (math.sqrt(math.prod(content) / math.prod(size)) for content, size in zip(contents, sizes, strict=True))
-    return view.scale * part / whole
+def follow_whole(seen: SeenView, whole: SeenView) -> SeenView:
+    """Brings what the model sees in a tile to the zoom of the whole photo.
+
+    A tile shows things larger than the training did, often so much that its depths are far off: the whole photo says how far
+    things are on average, the tile says where exactly.
+    """
+    view, logits = seen.view, {}
+    for task, values in seen.logits.items():
+        spec, reference = get_task(task), whole.logits[task]
+        if spec.measure_zoom is not None:
+            scales = reference.shape[1] / whole.view.height, reference.shape[2] / whole.view.width
+            rows, columns = (
+                slice(math.floor(start * scale), math.ceil((start + length) * scale))
+                for start, length, scale in zip((view.top, view.left), (view.height, view.width), scales, strict=True)
+            )
+            values = spec.zoom_values(values, 1 / spec.measure_zoom(values, reference[:, rows, columns]))
+        logits[task] = values
+    return SeenView(view, logits)
 
 
 def upsample_rows(logits: Tensor, size: tuple[int, int], start: int, stop: int) -> Tensor:
@@ -163,5 +173,3 @@ class Mosaic:
     def maps(self) -> dict[str, Tensor]:
         """The maps, in physical units as post-processing gives them."""
         return {task: torch.from_numpy(array) for task, array in self.arrays.items()}
-
-
