@@ -1,102 +1,115 @@
-"""Predict every task for photos of any size.
+"""Predict every task for photos and videos of any size.
 
-    python scripts/predict.py --model runs/quickstart --input photo.jpg folder_of_photos --output predictions
+    python scripts/predict.py --model runs/quickstart --input photo.jpg folder "shots/**/*.png" film.mp4 --output predictions
+    accelerate launch scripts/predict.py --model runs/quickstart --input folder --batch-size 8 --dtype bfloat16
 
-Writes for each photo NAME.png, a coloured panel, and NAME.npz, the raw maps: class ids, metres, unit vectors,
-probabilities. With --inside also inside/NAME.png: how each task comes to its map. A photo that cannot be read is named and
-left out; the exit code is then 1.
+Writes for each photo NAME: panels/NAME.png, in colour; maps/TASK/NAME.png, the values (depth in millimetres, 16 bits; class
+ids with a palette; normals as RGB; probabilities in 8 bits); raw/NAME.npz, the maps in metres, unit vectors, ids and
+probabilities; json/NAME.json, the classes with their areas, the range of depth and so on. For a video or a camera (--input 0,
+until Ctrl-C) videos/NAME.mp4, the frames beside their maps.
+
+Folders are searched with the folders in them. What cannot be read is named at the end, and the exit code is then 1. The same
+command again does only what is missing, or has changed.
 """
 
 import argparse
 import sys
+from datetime import timedelta
+from importlib.metadata import version
 from pathlib import Path
 
-import numpy as np
 import torch
-from PIL import Image, ImageOps
-from tqdm.auto import tqdm
+from accelerate import Accelerator, InitProcessGroupKwargs
 
 from transformers_sem import SEMForMultiTaskDensePrediction, SEMImageProcessor
-from transformers_sem.inside import inside_panel
-from transformers_sem.panels import Prediction, prediction_panel
-from transformers_sem.training.configuration import plain_errors
-from transformers_sem.training.evaluating import predict
-from transformers_sem.training.reporting import save_picture, written_beside
+from transformers_sem.prediction.inputs import find_sources
+from transformers_sem.prediction.predicting import Predictor, parse_looks
+from transformers_sem.prediction.results import Results
+from transformers_sem.prediction.running import PredictionRun
+from transformers_sem.training.configuration import plain_errors, positive_integer
+from transformers_sem.training.evaluating import hash_model
 
 
-def find_photos(inputs: list[Path]) -> list[Path]:
-    """The files given, and the pictures in the folders given.
+def parse_arguments() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True, help="folder or Hub name of a trained model")
+    parser.add_argument(
+        "--input", required=True, nargs="+", help="photos, videos, folders of them, patterns, numbers of cameras"
+    )
+    parser.add_argument("--output", type=Path, default=Path("predictions"), help="folder to write to")
+    parser.add_argument("--batch-size", type=positive_integer, default=1, help="images that a rank sees at once")
+    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"], help="precision")
+    parser.add_argument(
+        "--tile", type=positive_integer, metavar="SIZE", help="cut photos into overlapping tiles, SIZE the longer edge"
+    )
+    parser.add_argument(
+        "--tta",
+        nargs="+",
+        default=[],
+        metavar="LOOK",
+        help="also look at the mirror image (flip) and at other scales (0.75 1.25 ...), and average",
+    )
+    parser.add_argument("--inside", action="store_true", help="also draw what goes on inside the model")
+    parser.add_argument("--max-frames", type=positive_integer, help="stop videos and cameras after so many frames")
+    return parser.parse_args()
 
-    Raises:
-        FileNotFoundError: If an input is not there, or there is no picture in any.
-        ValueError: If two photos would be written under one name.
-    """
-    endings = {ending for ending, kind in Image.registered_extensions().items() if kind in Image.OPEN}
-    photos = []
-    for path in inputs:
-        if not path.exists():
-            raise FileNotFoundError(
-                f"There is no file or folder {str(path)!r}; --input takes photos and folders of them."
-            )
-        if path.is_dir():
-            photos += sorted(child for child in path.iterdir() if child.suffix.lower() in endings)
-        else:
-            photos.append(path)
-    if not photos:
-        raise FileNotFoundError(f"There is no picture in {', '.join(map(str, inputs))}.")
-    stems = [photo.stem for photo in photos]
-    twins = sorted({stem for stem in stems if stems.count(stem) > 1})
-    if twins:
+
+def build_run(arguments: argparse.Namespace) -> PredictionRun:
+    """Load the model and say how it is used."""
+    accelerator = Accelerator(
+        cpu=not torch.accelerator.is_available(),  # or ranks on CPUs would not find each other
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=30))],  # one rank may have a long video
+    )
+    if accelerator.mixed_precision != "no":
         raise ValueError(
-            f"Several photos are called {twins}; results are named after photos. Rename them or split the call."
+            f"Give --dtype to this script, not --mixed_precision {accelerator.mixed_precision} to the launcher."
         )
-    return photos
-
-
-def read_photo(path: Path) -> torch.Tensor:
-    """RGB uint8 `(3, height, width)`, upright as the camera says."""
-    with Image.open(path) as photo:
-        upright = ImageOps.exif_transpose(photo).convert("RGB")
-    return torch.from_numpy(np.array(upright)).permute(2, 0, 1)
-
-
-def save_prediction(prediction: Prediction, path: Path) -> None:
-    """Writes panel and maps, beside and renamed, so that none is ever half there."""
-    with written_beside(path.with_name(path.name + ".npz")) as unfinished:
-        np.savez_compressed(unfinished, **{task: values.numpy() for task, values in prediction.maps.items()})
-    save_picture(path.with_name(path.name + ".png"), prediction_panel([prediction]))
+    model = SEMForMultiTaskDensePrediction.from_pretrained(arguments.model, dtype=getattr(torch, arguments.dtype))
+    image_processor = SEMImageProcessor.from_pretrained(arguments.model)
+    flip, scales = parse_looks(arguments.tta)
+    settings = {
+        "dtype": arguments.dtype,
+        "tile": arguments.tile,
+        "flip": flip,
+        "scales": scales,
+        "inside": arguments.inside,
+        "max_frames": arguments.max_frames,
+        "version": version("transformers-sem"),
+    }
+    digest = hash_model(model, image_processor)
+    digest.update(repr(settings).encode())
+    return PredictionRun(
+        Predictor(
+            model=model.to(accelerator.device).eval(),
+            image_processor=image_processor,
+            batch_size=arguments.batch_size,
+            tile=arguments.tile,
+            flip=flip,
+            scales=scales,
+            folder=arguments.output,
+        ),
+        Results(
+            arguments.output, {"model": arguments.model, **settings}, digest.hexdigest(), model.config.task_id2label
+        ),
+        accelerator,
+        arguments.inside,
+        arguments.max_frames,
+    )
 
 
 def main() -> None:
-    """Load, predict, write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True, help="folder or Hub name of a trained model")
-    parser.add_argument("--input", required=True, type=Path, nargs="+", help="photos and folders of photos")
-    parser.add_argument("--output", type=Path, default=Path("predictions"), help="folder to write to")
-    parser.add_argument("--inside", action="store_true", help="also draw what goes on inside the model")
-    arguments = parser.parse_args()
+    """Find, predict, write, and say what could not be read."""
+    arguments = parse_arguments()
     with plain_errors():
-        photos = find_photos(arguments.input)
-        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-        model = SEMForMultiTaskDensePrediction.from_pretrained(arguments.model).to(device).eval()
-        image_processor = SEMImageProcessor.from_pretrained(arguments.model)
+        sources = find_sources(arguments.input, arguments.output)
+        run = build_run(arguments)
         arguments.output.mkdir(parents=True, exist_ok=True)
-    failures = 0
-    for photo in tqdm(photos, desc="predicting"):
-        try:
-            image = read_photo(photo)
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            tqdm.write(f"error: cannot read {photo}: {error}", file=sys.stderr)
-            failures += 1
-            continue
-        maps = predict(model, image_processor, [image])[0]
-        save_prediction(Prediction(image.permute(1, 2, 0).numpy(), maps), arguments.output / photo.stem)
-        if arguments.inside:
-            (arguments.output / "inside").mkdir(exist_ok=True)
-            panel = inside_panel(model, image_processor, image)
-            save_picture(arguments.output / "inside" / f"{photo.stem}.png", panel)
-    print(f"Written: {len(photos) - failures} panels and as many .npz files to {arguments.output}/.")
-    sys.exit(1 if failures else 0)
+        summary = run.run(sources)
+    run.accelerator.print(f"Results are in {arguments.output}/.")
+    run.accelerator.print(summary, file=sys.stderr if summary.failures else sys.stdout)
+    run.accelerator.end_training()
+    sys.exit(1 if summary.failures else 0)
 
 
 if __name__ == "__main__":

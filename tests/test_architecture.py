@@ -15,10 +15,11 @@ from .conftest import REPOSITORY
 SOURCE = REPOSITORY / "src" / "transformers_sem"
 SCRIPTS = REPOSITORY / "scripts"
 
-# A module imports only from lower ranks; inside data/ and training/ also from its own.
+# A module imports only from lower ranks; inside data/, prediction/ and training/ also from its own.
 RANKS = {
     "losses": 0,
     "boundary": 0,
+    "photos": 0,
     "visualization": 0,
     "statistics_file": 0,
     "hub": 0,
@@ -40,9 +41,10 @@ RANKS = {
     "training": 7,
     "demo": 8,
     "auto_registration": 7,
-    "__init__": 8,
+    "prediction": 8,
+    "__init__": 9,
 }
-FOLDERS = {"data", "demo", "training"}
+FOLDERS = {"data", "demo", "prediction", "training"}
 
 # modeling_sem.py is uploaded to the Hub with what it reaches
 TOO_HEAVY_FOR_A_CHECKPOINT = {"datasets", "evaluate", "accelerate", "scipy", "skimage"}

@@ -341,7 +341,34 @@ def test_the_encoding_of_a_prediction_is_a_picture_of_its_size(task):
     prediction = TASKS[task].post_process(random_logits(task, 1, (4, 7)))[0]
     picture = read_back(task, prediction.numpy())
     assert picture.size == (7, 4)
-    assert picture.mode == {"depth": "I;16", "normal": "RGB"}.get(task, "L")
+    assert picture.mode == {"depth": "I;16", "normal": "RGB", "boundary": "L", "saliency": "L"}.get(task, "P")
+
+
+def test_ids_are_coloured_as_everywhere():
+    ids = np.arange(256).reshape(16, 16)
+    picture = read_back("semseg", ids)
+    np.testing.assert_array_equal(np.asarray(picture.convert("RGB")), TASKS["semseg"].colorize(ids))
+
+
+def test_what_json_says_of_a_map():
+    ids = np.array([[3, 3, 3], [0, 0, 7]])
+    assert TASKS["semseg"].describe(ids, {0: "wall", 3: "floor"}) == {
+        "classes": [
+            {"id": 3, "name": "floor", "pixels": 3, "fraction": 0.5},
+            {"id": 0, "name": "wall", "pixels": 2, "fraction": 1 / 3},
+            {"id": 7, "name": "7", "pixels": 1, "fraction": 1 / 6},
+        ]
+    }
+    depth = np.array([[1.0, 2.0, 6.0]], dtype=np.float32)
+    assert TASKS["depth"].describe(depth, {}) == {"unit": "metres", "minimum": 1.0, "maximum": 6.0, "mean": 3.0}
+    assert TASKS["saliency"].describe(np.array([[0.0, 0.25, 0.75, 1.0]]), {})["likely_fraction"] == 0.5
+    assert TASKS["normal"].describe(np.array([[[0.0]], [[0.6]], [[-0.8]]]), {}) == {"mean": [0.0, 0.6, -0.8]}
+
+
+@pytest.mark.parametrize("task", list(TASKS))
+def test_the_mean_of_one_look_is_that_look(task):
+    spec, logits = TASKS[task], random_logits(task, 2, (5, 6))
+    torch.testing.assert_close(spec.post_process(spec.prepare_mean(logits)), spec.post_process(logits))
 
 
 @pytest.mark.parametrize("dtype", [np.int64, np.uint8])

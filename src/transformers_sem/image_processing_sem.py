@@ -150,6 +150,11 @@ class SEMImageProcessor(TorchvisionBackend):
             content_sizes = [shrink_to_fit(content_size, largest) for content_size in content_sizes]
         return content_sizes, [largest] * len(sizes)
 
+    def plan_sizes(self, sizes: list[tuple[int, int]]) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
+        """For images of these (height, width), the sizes they are brought to, and those that are padded around them."""
+        size, pad_size = (None if size is None else SizeDict(**dict(size)) for size in (self.size, self.pad_size))
+        return self._plan_sizes(sizes, self.do_resize, size, self.do_pad, pad_size)
+
     def _preprocess_image(
         self,
         image,
@@ -291,8 +296,7 @@ class SEMImageProcessor(TorchvisionBackend):
         sizes = [(int(height), int(width)) for height, width in target_sizes]
         if len(sizes) != len(logits):
             raise ValueError(f"Give one target size per image; got {len(sizes)} for a batch of {len(logits)}.")
-        size, pad_size = (None if size is None else SizeDict(**dict(size)) for size in (self.size, self.pad_size))
-        content_sizes, padded_sizes = self._plan_sizes(sizes, self.do_resize, size, self.do_pad, pad_size)
+        content_sizes, padded_sizes = self.plan_sizes(sizes)
         return [
             restore_map(image_logits, *layout)
             for image_logits, *layout in zip(logits, content_sizes, padded_sizes, sizes, strict=True)

@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from .tasks import get_task, to_label
-from .visualization import draw_panel
+from .visualization import draw_panel, draw_side_by_side
 
 
 @dataclass
@@ -40,6 +40,22 @@ def colorize_pair(task: str, prediction: Tensor, label: Tensor | None) -> list[n
     """Colours a prediction and its label on one scale, each uint8 `(height, width, 3)`."""
     colors = colorize_alike(task, [value for value in (prediction, label) if value is not None])
     return [*colors, None] if label is None else colors
+
+
+def shrink_prediction(prediction: Prediction, longest: int = 1024) -> Prediction:
+    """Every so many pixels of a large image and its maps, so that colouring it is quick; no value is mixed with another."""
+    step = -(-max(prediction.image.shape[:2]) // longest)
+    return Prediction(
+        prediction.image[::step, ::step],
+        {task: values[..., ::step, ::step] for task, values in prediction.maps.items()},
+    )
+
+
+def side_by_side(prediction: Prediction) -> np.ndarray:
+    """Draws an image, with all its predictions at the right, uint8 `(height, width, 3)` of even height and width."""
+    shrunk = shrink_prediction(prediction)
+    cells = {task: colorize_pair(task, values, None)[0] for task, values in shrunk.maps.items()}
+    return draw_side_by_side(prediction.image, cells)
 
 
 def prediction_panel(predictions: list[Prediction]) -> Image.Image:

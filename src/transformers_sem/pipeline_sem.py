@@ -1,5 +1,6 @@
 """`pipeline("multi-task-dense-prediction")`: a photo in, a map per task out."""
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from transformers.pipelines import PIPELINE_REGISTRY
 from .model_card import PIPELINE_TAG
 from .modeling_sem import SEMMultiTaskOutput
 from .panels import colorize_pair
+from .photos import read_photo, upright_rgb
 
 
 def read_image(
@@ -33,11 +35,11 @@ def read_image(
         image = image["image"]
     if isinstance(image, Tensor):
         image = image.cpu().numpy()
-    if isinstance(image, Path):
-        image = str(image)
     if isinstance(image, np.ndarray):
         return Image.fromarray(read_pixels(image))
-    return load_image(image, timeout=timeout)
+    if isinstance(image, Image.Image):
+        return upright_rgb(image)
+    return read_photo(image) if os.path.isfile(image) else load_image(str(image), timeout=timeout)
 
 
 def read_pixels(pixels: np.ndarray) -> np.ndarray:

@@ -40,7 +40,7 @@ from .metrics import (
     saliency_scores,
     saliency_statistics,
 )
-from .visualization import colorize_depth, colorize_ids, colorize_normal, colorize_probability
+from .visualization import class_palette, colorize_depth, colorize_ids, colorize_normal, colorize_probability
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,6 +102,15 @@ def keep_values(values: Tensor, zoom: float = 1.0) -> Tensor:
     return values
 
 
+def describe_range(values: np.ndarray, names: dict[int, str]) -> dict:
+    """Smallest, largest and mean value of a map."""
+    return {
+        "minimum": float(values.min()),
+        "maximum": float(values.max()),
+        "mean": float(values.mean(dtype=np.float64)),
+    }
+
+
 @dataclass(frozen=True, kw_only=True)
 class TaskSpec:
     """All that is intrinsic to one task.
@@ -122,8 +131,14 @@ class TaskSpec:
         metric (`Metric`, *optional*): How predictions are judged.
         colorize (`Callable`): Map in physical units -> uint8 `(height, width, 3)`, for people.
         encode (`Callable`, *optional*): Map in physical units -> picture of the values, for other programs.
+        encoding (`str`): What the values of that picture stand for, in words.
+        describe (`Callable`): `(map in physical units, {id: class name}) -> dict`, what JSON says about a prediction.
+        prepare_mean (`Callable`): Brings logits `(batch_size, num_labels, height, width)` of one view of a photo to what
+            may be averaged with those of others, pixel by pixel; the mean is post-processed as logits are.
         flip_values (`Callable`): What a horizontal flip does to the values, the pixels being flipped already.
         zoom_values (`Callable`): `(values, zoom) -> values`, what enlarging the picture by `zoom` does to the values.
+        measure_zoom (`Callable`, *optional*): `(values, reference) -> zoom`, by how much more than the reference a picture of
+            the same was enlarged whose values are these; none where a zoom does not change values.
         project_values (`Callable`): Brings decoded or interpolated values back to what the task allows.
     """
 
@@ -142,8 +157,12 @@ class TaskSpec:
     metric: Metric | None = None
     colorize: Callable[[np.ndarray], np.ndarray]
     encode: Callable[[np.ndarray], Image.Image] | None = None
+    encoding: str = "the values themselves"
+    describe: Callable[[np.ndarray, dict[int, str]], dict] = describe_range
+    prepare_mean: Callable[[Tensor], Tensor] = keep_values
     flip_values: Callable[[Tensor], Tensor] = keep_values
     zoom_values: Callable[[Tensor, float], Tensor] = keep_values
+    measure_zoom: Callable[[Tensor, Tensor], float] | None = None
     project_values: Callable[[Tensor], Tensor] = keep_values
 
 
@@ -173,8 +192,10 @@ def predict_positive_probability(logits: Tensor) -> Tensor:
 
 
 def encode_ids(ids: np.ndarray) -> Image.Image:
-    """Class ids as 8-bit grey."""
-    return Image.fromarray(ids.astype(np.uint8))
+    """Class ids in 8 bits, with a palette for people."""
+    picture = Image.fromarray(ids.astype(np.uint8))
+    picture.putpalette(class_palette().tobytes())
+    return picture
 
 
 def encode_millimetres(depth: np.ndarray) -> Image.Image:
@@ -184,12 +205,40 @@ def encode_millimetres(depth: np.ndarray) -> Image.Image:
 
 def encode_unit_vectors(vectors: np.ndarray) -> Image.Image:
     """Unit vectors `(3, height, width)` as RGB = (n + 1) / 2 * 255."""
-    return Image.fromarray(np.round((vectors + 1) / 2 * 255).clip(0, 255).astype(np.uint8).transpose(1, 2, 0))
+    levels = [np.round((component + 1) / 2 * 255).clip(0, 255).astype(np.uint8) for component in vectors]
+    return Image.fromarray(np.stack(levels, axis=-1))
 
 
 def encode_probability(probability: np.ndarray) -> Image.Image:
     """Probabilities as 8-bit levels, truncated as the field writes boundaries for SEISM."""
     return Image.fromarray(to_levels(probability))
+
+
+def describe_classes(ids: np.ndarray, names: dict[int, str]) -> dict:
+    """The classes in a map by their area, the largest first."""
+    pixels = np.bincount(ids.ravel())
+    classes = [
+        {"id": int(index), "name": names.get(int(index), str(index)), "pixels": int(pixels[index])}
+        for index in np.argsort(-pixels, kind="stable")
+        if pixels[index] > 0
+    ]
+    return {"classes": [{**entry, "fraction": entry["pixels"] / ids.size} for entry in classes]}
+
+
+def describe_metres(depth: np.ndarray, names: dict[int, str]) -> dict:
+    """Range of a depth map."""
+    return {"unit": "metres", **describe_range(depth, names)}
+
+
+def describe_vectors(vectors: np.ndarray, names: dict[int, str]) -> dict:
+    """Mean of the vectors; its length tells how alike they are."""
+    return {"mean": [float(component.mean(dtype=np.float64)) for component in vectors]}
+
+
+def describe_probability(probability: np.ndarray, names: dict[int, str]) -> dict:
+    """Range of a map of probabilities, and the share of pixels that are rather so than not."""
+    likely = int(np.count_nonzero(probability > 0.5))
+    return {**describe_range(probability, names), "likely_fraction": likely / probability.size}
 
 
 def negate_x(vectors: Tensor) -> Tensor:
@@ -200,6 +249,12 @@ def negate_x(vectors: Tensor) -> Tensor:
 def divide_by_zoom(depth: Tensor, zoom: float) -> Tensor:
     """An object that looks `zoom` times larger stands `zoom` times nearer."""
     return depth / zoom
+
+
+def ratio_of_means(depth: Tensor, reference: Tensor) -> float:
+    """How many times nearer a scene seems than in the reference; 1 where there is no depth to compare."""
+    means = [float(values.clamp(min=0).mean()) for values in (depth, reference)]
+    return means[1] / means[0] if min(means) > 0 else 1.0
 
 
 def unit_vectors(vectors: Tensor) -> Tensor:
@@ -264,6 +319,8 @@ SEMSEG = TaskSpec(
     metric=CLASS_METRIC,
     colorize=colorize_ids,
     encode=encode_ids,
+    encoding="class ids in 8 bits, with a palette",
+    describe=describe_classes,
 )
 DEPTH = TaskSpec(
     name="depth",
@@ -289,7 +346,11 @@ DEPTH = TaskSpec(
     ),
     colorize=colorize_depth,
     encode=encode_millimetres,
+    encoding="millimetres in 16 bits, at most 65535",
+    describe=describe_metres,
+    prepare_mean=F.relu,
     zoom_values=divide_by_zoom,
+    measure_zoom=ratio_of_means,
 )
 NORMAL = TaskSpec(
     name="normal",
@@ -318,6 +379,9 @@ NORMAL = TaskSpec(
     ),
     colorize=colorize_normal,
     encode=encode_unit_vectors,
+    encoding="unit vectors (x right, y down, z forward) in 8-bit RGB, (n + 1) / 2 * 255",
+    describe=describe_vectors,
+    prepare_mean=unit_length,
     flip_values=negate_x,
     project_values=unit_vectors,
 )
@@ -348,6 +412,8 @@ BOUNDARY = TaskSpec(
     ),
     colorize=colorize_probability,
     encode=encode_probability,
+    encoding="probability in 8 bits, 255 for 1",
+    describe=describe_probability,
 )
 PARSING = TaskSpec(
     name="parsing",
@@ -363,6 +429,8 @@ PARSING = TaskSpec(
     metric=CLASS_METRIC,
     colorize=colorize_ids,
     encode=encode_ids,
+    encoding="class ids in 8 bits, with a palette",
+    describe=describe_classes,
 )
 SALIENCY = TaskSpec(
     name="saliency",
@@ -386,10 +454,23 @@ SALIENCY = TaskSpec(
     ),
     colorize=colorize_probability,
     encode=encode_probability,
+    encoding="probability in 8 bits, 255 for 1",
+    describe=describe_probability,
 )
 
 NYUD_V2_TASKS = (SEMSEG, DEPTH, NORMAL, BOUNDARY)  # what a configuration learns that does not say otherwise
 TASKS: dict[str, TaskSpec] = {task.name: task for task in (SEMSEG, DEPTH, NORMAL, BOUNDARY, PARSING, SALIENCY)}
+
+
+def flip_logits(task: str, logits: Tensor) -> Tensor:
+    """Mirrors logits of shape `(num_labels, height, width)`, by the rule of the task for its values."""
+    spec, flipped = get_task(task), logits.flip(-1)
+    if spec.label_format.dtype.is_floating_point:
+        return spec.flip_values(flipped)
+    # where a flip changes ids, left hand to right hand, the logits change places
+    return torch.empty_like(flipped).index_copy_(
+        0, spec.flip_values(torch.arange(len(logits), device=logits.device)), flipped
+    )
 
 
 def register_task(spec: TaskSpec) -> None:

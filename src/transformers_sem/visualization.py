@@ -163,5 +163,31 @@ def draw_panel(
     return panel
 
 
+def draw_side_by_side(image: np.ndarray, cells: dict[str, np.ndarray], max_height: int = 720) -> np.ndarray:
+    """Draws a picture at the left, and others of the same shape in a grid of the same height at the right.
+
+    Args:
+        image (`np.ndarray`): uint8 `(height, width, 3)`.
+        cells (`dict[str, np.ndarray]`): `{title: picture}`, uint8 `(height, width, 3)`.
+        max_height (`int`, *optional*, defaults to 720): A higher picture is shrunk.
+
+    Returns:
+        `np.ndarray`: uint8 of even height and width, as videos need it.
+    """
+    num_rows = max(1, round(len(cells) ** 0.5))
+    num_columns = -(-len(cells) // num_rows)
+    shrink = min(1.0, max_height / image.shape[0])
+    # an even size of a cell makes every other size even
+    height, width = (max(2, 2 * round(edge * shrink / num_rows / 2)) for edge in image.shape[:2])
+    canvas = Image.new("RGB", ((num_rows + num_columns) * width, num_rows * height))
+    canvas.paste(Image.fromarray(image).resize((num_rows * width, num_rows * height), Image.Resampling.BILINEAR))
+    font, draw = ImageFont.load_default(size=16), ImageDraw.Draw(canvas)
+    for index, (title, cell) in enumerate(cells.items()):
+        corner = ((num_rows + index % num_columns) * width, index // num_columns * height)
+        canvas.paste(Image.fromarray(cell).resize((width, height), Image.Resampling.BILINEAR), corner)
+        draw.text((corner[0] + 6, corner[1] + 4), title, "white", font, stroke_width=2, stroke_fill="black")
+    return np.asarray(canvas)
+
+
 def _cell_height(cell: np.ndarray, cell_width: int) -> int:
     return max(1, round(cell_width * cell.shape[0] / cell.shape[1]))

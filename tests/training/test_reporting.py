@@ -205,9 +205,10 @@ def test_a_task_without_pictures_is_an_array(tmp_path):
     np.testing.assert_array_equal(np.load(tmp_path / "depth" / "0001.npy"), random_maps()["depth"])
 
 
-def test_a_name_with_a_slash_stays_in_its_folder(tmp_path):
-    save_maps(tmp_path, "kitchen/0001", {"semseg": random_maps()["semseg"]})
-    assert [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.png")] == ["semseg/kitchen_0001.png"]
+def test_a_name_with_a_folder_is_in_that_folder(tmp_path):
+    paths = save_maps(tmp_path, "kitchen/0001", {"semseg": random_maps()["semseg"]})
+    assert paths == {"semseg": tmp_path / "semseg" / "kitchen" / "0001.png"}
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [*paths.values()]
 
 
 def test_a_panel_shows_the_first_images_only(tmp_path):

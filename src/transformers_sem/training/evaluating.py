@@ -67,6 +67,17 @@ def predict_rows(
             yield Prediction(image.permute(1, 2, 0).numpy(), image_maps, labels)
 
 
+def hash_model(model: SEMForMultiTaskDensePrediction, image_processor: SEMImageProcessor) -> "hashlib._Hash":
+    """A SHA-256, to be updated further, of all that predictions depend on: weights, configuration, processing."""
+    digest = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    for part in (model.config, image_processor):
+        digest.update(part.to_json_string().encode())
+    return digest
+
+
 @dataclass(kw_only=True)
 class Evaluation:
     """An evaluation of a model on labelled rows, each rank on its share; killed, it continues where it was.
@@ -133,12 +144,7 @@ class Evaluation:
 
     def fingerprint(self) -> str:
         """Changes with whatever the statistics of an image depend on."""
-        digest = hashlib.sha256()
-        for name, tensor in self.model.state_dict().items():
-            digest.update(name.encode())
-            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-        for part in (self.model.config, self.image_processor):
-            digest.update(part.to_json_string().encode())
+        digest = hash_model(self.model, self.image_processor)
         constant = {task: (sums.tolist(), self.constant.counts[task]) for task, sums in self.constant.sums.items()}
         rows = self.rows._fingerprint, self.ids, self.batch_size, self.benchmark.task_metric_kwargs
         digest.update(repr((constant, rows, self.predictions_dir, version("transformers-sem"))).encode())
@@ -165,7 +171,7 @@ class Evaluation:
             for index, prediction in zip(indices, predictions, strict=True):
                 pending.append(self._start(index, prediction, pool))
                 if self.predictions_dir is not None:
-                    save_maps(self.predictions_dir, self.ids[index], prediction.maps)
+                    save_maps(self.predictions_dir, self.ids[index].replace("/", "_"), prediction.maps)
                 if len(pending) > 2 * self.num_processes:  # with more, maps would fill the memory
                     yield finish(pending.popleft())
             while pending:

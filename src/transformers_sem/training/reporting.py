@@ -34,8 +34,11 @@ TRAINING_NAME = "training.json"
 def written_beside(path: Path) -> Iterator[Path]:
     """Gives the path of an unfinished file in the same folder, of the same kind, and moves it to `path` once it is written."""
     unfinished = path.with_name(f"unfinished_{path.name}")
-    yield unfinished
-    os.replace(unfinished, path)
+    try:
+        yield unfinished
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
 
 
 def save_trained(
@@ -77,20 +80,22 @@ def save_image_scores(path: Path, image_scores: list[dict]) -> None:
         pq.write_table(pa.table({key: [scores.get(key) for scores in image_scores] for key in columns}), unfinished)
 
 
-def save_maps(folder: Path, name: str, maps: dict[str, Tensor]) -> None:
+def save_maps(folder: Path, name: str, maps: dict[str, Tensor]) -> dict[str, Path]:
     """Writes the predicted maps of one image, `folder/task/name.png`, values as `TaskSpec.encode` lays them down.
 
-    A task without `encode` has its values in `.npy`.
+    A task without `encode` has its values in `.npy`. Returns the files, `{task: path}`.
     """
+    paths = {}
     for task, values in maps.items():
         encode = get_task(task).encode
-        path = folder / task / f"{name.replace('/', '_')}{'.png' if encode else '.npy'}"
+        paths[task] = path = folder / task / f"{name}{'.png' if encode else '.npy'}"
         path.parent.mkdir(parents=True, exist_ok=True)
         with written_beside(path) as unfinished:
             if encode:
                 encode(values.numpy()).save(unfinished)
             else:
                 np.save(unfinished, values.numpy())
+    return paths
 
 
 def save_picture(path: Path, picture: Image.Image) -> None:
