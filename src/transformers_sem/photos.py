@@ -8,27 +8,38 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")  # none starts another program, as EPS would
 MAX_PIXELS = 256_000_000  # a little more than the largest camera of a phone; 768 MB as RGB
+
+
+class UnreadablePhotoError(ValueError):
+    """A file is no photo that can be read; `reason` says why without naming it, for whoever gave it under another name."""
+
+    def __init__(self, path: str | Path, reason: str):
+        super().__init__(f"Cannot read {path}: {reason}")
+        self.reason = reason[0].upper() + reason[1:]
 
 
 def read_photo(path: str | Path) -> Image.Image:
     """Reads a photo, of an animation the first picture; upright as the camera says, RGB.
 
     Raises:
-        ValueError: If it cannot be read, whatever is wrong with it.
+        UnreadablePhotoError: If it cannot be read, whatever is wrong with it.
     """
     try:
-        with _of_any_size(), Image.open(path) as picture:
+        with _of_any_size(), Image.open(path, formats=FORMATS) as picture:
             if picture.width * picture.height > MAX_PIXELS:
                 raise ValueError(
-                    f"a photo has at most {MAX_PIXELS} pixels; got {picture.width} x {picture.height}. Shrink it first"
+                    f"a photo has at most {MAX_PIXELS // 10**6} million pixels; got {picture.width:,} x "
+                    f"{picture.height:,}. Shrink it first."
                 )
             return upright_rgb(picture)
     except UnidentifiedImageError as error:
-        reason = "it is empty" if Path(path).stat().st_size == 0 else "it is no picture of a format that Pillow reads"
-        raise ValueError(f"Cannot read {path}: {reason}. Save it as JPEG or PNG.") from error
+        is_empty = Path(path).stat().st_size == 0
+        reason = "it is empty (0 bytes)" if is_empty else f"it is not a picture; known are {', '.join(FORMATS)}"
+        raise UnreadablePhotoError(path, f"{reason}. Save it as JPEG or PNG.") from error
     except Exception as error:  # on a broken file Pillow raises whatever it stumbles over
-        raise ValueError(f"Cannot read {path}: {error or type(error).__name__}.") from error
+        raise UnreadablePhotoError(path, str(error) or f"{type(error).__name__}.") from error
 
 
 @contextmanager
@@ -53,7 +64,7 @@ def upright_rgb(picture: Image.Image) -> Image.Image:
     if picture.mode.startswith("I"):
         return _scale_16_bits(np.asarray(picture)).convert("RGB")
     if picture.mode == "F":
-        raise ValueError("a photo has whole numbers, of floating-point ones the white is unknown. Save it with 8 bits")
+        raise ValueError("a photo has whole numbers, of measurements the white is unknown. Save it with 8 bits.")
     if "A" in picture.getbands() or "a" in picture.getbands() or "transparency" in picture.info:
         white = Image.new("RGBA", picture.size, "white")
         picture = Image.alpha_composite(white, picture.convert("RGBA"))
@@ -63,6 +74,6 @@ def upright_rgb(picture: Image.Image) -> Image.Image:
 def _scale_16_bits(levels: np.ndarray) -> Image.Image:
     if levels.min() < 0 or levels.max() > 65535:
         raise ValueError(
-            f"a grey photo has levels of 0 to 65535 at most; got {levels.min()} to {levels.max()}. Save it with 8 bits"
+            f"a grey photo has levels of 0 to 65535 at most; got {levels.min()} to {levels.max()}. Save it with 8 bits."
         )
     return Image.fromarray(((levels.astype(np.uint32) + 128) // 257).astype(np.uint8))

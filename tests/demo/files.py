@@ -44,13 +44,13 @@ def write_bad_files(folder: Path) -> dict[Path, str]:
     contents = {
         "zero_bytes.jpg": (b"", "empty"),
         "text.jpg": (b"This is no picture.\n", "not a picture"),
-        "cut.jpg": (whole.read_bytes()[:900], "broken"),
+        "cut.jpg": (whole.read_bytes()[:900], "truncated"),
         "postscript.jpg": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n", "not a picture"),
         "drawing.svg": (b"<svg xmlns='http://www.w3.org/2000/svg'><script>alert(1)</script></svg>", "not a picture"),
     }
     for name, (content, _) in contents.items():
         (folder / name).write_bytes(content)
     Image.fromarray(np.zeros((4, 4), dtype=np.float32)).save(folder / "depth.tiff")
-    Image.new("1", (15_000, 11_000)).save(folder / "huge.png")
+    Image.new("1", (17_000, 16_000)).save(folder / "huge.png")
     words = {folder / name: word for name, (_, word) in contents.items()}
-    return words | {folder / "depth.tiff": "measurements", folder / "huge.png": "15,000 x 11,000"}
+    return words | {folder / "depth.tiff": "measurements", folder / "huge.png": "17,000 x 16,000"}

@@ -17,9 +17,9 @@ from PIL import Image
 from ..data.scenes import render_scene
 from ..image_processing_sem import SEMImageProcessor
 from ..modeling_sem import SEMForMultiTaskDensePrediction
+from ..photos import UnreadablePhotoError, read_photo
 from ..pipeline_sem import MultiTaskDensePredictionPipeline
 from ..tasks import get_task
-from .photo import MAX_SIDE, UnreadablePhotoError, read_photo
 from .point_cloud import FIELD_OF_VIEW
 from .views import Views, write_views
 
@@ -27,6 +27,7 @@ from .views import Views, write_views
 TITLE = "One photo, every dense prediction"
 HERE = Path(__file__).parent
 INVITATION = "<div class='status'>Drop a photo, paste it, or take one.</div>"
+MAX_SIDE = 1024
 MAX_WAITING = 32
 # Files of a page that was closed go at once; of one left open, or of a program that called the page, after this
 MAX_AGE_SECONDS = 3600
@@ -180,9 +181,11 @@ class Page:
             return self.hide(INVITATION)
         start = time.perf_counter()
         try:
-            photo, size = read_photo(path)
+            photo = read_photo(path)
         except UnreadablePhotoError as error:
-            return self.hide(f"<div class='status error'>{html.escape(str(error))}</div>")
+            return self.hide(f"<div class='status error'>{html.escape(error.reason)}</div>")
+        size = photo.size
+        photo.thumbnail((MAX_SIDE, MAX_SIDE))
         maps = self.pipeline(photo)["predictions"]
         names = self.pipeline.model.config.task_id2label
         views = write_views(self.folders.renew(request.session_hash), photo, maps, names)
