@@ -23,6 +23,8 @@ from .results import Results
 from .video import ENDING, Frame, Video, open_video, video_writer
 
 
+Photo = tuple[int, str | None, Tensor]  # number and fingerprint of its source, uint8 `(3, height, width)`
+
 PIXELS_OF_A_BATCH = 2**26  # photos that wait for each other in memory
 
 
@@ -96,17 +98,26 @@ class PredictionRun:
 
     def _predict_photos(self, sources: list[Source], numbered: Iterator[tuple[int, str | None]], bar: tqdm) -> None:
         for batch in batches(self._read_photos(sources, numbered, bar), self.predictor.batch_size):
-            maps = self.predictor([photo for _, _, photo in batch])
-            for (source, fingerprint, photo), photo_maps in zip(batch, maps, strict=True):
+            for (number, fingerprint, photo), maps in self._predict_batch(sources, batch):
                 panel = self._inside_panel(photo) if self.inside else None
-                prediction = Prediction(photo.permute(1, 2, 0).numpy(), photo_maps)
-                self.results.write_photo(source, fingerprint, prediction, panel)
-                bar.update()
+                prediction = Prediction(photo.permute(1, 2, 0).numpy(), maps)
+                self.results.write_photo(sources[number], fingerprint, prediction, panel)
+            bar.update(len(batch))
+
+    def _predict_batch(self, sources: list[Source], batch: list[Photo]) -> list[tuple[Photo, dict[str, Tensor]]]:
+        """Photos with their maps; one that the model refuses, such as a single pixel, does not spoil those beside it."""
+        try:
+            return list(zip(batch, self.predictor([photo for _, _, photo in batch]), strict=True))
+        except ValueError as error:
+            if len(batch) > 1:
+                return [pair for item in batch for pair in self._predict_batch(sources, [item])]
+            self._note_failure(batch[0][0], ValueError(f"Cannot predict {sources[batch[0][0]].path}: {error}"))
+            return []
 
     def _read_photos(
         self, sources: list[Source], numbered: Iterator[tuple[int, str | None]], bar: tqdm
-    ) -> Iterator[tuple[Source, str | None, Tensor]]:
-        """Photos as uint8 `(3, height, width)`."""
+    ) -> Iterator[Photo]:
+        """Photos that can be read."""
         for number, fingerprint in numbered:
             try:
                 pixels = np.array(read_photo(sources[number].path))
@@ -114,7 +125,7 @@ class PredictionRun:
                 self._note_failure(number, error)
                 bar.update()
                 continue
-            yield sources[number], fingerprint, torch.from_numpy(pixels).permute(2, 0, 1)
+            yield number, fingerprint, torch.from_numpy(pixels).permute(2, 0, 1)
 
     def _inside_panel(self, photo: Tensor):
         return inside_panel(self.predictor.model, self.predictor.image_processor, photo)
@@ -154,9 +165,7 @@ class PredictionRun:
         self.failures.append((number, " ".join(str(error).split())))
 
 
-def batches(
-    photos: Iterator[tuple[Source, str | None, Tensor]], batch_size: int
-) -> Iterator[list[tuple[Source, str | None, Tensor]]]:
+def batches(photos: Iterator[Photo], batch_size: int) -> Iterator[list[Photo]]:
     """Groups photos, fewer where they are large."""
     batch, num_pixels = [], 0
     for item in photos:
