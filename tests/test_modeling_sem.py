@@ -861,6 +861,16 @@ def test_weights_that_a_checkpoint_lacks_are_drawn_like_new_ones(tmp_path):
     assert_same({name: loaded[name] for name in kept}, {name: fresh[name] for name in kept})
 
 
+def test_the_inter_task_modules_are_heard_from_the_start():
+    """At any width, what they add is as loud as what a linear layer makes of numbers of unit variance."""
+    model = build_model(decoder_hidden_sizes=[256, 128, 64, 16], num_bases=16)
+    for stage, width in zip(model.sem.decoder.stages, [256, 128, 64, 16], strict=True):
+        maps = {"semseg": torch.randn(2, width, 6, 8), "depth": torch.randn(2, width, 6, 8)}
+        rebuilt, _ = stage.inter_task(maps)
+        added = torch.stack([rebuilt[task] - maps[task] for task in maps]).square().mean().sqrt().item()
+        assert 0.3 < added / (model.config.initializer_range * width**0.5) < 1.1
+
+
 def test_other_tasks_keep_what_fits(tmp_path):
     """Fine-tuning on other tasks: shared weights are loaded, new heads and bases are drawn sanely."""
     trained_model().save_pretrained(tmp_path)

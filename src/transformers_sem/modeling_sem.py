@@ -745,7 +745,10 @@ class SEMPreTrainedModel(PreTrainedModel):
                 module.backbone.get_parameter(name).requires_grad_(False)
         elif isinstance(module, SEMInterTaskModule):
             # states of unit variance whatever the width, so that tau = 1 tells bases apart from the first step on
-            init.normal_(module.project_in.weight, std=module.project_in.in_features**-0.5)
+            width = module.project_in.in_features
+            init.normal_(module.project_in.weight, std=width**-0.5)
+            # X~ is made of bases of unit length, not of unit variance: without this, nobody would hear the other tasks
+            init.normal_(module.project_out.weight, std=self.config.initializer_range * width**0.5)
             init.copy_(module.initial_bases, starting_bases(*module.initial_bases.shape))
 
 

@@ -8,7 +8,17 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")  # none starts another program, as EPS would
+FORMATS = (
+    "JPEG",
+    "PNG",
+    "WEBP",
+    "GIF",
+    "BMP",
+    "TIFF",
+    "PPM",
+    "JPEG2000",
+    "AVIF",
+)  # none starts another program, as EPS would
 MAX_PIXELS = 256_000_000  # a little more than the largest camera of a phone; 768 MB as RGB
 
 
