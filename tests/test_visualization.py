@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from transformers_sem import TASKS
-from transformers_sem.panels import Prediction, colorize_pair, comparison_panel, prediction_panel
+from transformers_sem.panels import Prediction, VideoPanel, colorize_pair, comparison_panel, prediction_panel
 from transformers_sem.visualization import INVALID_COLOR, class_palette, colorize_depth, draw_panel
 
 from .samples import invalid_labels, random_labels, random_logits
@@ -100,3 +100,17 @@ def test_models_are_compared_image_by_image_above_the_ground_truth():
     height = 149 + 6  # of 224 x 149 and a gap
     assert (cells[:149, 224 + 134 :] == cells[height : height + 149, 224 + 134 :]).all()  # the same maps
     assert (cells[:149, 128:352] == 0).all() and (cells[height : height + 149, 128:352] == 255).all()
+
+
+def test_colours_of_a_video_do_not_flicker():
+    """The scale of depth follows a frame that is nearer than those before slowly, and never within a second at once."""
+    far, near = torch.linspace(1, 9, 64 * 48).reshape(48, 64), torch.linspace(1, 3, 64 * 48).reshape(48, 64)
+    image, panel = np.zeros((48, 64, 3), np.uint8), VideoPanel()
+    panel.draw(Prediction(image, {"depth": far}))
+    frame = panel.draw(Prediction(image, {"depth": near}))
+    alone = VideoPanel().draw(Prediction(image, {"depth": near}))
+    place = (slice(44, 48), slice(70, 126))  # the far end: darkest of its own frame, not of both
+    assert frame[place].mean() > alone[place].mean() + 50
+    for _ in range(5 * 25):
+        frame = panel.draw(Prediction(image, {"depth": near}))
+    assert abs(frame[place].astype(int) - alone[place]).max() < 6

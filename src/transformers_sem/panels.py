@@ -1,5 +1,6 @@
 """Pictures of predictions: which task is coloured how comes from the task table."""
 
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -51,11 +52,31 @@ def shrink_prediction(prediction: Prediction, longest: int = 1024) -> Prediction
     )
 
 
-def side_by_side(prediction: Prediction) -> np.ndarray:
-    """Draws an image, with all its predictions at the right, uint8 `(height, width, 3)` of even height and width."""
-    shrunk = shrink_prediction(prediction)
-    cells = {task: colorize_pair(task, values, None)[0] for task, values in shrunk.maps.items()}
-    return draw_side_by_side(prediction.image, cells)
+@dataclass
+class VideoPanel:
+    """Draws the frames of a video beside their predictions.
+
+    Colours are on one scale with a frame of each of the last four seconds, or they would flicker.
+
+    Args:
+        kept (`deque[dict[str, Tensor]]`): Predictions of those frames.
+        num_frames (`int`): How many were drawn.
+    """
+
+    kept: deque[dict[str, Tensor]] = field(default_factory=lambda: deque(maxlen=4))
+    num_frames: int = 0
+
+    def draw(self, prediction: Prediction, frames_of_a_second: int = 25) -> np.ndarray:
+        """A frame, with all its predictions at the right, uint8 `(height, width, 3)` of even height and width."""
+        maps = shrink_prediction(prediction, longest=480).maps
+        if self.num_frames % frames_of_a_second == 0:
+            self.kept.append(maps)
+        self.num_frames += 1
+        cells = {
+            task: colorize_alike(task, [values, *(earlier[task] for earlier in self.kept)])[0]
+            for task, values in maps.items()
+        }
+        return draw_side_by_side(prediction.image, cells)
 
 
 def prediction_panel(predictions: list[Prediction]) -> Image.Image:

@@ -13,7 +13,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..inside import inside_panel
-from ..panels import Prediction, side_by_side
+from ..panels import Prediction, VideoPanel
 from ..photos import read_photo
 from ..training.evaluating import progress
 from ..training.reporting import written_beside
@@ -131,12 +131,12 @@ class PredictionRun:
         return inside_panel(self.predictor.model, self.predictor.image_processor, photo)
 
     def _predict_video(self, number: int, source: Source, fingerprint: str | None) -> None:
-        path = self.results.path("videos", source, ENDING)
+        path, panel = self.results.path("videos", source, ENDING), VideoPanel()
         try:
             with open_video(source) as video, written_beside(path) as unfinished:
                 with video_writer(unfinished, video) as writer, self._until_stopped(source):
                     for frame, maps in self._predict_frames(video):
-                        writer.add(side_by_side(Prediction(frame.pixels, maps)), frame.time)
+                        writer.add(panel.draw(Prediction(frame.pixels, maps), round(video.rate) or 1), frame.time)
                 if writer.num_frames == 0:
                     raise ValueError(f"Cannot read {source.path}: it was stopped before its first frame.")
         except ValueError as error:
