@@ -104,6 +104,7 @@ def test_write_a_backbone(repository, user_folder):
     assert all(torch.equal(value, state[name]) for name, value in names["again"].state_dict().items())
 
 
+@pytest.mark.slow  # torch.export takes its time
 def test_export(repository, user_folder):
     names = run_python(repository / "docs" / "export.md")
     pixel_values = torch.rand(1, 3, 96, 128)

@@ -109,6 +109,7 @@ def test_everything_is_sent_in_one_commit(hub, staged):
     assert file_sizes(staged) == {name: len(file.content) for name, file in sorted(files.items())}
 
 
+@pytest.mark.slow
 def test_what_was_sent_loads(hub, staged, trained, tmp_path):
     push(staged)
     expected = SEMForMultiTaskDensePrediction.from_pretrained(trained).eval()
