@@ -342,7 +342,7 @@ def test_a_call_cannot_name_a_file_of_the_server(served, repository):
     port, _ = served
     config = json.loads(ask(port, "GET", "/config")[1])
     index = next(entry["id"] for entry in config["dependencies"] if len(entry["outputs"]) > len(TASKS))
-    for path in ("/etc/passwd", str(repository / "docs" / "quickstart.png")):
+    for path in ("/etc/passwd", str(repository / "docs" / "demo.jpg")):
         data = [{"path": path, "meta": {"_type": "gradio.FileData"}}]
         body = json.dumps({"fn_index": index, "data": data, "session_hash": "../../tmp"})
         ask(port, "POST", "/gradio_api/queue/join", body, **{"Content-Type": "application/json"})
