@@ -14,6 +14,7 @@ from PIL import Image
 
 import transformers_sem
 from transformers_sem import TASKS, SEMForMultiTaskDensePrediction, SEMImageProcessor
+from transformers_sem.data import get_benchmark
 from transformers_sem.data.nyud_v2 import find_source
 from transformers_sem.data.preparing import prepare
 
@@ -95,6 +96,12 @@ def test_add_a_task(repository, user_folder):
     names = run_python(repository / "docs" / "add_a_task.md")
     assert names["config"].tasks == ["depth", "albedo"] and set(names["outputs"].losses) == {"depth", "albedo"}
     assert names["prediction"]["albedo"].shape == (3, 96, 128)
+
+
+def test_fine_tune_on_your_folder(repository, user_folder):
+    """What the page writes is a data set of one's own."""
+    run_python(repository / "docs" / "fine_tune_on_your_folder.md")
+    assert get_benchmark("folder", "rooms").count_rows("rooms") == {"train": 18, "validation": 2}
 
 
 def test_write_a_backbone(repository, user_folder):
