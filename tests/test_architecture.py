@@ -210,6 +210,7 @@ def import_first(*statements):
     return result.stdout + result.stderr
 
 
+@pytest.mark.slow
 def test_any_module_can_be_imported_first_and_silently():
     modules = sorted(path.stem for path in SOURCE.glob("*.py") if path.stem != "__init__")
     assert import_first(AUTO_CLASSES, *(f"import transformers_sem.{module}" for module in modules)) == ""

@@ -66,7 +66,8 @@ def run(program, folder):
     assert finished.returncode == 0, finished.stderr[-3000:]
 
 
-@pytest.mark.parametrize("backbone", ["timm", pytest.param("transformers", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("backbone", ["timm", "transformers"])
 def test_a_checkpoint_with_its_code_needs_no_package(backbone, tmp_path):
     folder = str(tmp_path / "checkpoint")
     run(SAVE.format(backbone=BACKBONES[backbone], folder=folder), tmp_path)

@@ -121,21 +121,49 @@ def test_export(repository, user_folder):
     assert all(torch.allclose(found[task], logits, atol=1e-5) for task, logits in expected.items())
 
 
-# A training of seconds in place of minutes
+# A training of seconds in place of minutes, or of days
 BRIEF = " input_size=[32,64] network_size=null max_steps=2 batch_size=2 num_snapshot_images=1"
+TINY = (
+    ' pretrained_backbone=false num_workers=0 "model={backbone_config: {model_name: test_convnext, out_indices: [1, 2, 3, 4]},'
+    " hidden_size: 16, mlp_ratio: 2.0, num_attention_heads: 2, decoder_hidden_sizes: [16, 16, 8, 8],"
+    ' decoder_num_attention_heads: [2, 2, 1, 1], num_bases: 4, num_em_iterations: 2}"'
+)
+
+
+def run_commands(path, change=lambda command: command):
+    """Runs the commands of a page, top to bottom, as somebody who follows it types them."""
+    for command in "".join(code_blocks(path, "bash")).splitlines():
+        command = change(command)
+        result = subprocess.run(command, shell=True, capture_output=True, text=True, check=False)
+        assert result.returncode == 0, f"{command}\n{result.stderr[-2000:]}"
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", ["export", "fine_tune_on_your_folder", "use_a_model"])
+@pytest.mark.parametrize("page", ["export", "use_a_model"])
 def test_commands(repository, user_folder, page):
-    """Each page's commands, top to bottom, as somebody who follows it types them."""
-    path = repository / "docs" / f"{page}.md"
-    run_python(path)
-    for block in code_blocks(path, "bash"):
-        for line in block.splitlines():
-            command = line + BRIEF if "train.py" in line else line
-            result = subprocess.run(command, shell=True, capture_output=True, text=True, check=False)
-            assert result.returncode == 0, f"{command}\n{result.stderr[-2000:]}"
+    run_commands(repository / "docs" / f"{page}.md")
+
+
+@pytest.mark.slow
+def test_commands_of_fine_tuning(repository, user_folder):
+    run_python(repository / "docs" / "fine_tune_on_your_folder.md")
+    run_commands(
+        repository / "docs" / "fine_tune_on_your_folder.md",
+        lambda command: command + BRIEF if "train.py" in command else command,
+    )
+    assert (user_folder / "predictions" / "json" / "0019.json").is_file()
+
+
+@pytest.mark.slow
+def test_commands_of_reproducing(repository, user_folder):
+    """All but the ablations, which have tests of their own."""
+    run_commands(
+        repository / "docs" / "reproduce_the_paper.md",
+        lambda command: (
+            "true" if "ablation.py" in command else command + BRIEF + TINY if "train.py" in command else command
+        ),
+    )
+    assert (user_folder / "runs" / "vit_large_nyud_v2" / "evaluation.json").is_file()
 
 
 def test_links_lead_somewhere(repository):

@@ -234,6 +234,7 @@ def check_compiled(backbone, backend, training_size, **overrides):
     torch.testing.assert_close(gradients, expected[1], rtol=1e-3, atol=1e-4 * largest)
 
 
+@pytest.mark.slow
 def test_there_is_one_graph_to_compile():
     check_compiled("timm", backend="eager", training_size=64, task_num_labels={"semseg": 40, "depth": 1})
 
