@@ -362,7 +362,7 @@ def test_a_run_that_is_asked_to_stop_saves_and_leaves(uninterrupted, run_script,
     assert process.wait(timeout=60) == 128 + signum
     message = (tmp_path / "printed.txt").read_text()
     newest = max((folder / "checkpoints").glob("step_*"))
-    assert f"Stopped by {signum.name} after step {int(newest.name[5:])}, which is saved in {newest}" in message
+    assert f"Stopped by {signum.name} after step {int(newest.name[5:])}, which is saved in {newest.parent}" in message
     assert "Traceback" not in message
     assert not (folder / "model.safetensors").exists()
     finish_interruptible(run_script, folder)
