@@ -24,7 +24,7 @@ from transformers_sem.training.configuration import (
     positive_integer,
 )
 from transformers_sem.training.evaluating import evaluate_and_report
-from transformers_sem.training.reporting import environment
+from transformers_sem.training.reporting import starting_commit
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -52,7 +52,7 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     """Load, evaluate, report."""
     arguments = parse_arguments()
-    environment()  # as it is now
+    starting_commit()  # before files change
     accelerator = Accelerator(cpu=not torch.accelerator.is_available())  # or ranks on CPUs would not find each other
     with plain_errors():
         config = TrainingConfig.load_if_there(Path(arguments.model) / SETTINGS_NAME, arguments.overrides)

@@ -4,8 +4,8 @@
 
 The same command again resumes a run that was interrupted; Ctrl-C and SIGTERM save first. Everything goes to `output_dir`:
 model and image processor (for `from_pretrained`), `training.json` and `.yaml`, `evaluation.json` and `.parquet`,
-`predictions.png`, `history.jsonl`, `training_report.html` to watch in a browser, `logs/` for TensorBoard, `checkpoints/`. With `--dry-run`
-nothing is written: it says what the run would do, and measures one step.
+`predictions.png`, `history.jsonl`, `training_report.html` to watch in a browser, `logs/` for TensorBoard, `checkpoints/`.
+With `--dry-run` nothing is written: it says what the run would do, and measures one step.
 """
 
 from contextlib import closing
@@ -36,7 +36,7 @@ from transformers_sem.training.evaluating import evaluate_and_report, predict_ro
 from transformers_sem.training.html_report import write_html_report
 from transformers_sem.training.loading import build_train_loader
 from transformers_sem.training.plan import format_plan, measure_step
-from transformers_sem.training.reporting import TRAINING_NAME, environment, save_panel, save_report, save_trained
+from transformers_sem.training.reporting import TRAINING_NAME, save_panel, save_report, save_trained, starting_commit
 from transformers_sem.training.running import TrainingRun, failure_reported
 from transformers_sem.training.snapshots import SNAPSHOTS_NAME, Snapshots
 from transformers_sem.training.stopping import StopRequest
@@ -139,7 +139,7 @@ def dry_run(config: TrainingConfig, accelerator: Accelerator, benchmark: Benchma
 
 def main() -> None:
     """Set up, train, save, evaluate, draw."""
-    environment()  # as it is now
+    starting_commit()  # before files change
     with plain_errors():
         config, is_dry_run = read_command_line(__doc__)
         benchmark = get_benchmark(config.dataset, config.data_dir)

@@ -169,7 +169,7 @@ def test_the_environment_has_commit_versions_and_hardware():
     assert found["hardware"].startswith("CPU (") == (not torch.cuda.is_available())
 
 
-def test_the_environment_is_that_of_the_start(monkeypatch):
+def test_the_commit_of_reports_is_that_of_the_start(monkeypatch):
     before = environment()
     monkeypatch.setattr(reporting, "git_commit", lambda: "of later")
     assert environment() == before

@@ -237,8 +237,7 @@ def evaluate_and_report(
     """Evaluates on the validation rows and returns the table for the terminal.
 
     Writes the scores to `path`, with what a model card says of the weights, and the scores of each image beside it as
-    Parquet. `num_processes` is that of `Evaluation`; by
-    default every core but one has one.
+    Parquet. `num_processes` is that of `Evaluation`; by default every core but one has one.
     """
     benchmark = get_benchmark(config.dataset, config.data_dir)
     check_widths(model.config.task_num_labels, benchmark)

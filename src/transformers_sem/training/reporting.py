@@ -109,22 +109,25 @@ def save_panel(path: Path, predictions: Iterable[Prediction], num_images: int = 
     save_picture(path, prediction_panel(list(islice(predictions, num_images))))
 
 
-@cache
 def environment() -> dict[str, str | None]:
-    """Commit, versions and hardware, for reports.
-
-    As they are at the first call, which scripts make when they start: files may change while a program runs, and what it
-    has loaded does not.
-    """
+    """Commit, versions and hardware, for reports."""
     packages = ("transformers-sem", "torch", "transformers", "timm", "datasets", "accelerate", "scipy", "numpy")
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     hardware = gpu or f"CPU ({platform.machine()}, {torch.get_num_threads()} threads)"
     return {
-        "commit": git_commit(),
+        "commit": starting_commit(),
         **{package: version(package) for package in packages},
         "python": platform.python_version(),
         "hardware": hardware,
     }
+
+
+@cache
+def starting_commit() -> str | None:
+    """The commit at the first call, which scripts make when they start: files may change while a program runs, and what it
+    has loaded does not.
+    """
+    return git_commit()
 
 
 def git_commit() -> str | None:
