@@ -124,8 +124,9 @@ def environment() -> dict[str, str | None]:
 
 @cache
 def starting_commit() -> str | None:
-    """The commit at the first call, which scripts make when they start: files may change while a program runs, and what it
-    has loaded does not.
+    """The commit at the first call, which scripts make when they start.
+
+    Files may change while a program runs, and what it has loaded does not.
     """
     return git_commit()
 
