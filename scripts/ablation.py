@@ -28,10 +28,9 @@ import datasets
 import torch
 
 from transformers_sem import SEMForMultiTaskDensePrediction, SEMImageProcessor
-from transformers_sem.data import get_benchmark
-from transformers_sem.panels import comparison_panel
-from transformers_sem.tasks import get_task
-from transformers_sem.training.ablation import (
+from transformers_sem.ablation.figures import collect_features, plot_features, plot_settings, save_figure
+from transformers_sem.ablation.processes import run_to_the_end
+from transformers_sem.ablation.tables import (
     FIGURE_6,
     TABLE_2,
     TABLE_3,
@@ -42,11 +41,11 @@ from transformers_sem.training.ablation import (
     save_table,
     train_missing,
 )
-from transformers_sem.training.configuration import plain_errors
-from transformers_sem.training.evaluating import predict_rows
-from transformers_sem.training.plots import collect_features, plot_features, plot_settings, save_figure
-from transformers_sem.training.processes import run_to_the_end
-from transformers_sem.training.reporting import save_picture
+from transformers_sem.data.benchmarks import get_benchmark
+from transformers_sem.evaluation.evaluator import predict_rows
+from transformers_sem.tasks import get_task
+from transformers_sem.utils.errors import plain_errors
+from transformers_sem.visualization.panels import comparison_panel, save_picture
 
 
 TRAIN = Path(__file__).with_name("train.py")

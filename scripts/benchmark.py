@@ -36,19 +36,21 @@ from scipy.spatial import cKDTree
 from tqdm.auto import tqdm
 
 from transformers_sem import TASKS, SEMConfig, SEMForMultiTaskDensePrediction, SEMImageProcessor
-from transformers_sem import boundary as measure
-from transformers_sem.boundary_files import process_pool
-from transformers_sem.data import get_benchmark, nyud_v2
-from transformers_sem.data.preparing import prepare
-from transformers_sem.data.rows import encode_row
+from transformers_sem.ablation.cost import build_without_weights, count_multiply_accumulates
+from transformers_sem.data import nyud_v2
+from transformers_sem.data.benchmarks import get_benchmark
+from transformers_sem.data.prepare import prepare
+from transformers_sem.data.row_format import encode_row
 from transformers_sem.data.scenes import render_scene
 from transformers_sem.data.sources import Frame
 from transformers_sem.data.transforms import TrainingAugmentation, TransformedDataset, row_to_tensors
-from transformers_sem.training.configuration import TrainingConfig, plain_errors
-from transformers_sem.training.cost import build_without_weights, count_multiply_accumulates, network_size
-from transformers_sem.training.loading import build_train_loader
-from transformers_sem.training.plan import made_up_batch
-from transformers_sem.training.reporting import environment
+from transformers_sem.evaluation import boundary as measure
+from transformers_sem.training.config import TrainingConfig, network_size
+from transformers_sem.training.data_order import build_train_loader
+from transformers_sem.training.plan import random_batch
+from transformers_sem.utils.environment import environment
+from transformers_sem.utils.errors import plain_errors
+from transformers_sem.utils.processes import process_pool
 
 
 NYUD_MAX_DISTANCE = 0.011
@@ -327,7 +329,7 @@ def train(config: TrainingConfig) -> None:
         SEMForMultiTaskDensePrediction(SEMConfig(**{**config.model, **changes}))
         for changes in ({}, {"use_decoder": False})
     )
-    batch = send_to_device(made_up_batch(config, model.config, config.batch_size), accelerator.device)
+    batch = send_to_device(random_batch(config, model.config, config.batch_size), accelerator.device)
     encoder = SEMForMultiTaskDensePrediction(SEMConfig(**config.model)).sem.backbone
     sides = {
         "SEM": build_step(config, model, model_loss, batch, accelerator),

@@ -14,11 +14,11 @@ from pathlib import Path
 
 from loky import cpu_count
 
-from transformers_sem.boundary import boundary_scores
-from transformers_sem.boundary_files import count_boundaries, pair_files
-from transformers_sem.data import SCORED_BOUNDARY_IDS
-from transformers_sem.training.configuration import json_path, plain_errors, positive_integer
-from transformers_sem.training.reporting import save_report
+from transformers_sem.data.benchmarks import SCORED_BOUNDARY_IDS
+from transformers_sem.evaluation.boundary import boundary_scores
+from transformers_sem.evaluation.boundary_files import count_boundaries, pair_files
+from transformers_sem.utils.environment import save_report
+from transformers_sem.utils.errors import json_path, plain_errors, positive_integer
 
 
 def read_ids(source: str | None) -> list[str] | None:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.onnx import OnnxExporterError
 
 from transformers_sem import SEMForMultiTaskDensePrediction, SEMImageProcessor
-from transformers_sem.training.configuration import plain_errors, positive_integer
+from transformers_sem.utils.errors import plain_errors, positive_integer
 
 
 TOLERANCE = 1e-3

@@ -22,12 +22,12 @@ import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
 
 from transformers_sem import SEMForMultiTaskDensePrediction, SEMImageProcessor
-from transformers_sem.prediction.inputs import find_sources
-from transformers_sem.prediction.predicting import Predictor, parse_looks
-from transformers_sem.prediction.results import Results
-from transformers_sem.prediction.running import PredictionRun
-from transformers_sem.training.configuration import plain_errors, positive_integer
-from transformers_sem.training.evaluating import hash_model
+from transformers_sem.evaluation.evaluator import hash_model
+from transformers_sem.inference.inputs import find_sources
+from transformers_sem.inference.outputs import Results
+from transformers_sem.inference.predictor import Predictor, parse_looks
+from transformers_sem.inference.runner import PredictionRun
+from transformers_sem.utils.errors import plain_errors, positive_integer
 
 
 def parse_arguments() -> argparse.Namespace:

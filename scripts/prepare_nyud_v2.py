@@ -9,8 +9,8 @@ splits.mat and a class map beside it. What is missing and can be computed is, an
 """
 
 from transformers_sem.data.nyud_v2 import find_source
-from transformers_sem.data.preparing import build_parser, run
-from transformers_sem.training.configuration import plain_errors
+from transformers_sem.data.prepare import build_parser, run
+from transformers_sem.utils.errors import plain_errors
 
 
 def main() -> None:

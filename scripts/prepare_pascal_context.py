@@ -8,8 +8,8 @@ SOURCE is the folder PASCALContext or PASCAL_MT, or a tar archive of it. What is
 """
 
 from transformers_sem.data.pascal_context import find_source
-from transformers_sem.data.preparing import build_parser, run
-from transformers_sem.training.configuration import plain_errors
+from transformers_sem.data.prepare import build_parser, run
+from transformers_sem.utils.errors import plain_errors
 
 
 def main() -> None:

@@ -11,9 +11,9 @@ import argparse
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from transformers_sem.hub import create_repository, upload
-from transformers_sem.publishing import REPLACED, file_sizes, stage_model, write_card
-from transformers_sem.training.configuration import plain_errors
+from transformers_sem.hub.staging import REPLACED, file_sizes, stage_model, write_card
+from transformers_sem.hub.upload import create_repository, upload
+from transformers_sem.utils.errors import plain_errors
 
 
 def parse_arguments() -> argparse.Namespace:

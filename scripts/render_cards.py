@@ -9,8 +9,8 @@ first.
 import argparse
 from pathlib import Path
 
-from transformers_sem.training.cards import add_checkpoint, render_cards, write_pages
-from transformers_sem.training.configuration import plain_errors
+from transformers_sem.hub.cards import add_checkpoint, render_cards, write_pages
+from transformers_sem.utils.errors import plain_errors
 
 
 REPOSITORY = Path(__file__).resolve().parents[1]

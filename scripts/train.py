@@ -20,26 +20,29 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from transformers_sem import SEMConfig, SEMForMultiTaskDensePrediction, SEMImageProcessor
-from transformers_sem.data import Benchmark, get_benchmark
+from transformers_sem.data.benchmarks import Benchmark, get_benchmark
 from transformers_sem.data.transforms import TrainingAugmentation, TransformedDataset
-from transformers_sem.training.checkpoints import resume, save_checkpoint
-from transformers_sem.training.configuration import (
+from transformers_sem.evaluation.evaluator import evaluate_and_report, predict_rows
+from transformers_sem.hub.card import TRAINING_NAME
+from transformers_sem.training.accelerator import build_accelerator, start_trackers
+from transformers_sem.training.checkpoint import resume, save_checkpoint
+from transformers_sem.training.config import (
     TrainingConfig,
     claim_output_dir,
     label_fields,
     lock_output_dir,
-    plain_errors,
     read_command_line,
 )
-from transformers_sem.training.devices import build_accelerator, start_trackers
-from transformers_sem.training.evaluating import evaluate_and_report, predict_rows
+from transformers_sem.training.data_order import build_train_loader
 from transformers_sem.training.html_report import write_html_report
-from transformers_sem.training.loading import build_train_loader
 from transformers_sem.training.plan import format_plan, measure_step
-from transformers_sem.training.reporting import TRAINING_NAME, save_panel, save_report, save_trained, starting_commit
-from transformers_sem.training.running import TrainingRun, failure_reported
+from transformers_sem.training.run import TrainingRun, failure_reported
+from transformers_sem.training.signals import StopRequest
 from transformers_sem.training.snapshots import SNAPSHOTS_NAME, Snapshots
-from transformers_sem.training.stopping import StopRequest
+from transformers_sem.utils.environment import save_report, starting_commit
+from transformers_sem.utils.errors import plain_errors
+from transformers_sem.utils.files import save_trained
+from transformers_sem.visualization.panels import save_panel
 
 
 def build_model(config: TrainingConfig, benchmark: Benchmark) -> SEMForMultiTaskDensePrediction:
@@ -97,8 +100,8 @@ def train(
     run = TrainingRun(config, accelerator, model, stop)
     checkpoints = Path(config.output_dir) / "checkpoints"
     first_step = resume(accelerator, checkpoints)
-    run.log.forget_after(first_step)
-    snapshots.forget_after(first_step)
+    run.log.truncate_after(first_step)
+    snapshots.truncate_after(first_step)
     report = accelerator.on_main_process(partial(write_html_report, config, model.config))
     report("running")
     start_trackers(config, accelerator, first_step)

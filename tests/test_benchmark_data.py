@@ -8,9 +8,9 @@ import torch
 from accelerate import Accelerator
 
 from transformers_sem import SEMForMultiTaskDensePrediction
-from transformers_sem.training.configuration import TrainingConfig
-from transformers_sem.training.loading import build_train_loader
-from transformers_sem.training.plan import made_up_batch
+from transformers_sem.training.config import TrainingConfig
+from transformers_sem.training.data_order import build_train_loader
+from transformers_sem.training.plan import random_batch
 
 from .conftest import REPOSITORY
 from .data.nyud_v2_forms import write_tiny_folder
@@ -99,7 +99,7 @@ def test_a_training_step_changes_the_weights(benchmark, cache):
     before = {name: value.clone() for name, value in model.named_parameters()}
     config = TrainingConfig(input_size=[32, 64], batch_size=2)
     accelerator = Accelerator(cpu=True)
-    batch = made_up_batch(config, model.config, config.batch_size)
+    batch = random_batch(config, model.config, config.batch_size)
     losses = [benchmark.build_step(config, model, benchmark.model_loss, batch, accelerator)() for _ in range(2)]
     assert losses[0] > 0
     assert all(not torch.equal(value, before[name]) for name, value in model.named_parameters() if value.requires_grad)

@@ -14,9 +14,9 @@ from PIL import Image
 
 import transformers_sem
 from transformers_sem import TASKS, SEMForMultiTaskDensePrediction, SEMImageProcessor
-from transformers_sem.data import get_benchmark
+from transformers_sem.data.benchmarks import get_benchmark
 from transformers_sem.data.nyud_v2 import find_source
-from transformers_sem.data.preparing import prepare
+from transformers_sem.data.prepare import prepare
 
 from .data.nyud_v2_forms import write_tiny_folder
 from .tiny import tiny_config
@@ -29,9 +29,11 @@ MODULES = [
 
 
 def test_all_modules_are_found():
-    assert {"transformers_sem.tasks", "transformers_sem.data.scenes", "transformers_sem.training.loading"} < set(
-        MODULES
-    )
+    assert {
+        "transformers_sem.tasks",
+        "transformers_sem.data.benchmarks.scenes",
+        "transformers_sem.training.data_order",
+    } < set(MODULES)
 
 
 @pytest.mark.parametrize("name", MODULES)

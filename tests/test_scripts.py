@@ -28,16 +28,16 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from transformers_sem import SEMForMultiTaskDensePrediction, SEMImageProcessor
-from transformers_sem.boundary import boundary_counts, boundary_scores
-from transformers_sem.boundary_files import count_boundaries, pair_files
 from transformers_sem.data.scenes import render_scene, split_seeds
-from transformers_sem.scoring import MetricSums, scores_of
-from transformers_sem.statistics_file import StatisticsFile
+from transformers_sem.evaluation.boundary import boundary_counts, boundary_scores
+from transformers_sem.evaluation.boundary_files import count_boundaries, pair_files
+from transformers_sem.evaluation.statistics_file import StatisticsFile
+from transformers_sem.evaluation.sums import MetricSums, scores_of
 from transformers_sem.tasks import TASKS as TASK_TABLE
 from transformers_sem.tasks import to_label
-from transformers_sem.training.checkpoints import find_defect
-from transformers_sem.training.configuration import TrainingConfig
-from transformers_sem.training.progress import read_history
+from transformers_sem.training.checkpoint import verify
+from transformers_sem.training.config import TrainingConfig
+from transformers_sem.training.history import read_history
 
 from .test_architecture import absolute_imports, parse, reachable
 from .tiny import tiny_config
@@ -70,7 +70,7 @@ MAIN_SCORES = [
 
 # Importing the libraries takes seconds; the server of this context does it once and forks every script from there.
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["accelerate", "transformers_sem.training.evaluating"])
+CONTEXT.set_forkserver_preload(["accelerate", "transformers_sem.evaluation.evaluator"])
 
 Result = namedtuple("Result", ["code", "output", "errors"])
 
@@ -412,7 +412,7 @@ def test_a_run_that_only_meets_nan_ends_with_its_last_checkpoint(run_script, tmp
     message = error_line(run_script("train.py", "--config", QUICKSTART, *settings, f"output_dir={folder}"))
     assert "`max_skipped_steps`" in message and "got 3 at step" in message
     newest = max((folder / "checkpoints").iterdir())
-    assert find_defect(newest) is None
+    assert verify(newest) is None
     assert all(value.isfinite().all() for value in load_file(newest / "model.safetensors").values())
     assert not (folder / "model.safetensors").exists()
 

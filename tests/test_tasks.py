@@ -20,8 +20,8 @@ from transformers_sem import (
     register_task,
 )
 from transformers_sem.losses import INVALID_ID, l1
-from transformers_sem.panels import Prediction, prediction_panel
 from transformers_sem.tasks import get_task, resize_label, to_label
+from transformers_sem.visualization.panels import Prediction, prediction_panel
 
 from .samples import random_labels, random_logits
 from .tiny import tiny_config

@@ -29,8 +29,8 @@ from transformers.utils.generic import can_return_tuple, maybe_autocast
 
 from .backbone_timm import SEMTimmBackbone
 from .configuration_sem import SEMConfig, SEMTimmBackboneConfig
+from .hub.card import TEMPLATE, make_card
 from .losses import INVALID_ID
-from .model_card import TEMPLATE, make_card
 from .tasks import get_task
 
 
@@ -474,7 +474,7 @@ class SEMIntraTask(nn.Module):
 # Inter-task EM-interactive module (Sec. 3.3, Fig. 4)
 
 
-def starting_bases(num_bases: int, hidden_size: int) -> Tensor:
+def init_bases(num_bases: int, hidden_size: int) -> Tensor:
     """mu^(0) before training: unit rows `(K, C)`, orthogonal where K <= C, and the same in every model."""
     bases = torch.empty(num_bases, hidden_size, dtype=torch.float32, device="cpu")
     nn.init.orthogonal_(bases, generator=torch.Generator("cpu").manual_seed(0))
@@ -540,7 +540,7 @@ class SEMInterTaskModule(nn.Module):
         self.norm = nn.LayerNorm(hidden_size)
         self.project_in = nn.Linear(hidden_size, hidden_size)  # a 1x1 convolution, on tokens
         self.project_out = nn.Linear(hidden_size, hidden_size)
-        bases = starting_bases(config.num_bases, hidden_size)
+        bases = init_bases(config.num_bases, hidden_size)
         # on the device that modules are built on, which may be the meta device
         self.initial_bases = nn.Buffer(torch.empty(bases.shape, dtype=bases.dtype).copy_(bases))
 
@@ -749,7 +749,7 @@ class SEMPreTrainedModel(PreTrainedModel):
             init.normal_(module.project_in.weight, std=width**-0.5)
             # X~ is made of bases of unit length, not of unit variance: without this, nobody would hear the other tasks
             init.normal_(module.project_out.weight, std=self.config.initializer_range * width**0.5)
-            init.copy_(module.initial_bases, starting_bases(*module.initial_bases.shape))
+            init.copy_(module.initial_bases, init_bases(*module.initial_bases.shape))
 
 
 class SEMModel(SEMPreTrainedModel):

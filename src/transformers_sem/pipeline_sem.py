@@ -13,10 +13,10 @@ from transformers import AutoModelForSemanticSegmentation, Pipeline
 from transformers.image_utils import load_image
 from transformers.pipelines import PIPELINE_REGISTRY
 
-from .model_card import PIPELINE_TAG
+from .hub.card import PIPELINE_TAG
+from .image_files import read_photo, upright_rgb
 from .modeling_sem import SEMMultiTaskOutput
-from .panels import colorize_pair
-from .photos import read_photo, upright_rgb
+from .visualization.colors import colorize_pair
 
 
 def read_image(

@@ -18,17 +18,8 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from .boundary import boundary_statistics, to_levels
-from .losses import (
-    INVALID_ID,
-    balanced_binary_cross_entropy,
-    balanced_cross_entropy,
-    cross_entropy,
-    l1,
-    unit_length,
-    unit_vector_l1,
-)
-from .metrics import (
+from .evaluation.boundary import boundary_statistics, to_levels
+from .evaluation.metrics import (
     class_ious,
     class_scores,
     class_statistics,
@@ -40,7 +31,16 @@ from .metrics import (
     saliency_scores,
     saliency_statistics,
 )
-from .visualization import class_palette, colorize_depth, colorize_ids, colorize_normal, colorize_probability
+from .losses import (
+    INVALID_ID,
+    balanced_binary_cross_entropy,
+    balanced_cross_entropy,
+    cross_entropy,
+    l1,
+    unit_length,
+    unit_vector_l1,
+)
+from .task_kinds import class_palette, colorize_depth, colorize_ids, colorize_normal, colorize_probability
 
 
 @dataclass(frozen=True, kw_only=True)

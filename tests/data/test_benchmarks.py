@@ -9,7 +9,7 @@ from datasets import Dataset
 from PIL import Image
 
 from transformers_sem import TASKS
-from transformers_sem.data import BENCHMARKS, SCORED_BOUNDARY_IDS, Benchmark, get_benchmark
+from transformers_sem.data.benchmarks import BENCHMARKS, SCORED_BOUNDARY_IDS, Benchmark, get_benchmark
 from transformers_sem.data.scenes import Scenes
 
 

@@ -9,7 +9,7 @@ from datasets import Image
 from datasets.exceptions import DatasetGenerationError
 from PIL import Image as PILImage
 
-from transformers_sem.data import get_benchmark
+from transformers_sem.data.benchmarks import get_benchmark
 from transformers_sem.data.folder import Folder, find_source
 from transformers_sem.data.transforms import TrainingAugmentation, row_to_tensors
 from transformers_sem.tasks import to_label

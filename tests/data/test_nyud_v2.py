@@ -11,7 +11,7 @@ from datasets.exceptions import DatasetGenerationError
 from PIL import Image as PILImage
 
 from transformers_sem.data.nyud_v2 import CLASS_NAMES, NYUDv2
-from transformers_sem.data.rows import FEATURES
+from transformers_sem.data.row_format import FEATURES
 from transformers_sem.tasks import TASKS, to_label
 
 from .nyud_v2_forms import HEIGHT, WIDTH, write_tiny_folder

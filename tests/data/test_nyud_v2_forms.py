@@ -15,7 +15,7 @@ from PIL import Image
 from transformers_sem.data.files import BrokenFrameError
 from transformers_sem.data.nyud_v2 import NYUDv2, find_source
 
-from . import nyud_v2_forms as forms
+from ..data import nyud_v2_forms as forms
 
 
 REAL_FRAMES = Path(os.environ.get("SEM_NYUD_V2_DIR", Path(__file__).resolve().parents[3] / "shared"))

@@ -12,13 +12,8 @@ from PIL import Image as PILImage
 
 from transformers_sem.data import nyud_v2
 from transformers_sem.data.derive import boundaries_from_labels
-from transformers_sem.data.pascal_context import (
-    CLASS_NAMES,
-    NORMAL_CLASSES,
-    PART_IDS,
-    PASCALContext,
-)
-from transformers_sem.data.rows import FEATURES
+from transformers_sem.data.pascal_context import CLASS_NAMES, NORMAL_CLASSES, PART_IDS, PASCALContext
+from transformers_sem.data.row_format import FEATURES
 from transformers_sem.tasks import TASKS, to_label
 
 

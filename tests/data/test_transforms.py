@@ -9,7 +9,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from transformers_sem import losses
-from transformers_sem.data.rows import encode_row
+from transformers_sem.data.row_format import encode_row
 from transformers_sem.data.scenes import render_scene
 from transformers_sem.data.transforms import (
     RandomCrop,

@@ -10,8 +10,8 @@ from PIL import Image
 from transformers_sem import TASKS
 from transformers_sem.demo.point_cloud import to_points
 from transformers_sem.demo.views import MAX_TABLE_SIDE, cloud_of, legend, pixel_table, write_views
-from transformers_sem.panels import colorize_pair
-from transformers_sem.visualization import class_palette
+from transformers_sem.task_kinds import class_palette
+from transformers_sem.visualization.colors import colorize_pair
 
 from ..samples import random_logits
 

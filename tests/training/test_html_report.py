@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from transformers_sem.training.configuration import TrainingConfig
+from transformers_sem.training.config import TrainingConfig
 from transformers_sem.training.html_report import moving_mean, read_records, write_html_report
 
 from ..tiny import tiny_config

@@ -5,14 +5,14 @@ import torch
 from accelerate import Accelerator
 
 from transformers_sem import TASKS, SEMForMultiTaskDensePrediction
-from transformers_sem.training.configuration import TrainingConfig
-from transformers_sem.training.optimization import build_optimizer
+from transformers_sem.training.config import TrainingConfig
+from transformers_sem.training.optimizer import build_optimizer
 from transformers_sem.training.plan import (
     effective_settings,
     format_plan,
-    made_up_batch,
     measure_step,
     permanent_memory,
+    random_batch,
 )
 
 from ..tiny import tiny_config
@@ -51,7 +51,7 @@ def test_the_papers_own_recipe_differs_in_nothing():
 def test_memory_is_what_torch_allocates(model, frozen):
     model.sem.backbone.requires_grad_(not frozen)
     optimizer = build_optimizer(CONFIG, model)
-    model(**made_up_batch(CONFIG, model.config, 1)).loss.backward()
+    model(**random_batch(CONFIG, model.config, 1)).loss.backward()
     for parameter in model.parameters():
         if parameter.requires_grad and parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
@@ -87,7 +87,7 @@ def test_a_plan_says_how_long_and_where(model):
 def test_made_up_labels_have_the_format_of_their_task(task):
     config = replace(CONFIG, network_size=[16, 48], zoom=[1.0, 1.0])
     model_config = tiny_config(task_num_labels={task: TASKS[task].num_labels})
-    batch = made_up_batch(config, model_config, 2)
+    batch = random_batch(config, model_config, 2)
     label_format, labels = TASKS[task].label_format, batch["labels"][task]
     assert batch["pixel_values"].shape == (2, 3, 16, 48)
     channels = (label_format.num_channels,) if label_format.num_channels else ()

@@ -5,7 +5,7 @@ import timm
 import torch
 
 from transformers_sem import SEMConfig, SEMForMultiTaskDensePrediction, SEMModel, get_task
-from transformers_sem.data import BENCHMARKS
+from transformers_sem.data.benchmarks import BENCHMARKS
 from transformers_sem.data.transforms import TrainingAugmentation
 from transformers_sem.losses import (
     balanced_binary_cross_entropy,
@@ -14,8 +14,8 @@ from transformers_sem.losses import (
     l1,
     unit_vector_l1,
 )
-from transformers_sem.training.configuration import TrainingConfig
-from transformers_sem.training.optimization import build_optimizer, layer_depths
+from transformers_sem.training.config import TrainingConfig
+from transformers_sem.training.optimizer import build_optimizer, layer_depths
 
 from ..conftest import REPOSITORY
 

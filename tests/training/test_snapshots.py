@@ -10,10 +10,9 @@ from datasets import Dataset, Features
 from PIL import Image
 
 from transformers_sem import SEMForMultiTaskDensePrediction, SEMImageProcessor
-from transformers_sem.data import BENCHMARKS
-from transformers_sem.data.rows import FEATURES, encode_row
+from transformers_sem.data.benchmarks import BENCHMARKS
+from transformers_sem.data.row_format import FEATURES, encode_row
 from transformers_sem.data.scenes import render_scene
-from transformers_sem.panels import Prediction, colorize_pair
 from transformers_sem.training.snapshots import (
     Snapshots,
     cut_grid,
@@ -22,6 +21,8 @@ from transformers_sem.training.snapshots import (
     snapshot_step,
     summarize_states,
 )
+from transformers_sem.visualization.colors import colorize_pair
+from transformers_sem.visualization.panels import Prediction
 
 from ..samples import random_labels
 from ..tiny import TINY_BACKBONE, tiny_config
@@ -154,7 +155,7 @@ def test_steps_ahead_are_forgotten(snapshots):
     names = [f"step_{step:06d}.{ending}" for step in (1, 2, 10) for ending in ("json", "png")]
     for name in (*names, "unfinished_step_000010.png", "step_notes.txt", "step_.json"):
         (snapshots.folder / name).touch()
-    snapshots.forget_after(2)
+    snapshots.truncate_after(2)
     assert sorted(path.name for path in snapshots.folder.iterdir()) == [
         "step_.json",
         "step_000001.json",
@@ -164,7 +165,7 @@ def test_steps_ahead_are_forgotten(snapshots):
         "step_notes.txt",
     ]
     assert [snapshot_step(path) for path in list_snapshots(snapshots.folder)] == [1, 2]
-    snapshots.forget_after(0)
+    snapshots.truncate_after(0)
     assert list_snapshots(snapshots.folder) == []
 
 

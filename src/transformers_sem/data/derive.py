@@ -10,7 +10,7 @@ import numpy as np
 import scipy.ndimage
 from numpy.lib.stride_tricks import sliding_window_view
 
-from ..boundary import thin
+from ..evaluation.boundary import thin
 
 
 # Where the window of a pixel is read, in both directions and in pixels from it: 9 x 9 taps over 25 x 25 pixels. Kinect rounds

@@ -16,7 +16,7 @@ import scipy.io
 from PIL import Image, ImageOps
 from tqdm.auto import tqdm
 
-from .rows import code_normal
+from .row_format import code_normal
 
 
 PICTURE_FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG"}

@@ -42,7 +42,7 @@ from .files import (
     read_normals,
     read_variable,
 )
-from .rows import code_normal
+from .row_format import code_normal
 from .sources import Frame, Maps, Source, SourceBuilder, SourceConfig
 
 

@@ -16,7 +16,7 @@ from typing import Literal
 import datasets
 import numpy as np
 
-from .rows import FEATURES, encode_row
+from .row_format import FEATURES, encode_row
 
 
 CLASS_NAMES = {
@@ -732,7 +732,7 @@ class Furnisher:
         right, _, depth = self.camera.rotation.T @ (point - self.camera.origin)
         return depth > 1.2 and abs(right) < 0.95 * self.camera.slope * depth
 
-    def place_hero(self, name: str) -> None:
+    def place_subject(self, name: str) -> None:
         """Put a figure or one thing well into view, and keep the line of sight to it free."""
         position = self.sample_view_point(1.8, min(2.9, self.room.high[2] - 0.7), 0.55)
         position = np.clip(position, self.room.low + 0.5, self.room.high - 0.5) * [1.0, 0.0, 1.0]
@@ -807,7 +807,7 @@ def build_scene(seed: int) -> Scene:
     furnisher = Furnisher(rng, room, camera)
     furnisher.add_shell()
     heroes = ["person", "chair", "table", "plant", "ball", "lamp"]
-    furnisher.place_hero(str(rng.choice(heroes, p=[0.6, 0.08, 0.09, 0.08, 0.09, 0.06])))
+    furnisher.place_subject(str(rng.choice(heroes, p=[0.6, 0.08, 0.09, 0.08, 0.09, 0.06])))
     furnish(furnisher, rng)
     if rng.random() < 0.6:
         position = furnisher.sample_view_point(1.7, room.high[2] - 0.8, 0.5)

@@ -10,7 +10,7 @@ import datasets
 import numpy as np
 
 from .files import describe_file
-from .rows import FEATURES, encode_map
+from .row_format import FEATURES, encode_map
 
 
 # The full ids of a `LabelMap` go beside the maps of the tasks: boundaries are judged by them.

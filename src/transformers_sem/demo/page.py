@@ -15,9 +15,9 @@ import torch
 from PIL import Image
 
 from ..data.scenes import render_scene
+from ..image_files import UnreadablePhotoError, read_photo
 from ..image_processing_sem import SEMImageProcessor
 from ..modeling_sem import SEMForMultiTaskDensePrediction
-from ..photos import UnreadablePhotoError, read_photo
 from ..pipeline_sem import MultiTaskDensePredictionPipeline
 from ..tasks import get_task
 from .point_cloud import FIELD_OF_VIEW

@@ -12,10 +12,10 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from ..panels import colorize_pair
+from ..evaluation.map_files import save_maps
+from ..task_kinds import class_palette
 from ..tasks import get_task, predict_depth
-from ..training.reporting import save_maps
-from ..visualization import class_palette
+from ..visualization.colors import colorize_pair
 from .point_cloud import FIELD_OF_VIEW, to_points, write_ply
 
 

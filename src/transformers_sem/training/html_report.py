@@ -21,12 +21,13 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from ..configuration_sem import SEMConfig
-from ..scoring import main_scores
+from ..evaluation.sums import main_scores
 from ..tasks import get_task
-from .configuration import TrainingConfig
+from ..utils.environment import environment
+from ..utils.files import atomic_write
+from .config import TrainingConfig
+from .history import HISTORY_NAME, history_lines, read_history
 from .plan import effective_settings
-from .progress import HISTORY_NAME, history_lines, read_history
-from .reporting import environment, written_beside
 from .snapshots import SNAPSHOTS_NAME, cut_grid, list_snapshots
 
 
@@ -117,7 +118,7 @@ def write_html_report(config: TrainingConfig, model_config: SEMConfig, status: s
         environment=environment(),
     )
     path = output_dir / REPORT_NAME
-    with written_beside(path) as unfinished:
+    with atomic_write(path) as unfinished:
         unfinished.write_text(page, encoding="utf-8")
     return path
 

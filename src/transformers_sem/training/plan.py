@@ -17,8 +17,7 @@ from transformers import PreTrainedConfig
 from ..configuration_sem import SEMConfig
 from ..modeling_sem import SEMForMultiTaskDensePrediction
 from ..tasks import get_task
-from .configuration import TrainingConfig
-from .cost import network_size
+from .config import TrainingConfig, network_size
 
 
 # What `output_dir` holds in the end
@@ -167,7 +166,7 @@ def describe_memory(memory: Memory) -> str:
     )
 
 
-def made_up_batch(config: TrainingConfig, model_config: SEMConfig, num_images: int) -> dict[str, Any]:
+def random_batch(config: TrainingConfig, model_config: SEMConfig, num_images: int) -> dict[str, Any]:
     """Images and labels of the shapes and formats of the training, from random numbers."""
     size = network_size(config)
     generator = torch.Generator().manual_seed(0)
@@ -189,7 +188,7 @@ def measure_step(config: TrainingConfig, model: SEMForMultiTaskDensePrediction, 
         ValueError: If it does not fit in the memory of the device.
     """
     num_images = config.images_per_forward(accelerator.num_processes)
-    batch = send_to_device(made_up_batch(config, model.config, num_images), accelerator.device)
+    batch = send_to_device(random_batch(config, model.config, num_images), accelerator.device)
     model.to(accelerator.device).train()
     started = time.perf_counter()
     try:

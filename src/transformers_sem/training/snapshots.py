@@ -18,13 +18,14 @@ from PIL import Image, ImageOps
 from torch import Tensor, nn
 
 from ..configuration_sem import SEMConfig
-from ..data import Benchmark
+from ..data.benchmarks import Benchmark
 from ..data.transforms import row_to_tensors
+from ..evaluation.sums import MetricSums
 from ..image_processing_sem import SEMImageProcessor
 from ..modeling_sem import SEMForMultiTaskDensePrediction, SEMModel, SEMStates, reference_grid
-from ..panels import Prediction, colorize_pair
-from ..scoring import MetricSums
-from .reporting import written_beside
+from ..utils.files import atomic_write
+from ..visualization.colors import colorize_pair
+from ..visualization.panels import Prediction
 
 
 SNAPSHOTS_NAME = "snapshots"
@@ -68,13 +69,13 @@ class Snapshots:
             facts |= {"scores": self._score(model.config, predictions), **mean_states(states)}
             self.folder.mkdir(parents=True, exist_ok=True)
             path = self.folder / f"step_{step:06d}.png"
-            with written_beside(path) as unfinished:
+            with atomic_write(path) as unfinished:
                 draw_grid(predictions[:NUM_PICTURES]).save(unfinished)
             # last: where the numbers are, the picture is
-            with written_beside(path.with_suffix(".json")) as unfinished:
+            with atomic_write(path.with_suffix(".json")) as unfinished:
                 unfinished.write_text(json.dumps(facts) + "\n")
 
-    def forget_after(self, step: int) -> None:
+    def truncate_after(self, step: int) -> None:
         """Removes what is of steps that a run, which resumes from `step`, has yet to take."""
         if self.accelerator.is_main_process:
             for path in list(self.folder.glob("*step_*")):

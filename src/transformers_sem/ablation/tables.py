@@ -1,0 +1,366 @@
+"""The paper's ablations: which models they compare, which trainings that takes, and the table of what came out.
+
+A training is a folder that `scripts/train.py` fills, `OUTPUT/seed0/sem` for example. It counts once its `evaluation.json` is
+there, so that an ablation which was interrupted goes on where it was.
+"""
+
+import csv
+import io
+import json
+import statistics
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from ..configuration_sem import SEMConfig
+from ..data.benchmarks import get_benchmark
+from ..evaluation.sums import main_scores, multi_task_gain
+from ..tasks import get_task
+from ..training.config import SETTINGS_NAME, TrainingConfig, claim_output_dir, network_size
+from ..utils.environment import save_report
+from ..utils.files import atomic_write
+from .cost import build_without_weights, count_multiply_accumulates
+
+
+# Fields of `SEMConfig`; all else is what the configuration says.
+MODELS: dict[str, dict[str, Any]] = {
+    "stl": {"use_decoder": False},  # a model for each task
+    "mtl": {"use_decoder": False},
+    "baseline": {"use_intra_task": False, "inter_task_stages": 0},
+    "intra": {"inter_task_stages": 0},
+    "inter": {"use_intra_task": False},
+    "sem": {},
+    # Fig. 6 looks at each module alone, as the rows "+ intra" and "+ inter" of Table 2 do; R = 3 where DS varies (Sec. 4.3)
+    **{f"es{number}": {"num_intra_task_stages": number, "inter_task_stages": 0} for number in range(1, 5)},
+    **{
+        f"ds{number}": {"use_intra_task": False, "inter_task_stages": number, "num_em_iterations": 3}
+        for number in range(1, 5)
+    },
+    **{f"r{number}": {"use_intra_task": False, "num_em_iterations": number} for number in range(1, 8)},
+}
+SINGLE_TASK = "stl"
+TABLE_2 = {
+    "STL": "stl",
+    "MTL": "mtl",
+    "baseline": "baseline",
+    "baseline + intra-task module": "intra",
+    "baseline + inter-task module": "inter",
+    "SEM": "sem",
+}
+TABLE_3 = {"MTL": "mtl", "SEM": "sem"}  # for each encoder
+FIGURE_6 = {
+    "ES, encoder stages": {0: "baseline", **{number: f"es{number}" for number in range(1, 5)}},
+    "DS, decoder stages": {0: "baseline", **{number: f"ds{number}" for number in range(1, 5)}},
+    "R, EM iterations": {number: f"r{number}" for number in range(1, 8)},
+}
+GAIN = "gain"  # of a row, beside its scores
+NOTHING = "–"
+EXPLANATION = (
+    "Mean ± standard deviation over the seeds that have finished. Δm is the mean over tasks of the relative gain over the "
+    "single-task models (STL) of the same seed. The costs of STL are those of all its models together, for one image."
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One training.
+
+    Args:
+        model (`str`): Key of `MODELS`.
+        seed (`int`): Of weights, data order and augmentation.
+        task (`str`, *optional*): The only task of a single-task model.
+        folder (`Path`): Its `output_dir`.
+        config_path (`Path`): YAML file of its settings.
+        overrides (`tuple[str, ...]`): `key=value` settings that replace those.
+    """
+
+    model: str
+    seed: int
+    task: str | None
+    folder: Path
+    config_path: Path
+    overrides: tuple[str, ...]
+
+    @property
+    def report_path(self) -> Path:
+        """Where the scores are once it has finished."""
+        return self.folder / "evaluation.json"
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether it has been trained and evaluated."""
+        return self.report_path.is_file()
+
+    def read_report(self) -> dict[str, Any]:
+        """What `evaluation.json` says."""
+        return json.loads(self.report_path.read_text())
+
+    def __str__(self) -> str:
+        return str(self.folder)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ablation:
+    """Trainings of one configuration that differ in the model and the seed.
+
+    Args:
+        config_path (`Path`): YAML file of settings.
+        overrides (`tuple[str, ...]`): `key=value` settings for all trainings.
+        output (`Path`): Folder of everything.
+        seeds (`tuple[int, ...]`): Each model is trained once with each.
+
+    Raises:
+        ValueError: If a setting is wrong, `output` holds an ablation of others, or a seed is given twice.
+        FileNotFoundError: If there is no such file.
+    """
+
+    config_path: Path
+    overrides: tuple[str, ...]
+    output: Path
+    seeds: tuple[int, ...]
+
+    def __post_init__(self):
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"Seeds are distinct; got {list(self.seeds)}.")
+        stray = [text for text in self.overrides if text.split("=")[0] in ("seed", "output_dir")]
+        if stray:
+            raise ValueError(f"An ablation sets seed and output_dir itself, by --seeds and --output; got {stray}.")
+        # here, so that a mistake is seen now and not when the first training starts
+        get_benchmark(self.config.dataset, self.config.data_dir)
+
+    @property
+    def config(self) -> TrainingConfig:
+        """What all trainings share."""
+        return TrainingConfig.load(self.config_path, [*self.overrides, f"output_dir={json.dumps(str(self.output))}"])
+
+    @property
+    def tasks(self) -> list[str]:
+        """The tasks of the multi-task models."""
+        return self.config.tasks or list(get_benchmark(self.config.dataset, self.config.data_dir).task_num_labels)
+
+    def claim(self) -> None:
+        """Notes the settings in `output`, or checks that those of the trainings there are the same.
+
+        Raises:
+            ValueError: If they are not.
+        """
+        claim_output_dir(self.config)
+        earlier = TrainingConfig.load(self.output / SETTINGS_NAME).num_evaluation_images
+        if earlier != self.config.num_evaluation_images:
+            raise ValueError(
+                f"{str(self.output)!r} holds an ablation with num_evaluation_images {earlier}, and this one has "
+                f"{self.config.num_evaluation_images}: their scores cannot be compared. Choose another --output."
+            )
+
+    def run(self, model: str, seed: int, task: str | None = None) -> Run:
+        """One training of a model of `MODELS`."""
+        folder = self.output / f"seed{seed}" / (f"{model}_{task}" if task else model)
+        values = {f"model.{field}": value for field, value in MODELS[model].items()}
+        values |= self._only(task) if task else {}
+        values |= {"seed": seed, "output_dir": str(folder)}
+        overrides = tuple(f"{key}={json.dumps(value)}" for key, value in values.items())  # JSON is YAML
+        return Run(
+            model=model,
+            seed=seed,
+            task=task,
+            folder=folder,
+            config_path=self.config_path,
+            overrides=(*self.overrides, *overrides),
+        )
+
+    def _only(self, task: str) -> dict[str, Any]:
+        """Settings that leave one task of all."""
+        values = {"tasks": [task]}
+        for field in ("task_loss_weights", "task_loss_kwargs"):
+            entries = self.config.model.get(field)
+            if entries:
+                values[f"model.{field}"] = {name: entries[name] for name in entries if name == task}
+        return values
+
+    def runs_of(self, model: str, seed: int) -> list[Run]:
+        """The trainings of a model with one seed: one, or for the single-task model one for each task."""
+        if model == SINGLE_TASK:
+            return [self.run(model, seed, task) for task in self.tasks]
+        return [self.run(model, seed)]
+
+    def plan(self, models: Iterable[str]) -> list[Run]:
+        """All trainings of some models, seed by seed, so that the first table is complete early."""
+        models = dict.fromkeys(models)
+        return [run for seed in self.seeds for model in models for run in self.runs_of(model, seed)]
+
+
+def train_missing(runs: Sequence[Run], train: Callable[[Run], None], report: Callable[[], None]) -> None:
+    """Trains what is not finished, in order, and reports before the first and after each."""
+    report()
+    for run in runs:
+        if not run.is_finished:
+            train(run)
+            report()
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Tables
+
+
+def summarize(values: dict[int, float]) -> dict[str, Any] | None:
+    """Mean and standard deviation (n - 1) over seeds, `{seed: value}`; one seed has no deviation, none have no summary."""
+    if not values:
+        return None
+    deviation = statistics.stdev(values.values()) if len(values) > 1 else None
+    return {"mean": statistics.fmean(values.values()), "std": deviation, "values": dict(values)}
+
+
+def read_main_scores(runs: list[Run]) -> dict[str, float]:
+    """`{"task/score": value}` of the main score of each task, of the runs that have finished."""
+    scores = {}
+    for run in runs:
+        if run.is_finished:
+            found = run.read_report()["scores"]
+            scores |= {key: found[key] for key in main_scores(found).values()}
+    return scores
+
+
+@cache
+def count_cost(folder: Path) -> tuple[float, float]:
+    """Millions of parameters of a trained model, and billions of multiply-accumulates for one image."""
+    size = network_size(TrainingConfig.load(folder / SETTINGS_NAME))
+    model, image = build_without_weights(SEMConfig.from_pretrained(folder), size)
+    return model.num_parameters() / 1e6, count_multiply_accumulates(model, image)
+
+
+def describe_model(ablation: Ablation, name: str, model: str) -> dict[str, Any]:
+    """A row: costs, and the scores and the gain over the single-task models of the same seed, for seeds that have them.
+
+    The costs of the single-task models are those of one for each task together.
+    """
+    scores: dict[str, dict[int, float]] = {}
+    gains, costs = {}, None
+    for seed in ablation.seeds:
+        runs = ablation.runs_of(model, seed)
+        found = read_main_scores(runs)
+        for key, value in found.items():
+            scores.setdefault(key, {})[seed] = value
+        single = read_main_scores(ablation.runs_of(SINGLE_TASK, seed))
+        # a model of one task that scores 0 after a few steps is no basis for a ratio
+        if model != SINGLE_TASK and found and set(found) == set(single) and min(single.values()) > 0:
+            gains[seed] = multi_task_gain(found, single)
+        if all(run.is_finished for run in runs):
+            costs = [sum(counts) for counts in zip(*(count_cost(run.folder) for run in runs), strict=True)]
+    return {
+        "name": name,
+        "model": model,
+        "parameters_millions": costs and costs[0],
+        "multiply_accumulates_billions": costs and costs[1],
+        "scores": {key: summarize(values) for key, values in scores.items()},
+        GAIN: summarize(gains),
+    }
+
+
+def describe_runs(ablations: Sequence[Ablation], models: Iterable[str]) -> dict[str, Any]:
+    """How the numbers of some models came about; of a setting every value that the ablations have.
+
+    Raises:
+        ValueError: If trainings were evaluated on different images, so that they cannot be compared.
+    """
+    runs = [run for ablation in ablations for run in ablation.plan(models)]
+    reports = [run.read_report() for run in runs if run.is_finished]
+    configs = [ablation.config for ablation in ablations]
+    names = ("dataset", "data_dir", "max_steps", "batch_size", "learning_rate")
+    facts = {
+        "configs": _distinct(ablation.config_path for ablation in ablations),
+        "overrides": list(ablations[0].overrides),
+        "seeds": list(ablations[0].seeds),
+        **{name: _distinct(getattr(config, name) for config in configs) for name in names},
+        "input": _distinct(" x ".join(map(str, network_size(config))) for config in configs),
+        "evaluated_images": _distinct(report["num_images"] for report in reports),
+        "trainings": len(runs),
+        "finished": len(reports),
+        "commits": _distinct(report["environment"]["commit"] for report in reports),
+        "hardware": _distinct(report["environment"]["hardware"] for report in reports),
+    }
+    if len(facts["evaluated_images"]) > 1:
+        raise ValueError(
+            f"Trainings were evaluated on different numbers of images, {facts['evaluated_images']}. Remove the "
+            "evaluation.json of those to be evaluated again."
+        )
+    return facts
+
+
+def _distinct(values: Iterable[Any]) -> list[Any]:
+    """JSON values, each once, in order."""
+    return list(
+        dict.fromkeys(str(value) if isinstance(value, Path) else value for value in values if value is not None)
+    )
+
+
+def score_columns(rows: list[dict[str, Any]]) -> list[str]:
+    """The main scores of all rows, in the order of the tasks."""
+    return list(dict.fromkeys(key for row in reversed(rows) for key in row["scores"]))
+
+
+def arrow(key: str) -> str:
+    """Which way is better."""
+    return "↓" if get_task(key.split("/")[0]).metric.lower_is_better else "↑"
+
+
+def format_summary(summary: dict[str, Any] | None, digits: int) -> str:
+    """`0.1234 ± 0.0056`, or without the deviation where there is one seed."""
+    if summary is None:
+        return NOTHING
+    deviation = "" if summary["std"] is None else f" ± {summary['std']:.{digits}f}"
+    return f"{summary['mean']:.{digits}f}{deviation}"
+
+
+def format_cost(cost: float | None) -> str:
+    """Two decimals."""
+    return NOTHING if cost is None else f"{cost:.2f}"
+
+
+def to_markdown(title: str, rows: list[dict[str, Any]], facts: dict[str, Any]) -> str:
+    """The table for people, and below how it came about; a column that no row has anything for is left out."""
+    keys = score_columns(rows)
+    columns = {
+        "": [row["name"] for row in rows],
+        **{f"{key} {arrow(key)}": [format_summary(row["scores"].get(key), 4) for row in rows] for key in keys},
+        "Δm, % ↑": [format_summary(row[GAIN], 2) for row in rows],
+        "M parameters": [format_cost(row["parameters_millions"]) for row in rows],
+        "GMAC": [format_cost(row["multiply_accumulates_billions"]) for row in rows],
+    }
+    columns = {header: cells for header, cells in columns.items() if set(cells) != {NOTHING}}
+    lines = [columns, ["---", *["---:"] * (len(columns) - 1)], *zip(*columns.values(), strict=True)]
+    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    notes = "\n".join(
+        f"- {name.replace('_', ' ')}: {', '.join(map(str, value)) if isinstance(value, list) else value}"
+        for name, value in facts.items()
+        if value != []
+    )
+    return f"# {title}\n\n{table}\n\n{EXPLANATION}\n\n{notes}\n"
+
+
+def to_csv(rows: list[dict[str, Any]]) -> str:
+    """The table for other programs: mean and standard deviation of every column, empty where there is none."""
+    keys = score_columns(rows)
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    statistic = [f"{key} {name}" for key in (*keys, GAIN) for name in ("mean", "std")]
+    writer.writerow(["name", *statistic, "parameters_millions", "multiply_accumulates_billions"])
+    for row in rows:
+        summaries = [*(row["scores"].get(key) for key in keys), row[GAIN]]
+        values = [summary and summary[name] for summary in summaries for name in ("mean", "std")]
+        writer.writerow([row["name"], *values, row["parameters_millions"], row["multiply_accumulates_billions"]])
+    return text.getvalue()
+
+
+def save_table(stem: Path, title: str, rows: list[dict[str, Any]], facts: dict[str, Any]) -> None:
+    """Writes `stem`.md, .csv and .json."""
+    save_report(stem.with_suffix(".json"), title=title, rows=rows, **facts)
+    replace_text(stem.with_suffix(".csv"), to_csv(rows))
+    replace_text(stem.with_suffix(".md"), to_markdown(title, rows, facts))
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Writes a file beside and then renames it."""
+    with atomic_write(path) as unfinished:
+        unfinished.write_text(text, encoding="utf-8")

@@ -1,0 +1,281 @@
+"""Metrics as sums: each is a pair of pure functions, `*_statistics` of one image and `*_scores` of summed statistics.
+
+The statistics of a set are the sum of the statistics of its images, so a metric streams, merges over ranks by one sum,
+and does not depend on how a set is cut into batches. A prediction and a label are maps in physical units of one image
+(see `tasks.py`). Scores of a set without a single valid pixel are an empty dict: there is nothing to say.
+
+The conventions are those of the field's published meters: all pixels of a set are pooled, never averaged per image.
+"""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..losses import INVALID_ID
+from .boundary import summed_scores
+
+
+THRESHOLDS = torch.arange(1, 20, dtype=torch.float64) / 20  # 0.05 ... 0.95
+LEAST_DEPTH = 1e-9  # metres; what is not positive counts as this, so that logarithms and ratios exist
+DEPTH_RATIOS = (1.25, 1.25**2, 1.25**3)
+ANGLES = (11.25, 22.5, 30.0)  # degrees
+BINS_PER_DEGREE = 100  # the median angle is known to 0.01 degrees
+BETA_SQUARED = 0.3  # salient object detection weighs precision higher than recall
+
+
+def _check_shapes(
+    prediction: Tensor, label: Tensor, channels: tuple[int, ...], label_channels: tuple[int, ...]
+) -> None:
+    size = tuple(label.shape[-2:])
+    expected = (*channels, *size), (*label_channels, *size)
+    got = tuple(prediction.shape), tuple(label.shape)
+    if got != expected or len(size) != 2 or 0 in size:
+        raise ValueError(
+            f"A prediction of the shape {expected[0]} belongs to a label of the shape {expected[1]}, which is not empty; "
+            f"got {got[0]} and {got[1]}. Pass `target_sizes` to the post-processing."
+        )
+
+
+def _check_finite(prediction: Tensor) -> None:
+    if not prediction.is_floating_point() or not prediction.isfinite().all():
+        raise ValueError(
+            f"A prediction of this task is floating point, without NaN or infinity; got {prediction.dtype} with "
+            f"{(~prediction.isfinite()).sum().item()} such values. Look at the weights, or at the precision they run in."
+        )
+
+
+def _check_ids(ids: Tensor, num_labels: int, what: str) -> None:
+    if ids.is_floating_point() or ids.dtype == torch.bool:
+        raise ValueError(f"A {what} holds integer class ids; got {ids.dtype}. Take the argmax of logits.")
+    if ids.numel() and (ids.min() < 0 or ids.max() >= num_labels):
+        raise ValueError(
+            f"A {what} holds class ids from 0 to {num_labels - 1}; got {ids.min().item()} to {ids.max().item()}. Is "
+            "`num_labels` the number of classes, and is 255 what marks invalid pixels of the label?"
+        )
+
+
+def class_statistics(prediction: Tensor, label: Tensor, num_labels: int) -> dict[str, Tensor]:
+    """Pixel counts per class.
+
+    Args:
+        prediction (`torch.Tensor` of shape `(height, width)`): Class ids.
+        label (`torch.Tensor` of shape `(height, width)`): Class ids, 255 invalid.
+        num_labels (`int`): Number of classes.
+
+    Returns:
+        `dict[str, Tensor]`: `confusion` of shape `(num_labels, num_labels)`, label in rows and prediction in columns.
+
+    Raises:
+        ValueError: If sizes differ, or an id is no class.
+    """
+    _check_shapes(prediction, label, (), ())
+    valid = label != INVALID_ID
+    prediction, label = prediction[valid], label[valid]
+    _check_ids(prediction, num_labels, "prediction")
+    _check_ids(label, num_labels, "label")
+    pairs = label.long() * num_labels + prediction.long()
+    return {"confusion": torch.bincount(pairs, minlength=num_labels**2).view(num_labels, num_labels)}
+
+
+def class_ious(statistics: dict[str, Tensor]) -> Tensor:
+    """Intersection over union of each class, float64 `(num_labels,)`; 0 for a class in neither prediction nor label."""
+    confusion = statistics["confusion"].double()
+    intersection = confusion.diagonal()
+    union = confusion.sum(dim=0) + confusion.sum(dim=1) - intersection
+    return intersection / union.clamp(min=1)
+
+
+def class_scores(statistics: dict[str, Tensor]) -> dict[str, float]:
+    """Mean intersection over union over all classes, an absent class counting 0, and the share of right pixels."""
+    confusion = statistics["confusion"].double()
+    if not confusion.any():
+        return {}
+    return {
+        "miou": class_ious(statistics).mean().item(),
+        "pixel_accuracy": (confusion.trace() / confusion.sum()).item(),
+    }
+
+
+def depth_statistics(prediction: Tensor, label: Tensor, num_labels: int) -> dict[str, Tensor]:
+    """Sums of errors of a measurement, and counts of pixels whose ratio to the label is small.
+
+    Args:
+        prediction (`torch.Tensor` of shape `(height, width)`): Metres.
+        label (`torch.Tensor` of shape `(1, height, width)`): Metres, NaN invalid.
+        num_labels (`int`): Unused: the same signature as that of every other metric.
+
+    Raises:
+        ValueError: If sizes differ, or the prediction holds NaN or infinity.
+    """
+    _check_shapes(prediction, label, (), (1,))
+    _check_finite(prediction)
+    valid = label[0].isfinite()
+    prediction, label = (values[valid].double() for values in (prediction, label[0]))
+    prediction, label = (torch.where(values > 0, values, LEAST_DEPTH) for values in (prediction, label))
+    error = prediction - label
+    ratio = torch.maximum(prediction / label, label / prediction)
+    return {
+        "squared_error": error.square().sum(),
+        "squared_log_error": (prediction.log() - label.log()).square().sum(),
+        "relative_error": (error.abs() / label).sum(),
+        "relative_squared_error": (error.square() / label).sum(),
+        "num_within_ratio": torch.stack([(ratio < bound).sum() for bound in DEPTH_RATIOS]),
+        "num_valid": valid.sum(),
+    }
+
+
+def depth_scores(statistics: dict[str, Tensor]) -> dict[str, float]:
+    """Errors over all valid pixels of the set.
+
+    Returns:
+        `dict[str, float]`: `rmse` in metres; `log_rmse` of natural logarithms; `abs_rel`; `sq_rel` in metres; `delta1`,
+        `delta2`, `delta3`, the shares of pixels within a ratio of 1.25, 1.25^2, 1.25^3 of the label.
+    """
+    num_valid = statistics["num_valid"].double()
+    if num_valid == 0:
+        return {}
+    return {
+        "rmse": (statistics["squared_error"] / num_valid).sqrt().item(),
+        "log_rmse": (statistics["squared_log_error"] / num_valid).sqrt().item(),
+        "abs_rel": (statistics["relative_error"] / num_valid).item(),
+        "sq_rel": (statistics["relative_squared_error"] / num_valid).item(),
+        **{
+            f"delta{index}": (count / num_valid).item()
+            for index, count in enumerate(statistics["num_within_ratio"], 1)
+        },
+    }
+
+
+def normal_statistics(prediction: Tensor, label: Tensor, num_labels: int) -> dict[str, Tensor]:
+    """Sums and a histogram of the angles between prediction and label.
+
+    The angle is 2 atan2(|p - g|, |p + g|), exact for small angles where arccos is not.
+
+    Args:
+        prediction (`torch.Tensor` of shape `(3, height, width)`): Vectors, whose directions count; no direction, the
+            zero vector, is 90 degrees off.
+        label (`torch.Tensor` of shape `(3, height, width)`): Unit vectors, NaN or length zero invalid.
+        num_labels (`int`): Unused: the same signature as that of every other metric.
+
+    Raises:
+        ValueError: If sizes differ, or the prediction holds NaN or infinity.
+    """
+    _check_shapes(prediction, label, (3,), (3,))
+    _check_finite(prediction)
+    valid = label.isfinite().all(dim=0) & (label != 0).any(dim=0)
+    prediction, label = prediction[:, valid].double(), label[:, valid].double()
+    prediction, label = (vectors / _length(vectors).clamp(min=1e-12) for vectors in (prediction, label))
+    degrees = 2 * torch.atan2(_length(prediction - label), _length(prediction + label)).rad2deg()
+    num_bins = 180 * BINS_PER_DEGREE
+    bins = (degrees * BINS_PER_DEGREE).long().clamp(max=num_bins - 1)
+    return {
+        "degrees": degrees.sum(),
+        "squared_degrees": degrees.square().sum(),
+        "num_within_angle": torch.stack([(degrees < bound).sum() for bound in ANGLES]),
+        "histogram": torch.bincount(bins, minlength=num_bins),
+        "num_valid": valid.sum(),
+    }
+
+
+def _length(vectors: Tensor) -> Tensor:
+    return vectors.square().sum(dim=0).sqrt()  # torch's norm over a leading axis is 40 times slower
+
+
+def _histogram_median(histogram: Tensor) -> float:
+    """Median in bins, a bin's values being spread evenly over it."""
+    counts_up_to = histogram.cumsum(dim=0)
+    half = counts_up_to[-1] / 2
+    middle = torch.searchsorted(counts_up_to, half).item()
+    share = 1 - (counts_up_to[middle] - half) / histogram[middle]  # of the middle bin that lies below the median
+    return middle + share.item()
+
+
+def normal_scores(statistics: dict[str, Tensor]) -> dict[str, float]:
+    """Angles over all valid pixels of the set.
+
+    Returns:
+        `dict[str, float]`: `mean_error`, `median_error` and `rmse` in degrees, the median from a histogram of bins of
+        0.01 degrees; `within_11.25`, `within_22.5`, `within_30`, the shares of pixels with a smaller angle.
+    """
+    num_valid = statistics["num_valid"].double()
+    if num_valid == 0:
+        return {}
+    return {
+        "mean_error": (statistics["degrees"] / num_valid).item(),
+        "median_error": _histogram_median(statistics["histogram"].double()) / BINS_PER_DEGREE,
+        "rmse": (statistics["squared_degrees"] / num_valid).sqrt().item(),
+        **{
+            f"within_{bound:g}": (count / num_valid).item()
+            for bound, count in zip(ANGLES, statistics["num_within_angle"], strict=True)
+        },
+    }
+
+
+def saliency_statistics(prediction: Tensor, label: Tensor, num_labels: int) -> dict[str, Tensor]:
+    """Counts of a probability map cut at the 19 `THRESHOLDS`, and of its sigmoid cut there.
+
+    Most published code applies a sigmoid to what is a probability already. It lies in [0.5, 0.731] then, so that only four
+    thresholds do anything, at probabilities of 0.20, 0.41, 0.62 and 0.85. The `legacy_*` counts repeat that, to compare.
+
+    Args:
+        prediction (`torch.Tensor` of shape `(height, width)`): Probability of being salient.
+        label (`torch.Tensor` of shape `(height, width)`): 0 or 1, 255 invalid.
+        num_labels (`int`): Unused: the same signature as that of every other metric.
+
+    Raises:
+        ValueError: If sizes differ, a label is neither 0 nor 1, or the prediction holds NaN or leaves [0, 1].
+    """
+    _check_shapes(prediction, label, (), ())
+    _check_finite(prediction)
+    if prediction.min() < 0 or prediction.max() > 1:
+        raise ValueError(
+            f"A probability lies in [0, 1]; got {prediction.min().item()} to {prediction.max().item()}. Post-process logits."
+        )
+    valid = label != INVALID_ID
+    prediction, label = prediction[valid].float(), label[valid]
+    _check_ids(label, 2, "label")
+    # to 8-bit levels and back, as the peers' post-processing does: it changes the last bit of some
+    doubled = (prediction * 255 / 255).sigmoid()
+    return {
+        **_counts_at_thresholds(prediction, label),
+        **{f"legacy_{name}": count for name, count in _counts_at_thresholds(doubled, label).items()},
+        "actual_positives": label.sum(),
+        "num_valid": valid.sum(),
+    }
+
+
+def _counts_at_thresholds(values: Tensor, label: Tensor) -> dict[str, Tensor]:
+    # float32 on both sides, as the field cuts: a float64 0.05 is not a float32 0.05
+    thresholds = THRESHOLDS.to(values.device).float()
+    num_reached = torch.bucketize(values, thresholds, right=True)  # 0 ... 19 of value >= threshold
+    counts = torch.bincount(2 * num_reached + label, minlength=2 * len(thresholds) + 2).view(-1, 2)
+    above = counts.flip(0).cumsum(dim=0).flip(0)[1:]  # (19, negative and positive)
+    return {"true_positives": above[:, 1], "predicted_positives": above.sum(dim=1)}
+
+
+def max_f_measure(true_positives: Tensor, predicted_positives: Tensor, actual_positives: Tensor) -> float:
+    """Best F-measure over the thresholds, beta^2 = 0.3, 0 where precision or recall is 0 / 0."""
+    precision = true_positives / predicted_positives.clamp(min=1)
+    recall = true_positives / actual_positives.clamp(min=1)
+    denominator = BETA_SQUARED * precision + recall
+    f_measure = (1 + BETA_SQUARED) * precision * recall / torch.where(denominator > 0, denominator, 1)
+    return f_measure.max().item()
+
+
+def saliency_scores(statistics: dict[str, Tensor]) -> dict[str, float]:
+    """`maxf`, the best F-measure of salient object detection; `maxf_legacy`, with the second sigmoid of most papers."""
+    if statistics["num_valid"] == 0:
+        return {}
+    actual = statistics["actual_positives"].double()
+    return {
+        name: max_f_measure(statistics[f"{prefix}true_positives"], statistics[f"{prefix}predicted_positives"], actual)
+        for name, prefix in (("maxf", ""), ("maxf_legacy", "legacy_"))
+    }
+
+
+def odsf_scores(statistics: dict[str, Tensor]) -> dict[str, float]:
+    """`odsf`, the boundary F-measure of the field, its threshold, precision and recall; `ois`; `ap`. See `boundary.py`."""
+    if statistics["num_images"] == 0:
+        return {}
+    scores = summed_scores(np.asarray(statistics["counts"]), np.asarray(statistics["best_counts"]))
+    return {"odsf": scores.pop("ods"), **scores}

@@ -1,0 +1,220 @@
+"""From predictions to numbers: sums of statistics over images, the constant predictor, the multi-task gain.
+
+Nothing here needs the `evaluate` library: scripts/evaluate.py would hide it from the scripts beside it. `evaluation.py`
+makes an `evaluate.Metric` of it.
+"""
+
+import logging
+from collections.abc import Callable, Mapping
+from concurrent.futures import Executor, Future
+from functools import partial
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch import Tensor
+
+from ..losses import INVALID_ID
+from ..tasks import get_task
+
+
+logger = logging.getLogger(__name__)
+
+Sums = dict[str, dict[str, Tensor]]  # {task: {name: value}}, of one image, or summed over images in float64
+
+
+class MetricSums:
+    """Sums of statistics over images, for every task that has a metric; of the images nothing else is kept.
+
+    Args:
+        task_num_labels (`dict[str, int]`): Head width of each task; tasks without a metric are left out.
+        task_metric_kwargs (`dict[str, dict]`, *optional*): Keyword arguments of the statistics of a task.
+
+    Raises:
+        ValueError: If a task is unknown, or has keyword arguments but is none of the metric's.
+    """
+
+    def __init__(self, task_num_labels: Mapping[str, int], task_metric_kwargs: Mapping[str, Mapping] | None = None):
+        self.task_num_labels = {task: width for task, width in task_num_labels.items() if get_task(task).metric}
+        self.task_metric_kwargs = dict(task_metric_kwargs or {})
+        unknown = sorted(set(self.task_metric_kwargs) - set(self.task_num_labels))
+        if unknown:
+            raise ValueError(
+                f"`task_metric_kwargs` is for tasks of the metric, {[*self.task_num_labels]}; got {unknown}."
+            )
+        self.reset()
+
+    def reset(self) -> None:
+        """Forgets all images."""
+        self.num_images = 0
+        self.sums: Sums = {}
+
+    def image_statistics(self, task: str, prediction: Tensor, reference: Tensor) -> dict[str, Tensor]:
+        """The statistics of one task of one image."""
+        try:
+            return self._call(task, prediction, reference)()
+        except ValueError as error:
+            raise ValueError(f"Cannot score {task}: {error}") from error
+
+    def start(self, task: str, prediction: Tensor, reference: Tensor, pool: Executor) -> dict[str, Tensor] | Future:
+        """The same for metrics that are quick; those that are slow are left to a process of the `pool`."""
+        if get_task(task).metric.is_slow:
+            return pool.submit(self._call(task, prediction, reference))
+        return self.image_statistics(task, prediction, reference)
+
+    def _call(self, task: str, prediction: Tensor, reference: Tensor) -> Callable[[], dict[str, Tensor]]:
+        metric = get_task(task).metric
+        pair = as_map(prediction), as_map(reference)
+        if metric.is_slow:
+            pair = to_array(pair[0]), to_array(pair[1])
+        return partial(metric.statistics, *pair, self.task_num_labels[task], **self.task_metric_kwargs.get(task, {}))
+
+    def add(self, statistics: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """Adds one image by its statistics, `{task: statistics}`."""
+        self.num_images += 1
+        self._add_up(statistics)
+
+    def _add_up(self, sums: Mapping[str, Mapping[str, Tensor]]) -> None:
+        for task, values in sums.items():
+            totals = self.sums.setdefault(task, {})
+            for name, value in values.items():
+                totals[name] = totals.get(name, 0) + torch.as_tensor(value).double().cpu()
+
+    def merge(self, accelerator: Accelerator) -> None:
+        """Adds up what all ranks have, on all ranks; some may have nothing."""
+        if accelerator.num_processes > 1:
+            parts = gather_object([(self.num_images, self.sums)])
+            self.reset()
+            for num_images, sums in parts:
+                self.num_images += num_images
+                self._add_up(sums)
+
+    def scores(self) -> dict[str, float]:
+        """`{"task/score": value}`: fractions, metres, degrees. A task without a valid pixel has none, and a warning says so."""
+        scores = scores_of(self.sums)
+        for task in self.task_num_labels:
+            if not any(key.startswith(f"{task}/") for key in scores):
+                logger.warning("No image has a valid pixel of %s: it has no scores.", task)
+        return scores
+
+    def class_scores(self) -> dict[str, list[float]]:
+        """`{task: [score of each class]}`, for tasks with classes that occur."""
+        metrics = {task: get_task(task).metric for task in self.sums}
+        return {
+            task: metric.per_class(self.sums[task]).tolist()
+            for task, metric in metrics.items()
+            if metric.per_class and metric.reduce(self.sums[task])
+        }
+
+
+def as_map(values: Tensor | np.ndarray) -> Tensor:
+    """A tensor of what the user passes; integers as int64, because torch can do little with unsigned ones.
+
+    Raises:
+        ValueError: If it is neither a tensor nor an array.
+    """
+    if not isinstance(values, (Tensor, np.ndarray)):
+        raise ValueError(f"A map is a tensor or a NumPy array; got {type(values).__name__}. Convert it.")
+    values = torch.as_tensor(values)
+    is_unsigned = values.dtype in (torch.uint16, torch.uint32, torch.uint64)
+    return values.long() if is_unsigned else values
+
+
+def to_array(values: Tensor) -> np.ndarray:
+    """A tensor of any device as a NumPy array; NumPy knows no bfloat16."""
+    values = values.detach().cpu()
+    return (values.float() if values.is_floating_point() else values).numpy()
+
+
+def scores_of(sums: Mapping[str, Mapping[str, Tensor]]) -> dict[str, float]:
+    """`{"task/score": value}` of sums over images, or of the statistics of one."""
+    return {
+        f"{task}/{name}": value
+        for task, statistics in sums.items()
+        for name, value in get_task(task).metric.reduce(statistics).items()
+    }
+
+
+def multi_task_gain(results: Mapping[str, float], single_task_results: Mapping[str, float]) -> float:
+    """Delta_m: the mean over tasks of how much better the main metric is than that of a model of this task alone.
+
+    The paper's Sec. 4.1: 100 / T * sum over tasks of (-1)^l (M - M_single) / M_single, l = 1 where lower is better.
+
+    Args:
+        results (`dict[str, float]`): `{metric name: value}` as `MultiTaskMetric` returns it; of the scores of a task only
+            the main one counts.
+        single_task_results (`dict[str, float]`): The same of the single-task models.
+
+    Returns:
+        `float`: Percent.
+
+    Raises:
+        ValueError: If there is no main metric, one is missing on either side, or a value is no basis for a ratio.
+    """
+    results, single_task_results = (
+        {key: values[key] for key in main_scores(values).values() if key in values}
+        for values in (results, single_task_results)
+    )
+    if not results or set(results) != set(single_task_results):
+        raise ValueError(
+            f"The gain compares the same main metrics of both; got {sorted(results)} and {sorted(single_task_results)}."
+        )
+    gains = []
+    for key, single in single_task_results.items():
+        gain = (results[key] - single) / single if single > 0 else float("nan")
+        if not abs(gain) < float("inf"):
+            raise ValueError(f"The gain of {key} needs numbers, the second above 0; got {results[key]} and {single}.")
+        gains.append(-gain if get_task(key.split("/")[0]).metric.lower_is_better else gain)
+    return 100 * sum(gains) / len(gains)
+
+
+class ConstantPredictor:
+    """The best prediction that does not look at the image: majority class, mean depth, mean normal, boundary rate.
+
+    Args:
+        task_num_labels (`dict[str, int]`): Head width of each task.
+    """
+
+    def __init__(self, task_num_labels: dict[str, int]):
+        self.task_num_labels = task_num_labels
+        self.sums = {task: torch.zeros(width, dtype=torch.float64) for task, width in task_num_labels.items()}
+        self.counts = dict.fromkeys(task_num_labels, 0)
+
+    def add(self, labels: dict[str, Tensor]) -> None:
+        """Learns from the labels of one image."""
+        for task in self.task_num_labels:
+            label = labels[task]
+            if get_task(task).constant == "majority":
+                ids = label[label != INVALID_ID]
+                self.sums[task] += torch.bincount(ids, minlength=self.task_num_labels[task])
+            else:
+                values = label.double().reshape(-1, label.shape[-2] * label.shape[-1])  # (channels, pixels)
+                values = values[:, (values.isfinite() & (values != INVALID_ID)).all(dim=0)]
+                self.sums[task] = self.sums[task][: len(values)] + values.sum(dim=1)
+                self.counts[task] += values.shape[1]
+
+    def predict(self, size: tuple[int, int]) -> dict[str, Tensor]:
+        """The same map `(height, width)` or `(channels, height, width)` for every image of that size."""
+        return {task: self._constant(task).expand(-1, *size).squeeze(0) for task in self.task_num_labels}
+
+    def _constant(self, task: str) -> Tensor:
+        if get_task(task).constant == "majority":
+            return self.sums[task].argmax().view(1, 1, 1)
+        return (self.sums[task] / max(self.counts[task], 1)).float().view(-1, 1, 1)
+
+
+def main_scores(scores: dict[str, float]) -> dict[str, str]:
+    """`{task: key of its main score}` for the tasks in `scores`."""
+    tasks = dict.fromkeys(key.split("/")[0] for key in scores)
+    return {task: f"{task}/{get_task(task).metric.main}" for task in tasks if get_task(task).metric}
+
+
+def format_report(scores: dict[str, float], constant_scores: dict[str, float]) -> str:
+    """A table: every score beside that of the best constant predictor, the main score of each task marked."""
+    main_keys = set(main_scores(scores).values())
+    lines = [f"{'':2}{'score':<28}{'model':>10}{'constant':>10}"]
+    for key, value in scores.items():
+        mark = "* " if key in main_keys else "  "
+        lines.append(f"{mark}{key:<28}{value:>10.4f}{constant_scores[key]:>10.4f}")
+    return "\n".join(lines)

@@ -1,0 +1,205 @@
+"""The optimiser, how fast each layer of the encoder learns, and a step that leaves out what is not finite."""
+
+import logging
+import math
+from collections import defaultdict
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import torch
+from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
+from accelerate.utils import DistributedType
+from timm.models import group_parameters
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from transformers import PreTrainedModel
+
+from ..backbone_timm import SEMTimmBackbone
+from ..modeling_sem import SEMForMultiTaskDensePrediction
+from .config import TrainingConfig
+from .signals import StopRequest
+
+
+logger = logging.getLogger(__name__)
+
+# The layers of transformers' encoders, as timm's models describe theirs: first match, numbers in order of depth
+LAST = (99999,)
+TRANSFORMERS_LAYERS = {
+    "stem": r".*\bembeddings\b",
+    "blocks": [
+        (r".*\bstages\.(\d+)\.downsampl", (0,)),  # ConvNeXt downsamples before the blocks of a stage
+        (r".*\bstages\.(\d+)\.layers\.(\d+)", None),
+        (r".*\blayers\.(\d+)\.downsample", LAST),  # Swin after them
+        (r".*\blayers\.(\d+)\.blocks\.(\d+)", None),
+        (r".*\blayers?\.(\d+)", None),  # ViT, DINOv2, DINOv3
+        (r".*", LAST),  # norms of the feature maps
+    ],
+}
+
+
+def layer_depths(backbone: PreTrainedModel) -> dict[str, int]:
+    """The number of the layer that each parameter of an encoder belongs to, from 0 at the image."""
+    if isinstance(backbone, SEMTimmBackbone):
+        encoder = backbone.encoder.model
+        return {
+            f"encoder.model.{name}": depth
+            for name, depth in group_parameters(encoder, encoder.group_matcher(coarse=False), reverse=True).items()
+        }
+    return group_parameters(backbone, TRANSFORMERS_LAYERS, reverse=True)
+
+
+def learning_rate_scales(backbone: PreTrainedModel, layer_decay: float) -> dict[str, float]:
+    """Layer-wise decay (BEiT): what comes after the encoder learns at 1, its last layer at `layer_decay`, and so on down."""
+    depths = layer_depths(backbone)
+    num_layers = max(depths.values()) + 1
+    return {name: layer_decay ** (num_layers - depth) for name, depth in depths.items()}
+
+
+def build_optimizer(config: TrainingConfig, model: SEMForMultiTaskDensePrediction) -> torch.optim.Adam:
+    """Adam over everything that is not frozen, in groups of one learning rate, the fastest first."""
+    scales = learning_rate_scales(model.sem.backbone, config.layer_decay)
+    groups = defaultdict(list)
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            groups[scales.get(name.removeprefix("sem.backbone."), 1.0)].append(parameter)
+    return torch.optim.Adam(
+        [{"params": groups[scale], "lr": config.learning_rate * scale} for scale in sorted(groups, reverse=True)],
+        weight_decay=config.weight_decay,
+        fused=True,  # one pass over each parameter instead of a dozen
+    )
+
+
+def build_average(config: TrainingConfig, accelerator: Accelerator, model: nn.Module) -> AveragedModel | None:
+    """The exponential moving average of the weights, where the configuration asks for it.
+
+    Buffers are those of the model: the bases are moving averages already, of unit length.
+    """
+    if config.weight_average_decay is None:
+        return None
+    average_weights = get_ema_multi_avg_fn(config.weight_average_decay)
+    return AveragedModel(model, device=accelerator.device, multi_avg_fn=average_weights)
+
+
+class StepReport(NamedTuple):
+    """Of an optimiser step, the same on all ranks: losses by name, which numbers are not finite, a signal or 0."""
+
+    losses: dict[str, float]
+    not_finite: list[str]
+    signum: int
+
+
+class OptimizerStep:
+    """One optimiser step, taken by all ranks or, where a loss or the gradient is not finite on any, by none.
+
+    A step that is not taken leaves the weights, the optimiser and the buffers (bases, statistics of batch norms) alone.
+    DeepSpeed steps inside `backward`, and leaves out itself what overflows in half precision.
+
+    Args:
+        accelerator (`Accelerator`): Of the ranks.
+        model (`nn.Module`): Prepared by it.
+        optimizer (`AcceleratedOptimizer`): Prepared by it.
+        max_grad_norm (`float`): Gradients are clipped to this norm.
+        stop (`StopRequest`): The ranks agree on it.
+    """
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        model: nn.Module,
+        optimizer: AcceleratedOptimizer,
+        max_grad_norm: float,
+        stop: StopRequest,
+    ):
+        self.accelerator, self.model, self.optimizer = accelerator, model, optimizer
+        self.max_grad_norm, self.stop = max_grad_norm, stop
+
+    def __call__(self, batches: Iterable[dict]) -> StepReport:
+        """Takes a step on the micro-batches."""
+        buffers = [buffer.clone() for buffer in self.model.buffers()]
+        micro_losses = [self._accumulate(batch) for batch in batches]
+        names = list(micro_losses[0])
+        losses = torch.stack([torch.stack(list(values.values())) for values in micro_losses]).mean(dim=0)
+        report = self._agree(names, losses, self._clip())
+        if report.not_finite:
+            self._undo(buffers)
+        else:
+            self.optimizer.step()
+        self.optimizer.zero_grad()
+        return report
+
+    def _accumulate(self, batch: dict) -> dict[str, Tensor]:
+        with self.accelerator.accumulate(self.model):
+            outputs = self.model(**batch)
+            self.accelerator.backward(outputs.loss)
+        return {name: value.detach().float() for name, value in {"loss": outputs.loss, **outputs.losses}.items()}
+
+    def _clip(self) -> Tensor:
+        norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.max_grad_norm)
+        if self.accelerator.distributed_type == DistributedType.DEEPSPEED:
+            return torch.zeros((), device=self.accelerator.device)
+        return norm.full_tensor() if isinstance(norm, DTensor) else norm
+
+    def _agree(self, names: list[str], losses: Tensor, norm: Tensor) -> StepReport:
+        """One exchange between the ranks, and one wait for the device."""
+        signum = torch.tensor([float(self.stop.signum)], device=losses.device)
+        rows = self.accelerator.gather(torch.cat([losses, norm.reshape(1), signum])[None]).cpu()
+        *means, mean_norm, _ = rows.mean(dim=0).tolist()
+        losses = dict(zip(names, means, strict=True))
+        numbers = {**losses, "gradient": mean_norm}
+        return StepReport(
+            losses, [name for name, value in numbers.items() if not math.isfinite(value)], int(rows[:, -1].max())
+        )
+
+    def _undo(self, buffers: list[Tensor]) -> None:
+        for buffer, value in zip(self.model.buffers(), buffers, strict=True):
+            buffer.copy_(value)
+        if self.accelerator.scaler is not None:
+            self.accelerator.scaler.update()
+
+
+class NonFiniteGuard:
+    """Counts the steps that were not taken, and ends the run after too many in a row; a checkpoint carries the counts.
+
+    In half precision the scale of the loss starts too large on purpose: gradients that overflow while the scale is still
+    above 1 only serve to find it, and do not count.
+
+    Args:
+        accelerator (`Accelerator`): Holds the scaler; its main process speaks.
+        max_skipped_steps (`int`): How many in a row are borne.
+    """
+
+    def __init__(self, accelerator: Accelerator, max_skipped_steps: int):
+        self.accelerator, self.max_skipped_steps = accelerator, max_skipped_steps
+        if accelerator.distributed_type == DistributedType.DEEPSPEED and accelerator.mixed_precision != "fp16":
+            self.max_skipped_steps = 0  # the step is taken when its loss is known: weights are spoilt
+        self.total = self.in_a_row = 0
+
+    def state_dict(self) -> dict:
+        """The counts."""
+        return {"total": self.total, "in_a_row": self.in_a_row}
+
+    def load_state_dict(self, state: dict) -> None:
+        """Goes on with the counts."""
+        self.total, self.in_a_row = state["total"], state["in_a_row"]
+
+    def count(self, step: int, not_finite: list[str]) -> None:
+        """Counts a step.
+
+        Raises:
+            FloatingPointError: If it is one too many in a row that was not taken.
+        """
+        scaler = self.accelerator.scaler
+        if scaler is not None and not_finite == ["gradient"] and scaler.get_scale() >= 1:
+            return
+        self.in_a_row = self.in_a_row + 1 if not_finite else 0
+        self.total += bool(not_finite)
+        if not_finite and self.accelerator.is_main_process:
+            logger.warning("Step %d is skipped: not finite are %s.", step, ", ".join(not_finite))
+        if self.in_a_row > self.max_skipped_steps:
+            raise FloatingPointError(
+                f"`max_skipped_steps` is how many steps in a row may have a loss or a gradient that is not finite; got "
+                f"{self.in_a_row} at step {step} ({', '.join(not_finite)}). Checkpoints from before are intact. Lower "
+                "learning_rate, use mixed_precision=bf16 instead of fp16, or look at the data."
+            )

@@ -1,0 +1,259 @@
+import csv
+import json
+import locale
+import statistics
+
+import pytest
+import yaml
+
+from transformers_sem import SEMForMultiTaskDensePrediction
+from transformers_sem.ablation.tables import (
+    TABLE_2,
+    Ablation,
+    describe_model,
+    describe_runs,
+    replace_text,
+    save_table,
+    summarize,
+    to_markdown,
+    train_missing,
+)
+from transformers_sem.training.config import TrainingConfig, claim_output_dir
+
+from ..tiny import tiny_config
+
+
+SETTINGS = {
+    "dataset": "scenes",
+    "tasks": ["semseg", "depth"],
+    "input_size": [32, 64],
+    "model": {"task_loss_weights": {"semseg": 2, "depth": 3}, "num_bases": 4},
+}
+STL, MTL, SEM = {"semseg": 0.5, "depth": 0.8}, {"semseg": 0.45, "depth": 0.84}, {"semseg": 0.6, "depth": 0.6}
+# by hand: semseg (0.45 - 0.5) / 0.5 = -10 %, depth (0.84 - 0.8) / 0.8 = 5 % worse; 20 % and 25 % better
+GAINS = {"mtl": -7.5, "sem": 22.5}
+
+
+@pytest.fixture
+def ablation(tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(SETTINGS))
+    made = Ablation(config_path=path, overrides=("max_steps=7",), output=tmp_path / "out", seeds=(0, 1))
+    made.claim()
+    return made
+
+
+def config_of(ablation, run):
+    return TrainingConfig.load(ablation.config_path, run.overrides)
+
+
+def finish(ablation, run, scores, num_images=5):
+    """Leaves what a finished training leaves, as far as tables read it."""
+    config = config_of(ablation, run)
+    claim_output_dir(config)
+    widths = {task: {"semseg": 12, "depth": 1}[task] for task in config.tasks}
+    switches = {key: value for key, value in config.model.items() if key.startswith("use_")}
+    tiny_config(task_num_labels=widths, **switches).save_pretrained(run.folder)
+    names = {"semseg": "semseg/miou", "depth": "depth/rmse"}
+    found = {names[task]: scores[task] for task in config.tasks} | {f"{config.tasks[0]}/other": 0.1}
+    environment = {"commit": "abc", "hardware": "CPU"}
+    run.report_path.write_text(json.dumps({"scores": found, "num_images": num_images, "environment": environment}))
+
+
+def finish_all(ablation, model, scores):
+    for seed, factor in zip(ablation.seeds, (1.0, 0.9), strict=False):
+        for run in ablation.runs_of(model, seed):
+            finish(ablation, run, {task: value * factor for task, value in scores.items()})
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Which trainings
+
+
+def test_a_plan_goes_seed_by_seed_and_has_a_single_task_model_for_each_task(ablation):
+    plan = ablation.plan(TABLE_2.values())
+    names = ["stl_semseg", "stl_depth", "mtl", "baseline", "intra", "inter", "sem"]
+    assert [run.folder for run in plan] == [
+        ablation.output / f"seed{seed}" / name for seed in (0, 1) for name in names
+    ]
+
+
+def test_trainings_differ_in_model_task_and_seed_only(ablation):
+    expected = {
+        "stl_semseg": {"use_decoder": False, "task_loss_weights": {"semseg": 2}},
+        "stl_depth": {"use_decoder": False, "task_loss_weights": {"depth": 3}},
+        "mtl": {"use_decoder": False},
+        "baseline": {"use_intra_task": False, "inter_task_stages": 0},
+        "intra": {"inter_task_stages": 0},
+        "inter": {"use_intra_task": False},
+        "sem": {},
+    }
+    for run in ablation.plan(TABLE_2.values()):
+        config = config_of(ablation, run)
+        assert config.model == SETTINGS["model"] | expected[run.folder.name]
+        assert config.tasks == ([run.task] if run.task else ["semseg", "depth"])
+        assert (config.seed, config.output_dir) == (run.seed, str(run.folder))
+        assert (config.max_steps, config.input_size) == (7, [32, 64])
+
+
+def test_models_shared_by_tables_are_trained_once(ablation):
+    assert [run.model for run in ablation.plan(["sem", "mtl", "sem"])] == ["sem", "mtl"] * 2
+
+
+def test_finished_trainings_are_skipped_and_the_table_follows_each(ablation):
+    plan, trained, reports = ablation.plan(["mtl", "sem"]), [], []
+    finish(ablation, plan[1], SEM)
+
+    def train(run):
+        trained.append(run)
+        if len(trained) == 2:
+            raise KeyboardInterrupt
+        finish(ablation, run, MTL)
+
+    with pytest.raises(KeyboardInterrupt):
+        train_missing(plan, train, lambda: reports.append(sum(run.is_finished for run in plan)))
+    assert trained == [plan[0], plan[2]]
+    assert reports == [1, 2]
+
+    resumed = []
+    train_missing(plan, resumed.append, lambda: None)
+    assert resumed == plan[2:]
+
+
+@pytest.mark.parametrize("changed", ["max_steps=8", "model.num_bases=8", "num_evaluation_images=3"])
+def test_other_settings_do_not_go_on_with_an_ablation(ablation, changed):
+    other = Ablation(
+        config_path=ablation.config_path, overrides=("max_steps=7", changed), output=ablation.output, seeds=(0,)
+    )
+    with pytest.raises(ValueError, match=changed.split("=")[0].split(".")[0]):
+        other.claim()
+
+
+def test_more_seeds_go_on_with_an_ablation(ablation):
+    Ablation(
+        config_path=ablation.config_path, overrides=("max_steps=7",), output=ablation.output, seeds=(0, 1, 2)
+    ).claim()
+
+
+@pytest.mark.parametrize(
+    ("seeds", "override", "words"),
+    [((0, 0), "max_steps=7", "distinct"), ((0,), "seed=3", "--seeds"), ((0,), "output_dir=x", "--output")],
+)
+def test_contradictions_are_refused(ablation, seeds, override, words):
+    with pytest.raises(ValueError, match=words):
+        Ablation(config_path=ablation.config_path, overrides=(override,), output=ablation.output, seeds=seeds)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# The table
+
+
+def test_summary_over_seeds():
+    assert summarize({0: 1.0, 1: 4.0}) == {"mean": 2.5, "std": pytest.approx(2.1213203), "values": {0: 1.0, 1: 4.0}}
+    assert summarize({3: 1.0}) == {"mean": 1.0, "std": None, "values": {3: 1.0}}
+    assert summarize({}) is None
+
+
+def test_gains_by_hand(ablation):
+    finish_all(ablation, "stl", STL)
+    finish_all(ablation, "mtl", MTL)
+    single, multi, missing = (describe_model(ablation, model, model) for model in ("stl", "mtl", "sem"))
+    # the second seed scales both sides alike
+    assert multi["gain"]["values"] == {0: pytest.approx(GAINS["mtl"]), 1: pytest.approx(GAINS["mtl"])}
+    assert multi["gain"]["std"] == pytest.approx(0)
+    assert single["gain"] is None and missing["gain"] is None and missing["scores"] == {}
+    assert multi["scores"]["depth/rmse"]["values"] == {0: 0.84, 1: pytest.approx(0.756)}
+    assert set(multi["scores"]) == {"semseg/miou", "depth/rmse"}
+
+
+def test_a_gain_is_over_the_single_task_models_of_its_own_seed(ablation):
+    for run, scores in zip(ablation.runs_of("stl", 0) + ablation.runs_of("stl", 1), [STL, STL, MTL, MTL], strict=True):
+        finish(ablation, run, scores)
+    finish(ablation, ablation.run("sem", 0), SEM)
+    finish(ablation, ablation.run("sem", 1), MTL)
+    gain = describe_model(ablation, "SEM", "sem")["gain"]
+    assert gain["values"] == {0: pytest.approx(GAINS["sem"]), 1: pytest.approx(0)}
+    assert gain["mean"] == pytest.approx(GAINS["sem"] / 2)
+
+
+def test_a_single_task_model_that_scores_nothing_gives_no_gain(ablation):
+    finish_all(ablation, "stl", STL | {"semseg": 0.0})
+    finish_all(ablation, "sem", SEM)
+    assert describe_model(ablation, "SEM", "sem")["gain"] is None
+
+
+def test_half_of_the_single_task_models_give_no_gain(ablation):
+    finish(ablation, ablation.runs_of("stl", 0)[0], STL)
+    finish(ablation, ablation.run("sem", 0), SEM)
+    assert describe_model(ablation, "SEM", "sem")["gain"] is None
+    assert describe_model(ablation, "STL", "stl")["parameters_millions"] is None
+
+
+def test_costs_are_those_of_the_model_and_of_all_single_task_models_together(ablation):
+    finish_all(ablation, "stl", STL)
+    finish_all(ablation, "mtl", MTL)
+    single, multi = (describe_model(ablation, model, model) for model in ("stl", "mtl"))
+    widths = [{"semseg": 12}, {"depth": 1}, {"semseg": 12, "depth": 1}]
+    counts = [
+        SEMForMultiTaskDensePrediction(tiny_config(task_num_labels=width, use_decoder=False)).num_parameters() / 1e6
+        for width in widths
+    ]
+    assert single["parameters_millions"] == pytest.approx(counts[0] + counts[1])
+    assert multi["parameters_millions"] == pytest.approx(counts[2])
+    assert multi["multiply_accumulates_billions"] < single["multiply_accumulates_billions"]
+
+
+def test_tables_are_in_utf_8_whatever_the_locale(tmp_path):
+    earlier = locale.setlocale(locale.LC_CTYPE)
+    locale.setlocale(locale.LC_CTYPE, "C")
+    try:
+        replace_text(tmp_path / "table.md", "Δm 1.5 ± 0.5 ↑")
+    finally:
+        locale.setlocale(locale.LC_CTYPE, earlier)
+    assert (tmp_path / "table.md").read_bytes() == "Δm 1.5 ± 0.5 ↑".encode()
+
+
+def test_markdown_csv_and_json_agree(ablation):
+    finish_all(ablation, "stl", STL)
+    finish_all(ablation, "mtl", MTL)
+    finish(ablation, ablation.run("sem", 0), SEM)
+    names = {"STL": "stl", "MTL": "mtl", "SEM": "sem", "+ intra": "intra"}
+    rows = [describe_model(ablation, name, model) for name, model in names.items()]
+    save_table(ablation.output / "table", "A title", rows, describe_runs([ablation], names.values()))
+
+    report = json.loads((ablation.output / "table.json").read_text())
+    lines = [
+        line.strip("|").split("|")
+        for line in (ablation.output / "table.md").read_text(encoding="utf-8").splitlines()
+        if "|" in line
+    ]
+    header, _, *markdown = [[cell.strip() for cell in line] for line in lines]
+    assert header == ["", "semseg/miou ↑", "depth/rmse ↓", "Δm, % ↑", "M parameters", "GMAC"]
+    with open(ablation.output / "table.csv", newline="") as file:
+        table = list(csv.DictReader(file))
+    assert [row["name"] for row in report["rows"]] == [row["name"] for row in table] == [row[0] for row in markdown]
+    for row, cells, line in zip(report["rows"], table, markdown, strict=True):
+        summaries = {**row["scores"], "gain": row["gain"]}
+        for key, shown, digits in zip(("semseg/miou", "depth/rmse", "gain"), line[1:], (4, 4, 2), strict=False):
+            summary = summaries.get(key) or {"mean": None, "std": None}
+            values = [summary[name] for name in ("mean", "std")]
+            assert [cells[f"{key} {name}"] for name in ("mean", "std")] == [
+                "" if v is None else str(v) for v in values
+            ]
+            assert shown == (" ± ".join(f"{value:.{digits}f}" for value in values if value is not None) or "–")
+    assert report["seeds"] == [0, 1] and report["finished"] == 7 and report["trainings"] == 10
+    assert report["rows"][1]["scores"]["semseg/miou"]["std"] == pytest.approx(statistics.stdev([0.45, 0.405]))
+    assert {"command", "commits", "hardware", "environment", "evaluated_images"} <= set(report)
+
+
+def test_an_empty_table_is_a_table(ablation):
+    rows = [describe_model(ablation, "SEM", "sem")]
+    text = to_markdown("Nothing yet", rows, describe_runs([ablation], ["sem"]))
+    assert "| SEM |" in text.splitlines()
+
+
+def test_scores_on_different_images_are_not_compared(ablation):
+    finish(ablation, ablation.run("sem", 0), SEM, num_images=5)
+    finish(ablation, ablation.run("mtl", 0), MTL, num_images=6)
+    with pytest.raises(ValueError, match=r"\[5, 6\].*evaluation.json"):
+        describe_runs([ablation], ["sem", "mtl"])

@@ -1,0 +1,186 @@
+"""Cards say what config.json and evaluation.json say, and nothing else."""
+
+import json
+import re
+from dataclasses import replace
+
+import pytest
+import yaml
+from huggingface_hub import ModelCard
+from huggingface_hub.repocard_data import model_index_to_eval_results
+
+from transformers_sem import TASKS, register_task
+from transformers_sem.hub.card import TEMPLATE, card_of_folder, make_card, read_evaluation
+
+from ..tiny import tiny_config
+
+
+TASKS_OF_CARD = ("semseg", "depth", "normal", "boundary")
+ENVIRONMENT = {
+    "commit": "0123456789abcdef0123456789abcdef01234567",
+    "transformers-sem": "0.1.0",
+    "torch": "2.9.0",
+    "hardware": "CPU (x86_64, 2 threads)",
+}
+EVALUATION = {
+    "scores": {f"{task}/{TASKS[task].metric.main}": 0.5 + index / 16 for index, task in enumerate(TASKS_OF_CARD)},
+    "constant_scores": {
+        f"{task}/{TASKS[task].metric.main}": 0.25 + index / 16 for index, task in enumerate(TASKS_OF_CARD)
+    },
+    "dataset": "scenes",
+    "data": {"title": "drawn rooms", "terms": "Nobody's.", "license": "apache-2.0", "limits": "It knows no photos."},
+    "num_images": 7,
+    "num_scored_images": dict.fromkeys(TASKS_OF_CARD, 7),
+    "num_parameters": 5_200_000,
+    "training": {
+        "settings": {
+            "max_steps": 800,
+            "batch_size": 8,
+            "learning_rate": 0.002,
+            "seed": 3,
+            "input_size": [96, 128],
+            "network_size": None,
+            "pretrained_backbone": False,
+            "pretrained_model": None,
+        },
+        "command": "python scripts/train.py --config scripts/configs/quickstart.yaml",
+        "environment": ENVIRONMENT,
+    },
+    "command": "python scripts/evaluate.py --model runs/quickstart",
+    "environment": ENVIRONMENT,
+}
+
+
+def table(text, title):
+    """The cells of the table whose header begins with a title."""
+    lines = text[text.index(f"| {title} |") :].split("\n\n")[0].splitlines()[2:]
+    return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    tiny_config().save_pretrained(tmp_path)
+    (tmp_path / "evaluation.json").write_text(json.dumps(EVALUATION))
+    return tmp_path
+
+
+@pytest.fixture
+def card(folder):
+    return card_of_folder(folder, "tiny", "me/tiny")
+
+
+def test_the_hub_reads_the_metadata(card):
+    data = ModelCard(str(card)).data  # as the Hub's client parses it
+    assert (data.library_name, data.pipeline_tag) == ("transformers", "multi-task-dense-prediction")
+    assert (data.license, data.datasets, data.model_name) == ("apache-2.0", ["scenes"], "tiny")
+    assert data.metrics == ["miou", "rmse", "mean_error", "odsf"]
+    assert {"depth-estimation", "image-segmentation", "semseg"} < set(data.tags)
+    metadata = yaml.safe_load(str(card).split("---\n")[1])
+    _, results = model_index_to_eval_results(metadata["model-index"])
+    assert {f"{result.dataset_config}/{result.metric_type}": result.metric_value for result in results} == EVALUATION[
+        "scores"
+    ]
+    assert len(metadata["model-index"][0]["results"]) == len(TASKS_OF_CARD)  # a group for each task
+
+
+def test_the_table_has_the_scores(card):
+    rows = table(card.text, "task | score")
+    assert [row[0] for row in rows] == [TASKS[task].title for task in TASKS_OF_CARD]
+    assert [float(row[2]) for row in rows] == pytest.approx([*EVALUATION["scores"].values()], abs=6e-4)
+    assert [float(row[3]) for row in rows] == pytest.approx([*EVALUATION["constant_scores"].values()], abs=6e-4)
+    assert [row[1][-1] for row in rows] == ["↑", "↓", "↓", "↑"]
+
+
+def test_how_it_came_about(card):
+    for fact in (
+        ENVIRONMENT["commit"],
+        ENVIRONMENT["hardware"],
+        EVALUATION["command"],
+        EVALUATION["training"]["command"],
+        "seed: 3",
+        "7 validation images of drawn rooms",
+        "Nobody's.",
+        "It knows no photos.",
+        "5.2 M parameters",
+    ):
+        assert fact in card.text
+    assert not re.search(r"[{}]{2}|None|Undefined", card.text.split("```bibtex")[0])
+
+
+def test_four_lines_of_use(card):
+    (code,) = re.findall(r"```python\n(.*?)```", card.text, re.DOTALL)
+    lines = [line for line in code.splitlines() if line]
+    assert len(lines) == 4
+    compile(code, "card", "exec")
+    assert 'pipeline("multi-task-dense-prediction", model="me/tiny")' in code
+
+
+def test_a_picture_is_shown_where_there_is_one(folder):
+    assert "![" not in str(card_of_folder(folder, "tiny", "me/tiny"))
+    (folder / "predictions.png").write_bytes(b"a picture")
+    assert "](predictions.png)" in str(card_of_folder(folder, "tiny", "me/tiny"))
+
+
+def test_without_an_evaluation_there_is_no_number(folder):
+    (folder / "evaluation.json").unlink()
+    card = card_of_folder(folder, "tiny", "me/tiny")
+    assert card.data.eval_results is None and card.data.license is None
+    assert "Nobody has recorded scores" in card.text and "is not recorded" in card.text
+
+
+@pytest.mark.parametrize(
+    ("data_license", "settings", "license", "text"),
+    [
+        ("apache-2.0", {}, "apache-2.0", "Code and weights: Apache-2.0."),
+        ("other", {}, "other", "Code: Apache-2.0."),
+        (
+            "apache-2.0",
+            {"pretrained_backbone": True},
+            "other",
+            "weights `test_convnext`, which have a licence of their own",
+        ),
+        ("apache-2.0", {"pretrained_model": "you/base"}, "other", "go back to those of `you/base`"),
+        ("apache-2.0", None, "other", "Code: Apache-2.0."),  # nobody knows
+    ],
+)
+def test_weights_are_free_only_where_all_that_made_them_is(data_license, settings, license, text):
+    evaluation = json.loads(json.dumps(EVALUATION))
+    evaluation["data"]["license"] = data_license
+    if settings is None:
+        evaluation["training"] = None
+    else:
+        evaluation["training"]["settings"] |= settings
+    card = make_card(tiny_config(), "tiny", model_id="me/tiny", evaluation=evaluation)
+    assert card.data.license == license
+    assert text in " ".join(card.text.split())
+
+
+def test_a_recipe_has_no_weights_and_no_scores():
+    card = make_card(
+        tiny_config(), "tiny", data=EVALUATION["data"], training={**EVALUATION["training"], "environment": None}
+    )
+    assert "nobody has trained this configuration" in card.text
+    assert "## Use" not in card.text and "## Results" not in card.text
+    assert EVALUATION["training"]["command"] in card.text
+
+
+def test_a_task_of_ones_own_is_described(monkeypatch):
+    monkeypatch.setattr("transformers_sem.tasks.TASKS", dict(TASKS))
+    register_task(replace(TASKS["depth"], name="height", title="", prediction="", hub_task="other"))
+    card = make_card(tiny_config(task_num_labels={"height": 1}), "tiny", model_id="me/tiny")
+    assert table(card.text, "task | map") == [["height", "`height`", "metres >= 0, NaN invalid"]]
+    assert "other" not in card.data.tags
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("{", "is not JSON"), ("[]", "lacks a report"), ('{"scores": {}}', r"lacks \['constant_scores', 'dataset'")],
+)
+def test_a_broken_evaluation_is_refused(tmp_path, text, message):
+    (tmp_path / "evaluation.json").write_text(text)
+    with pytest.raises(ValueError, match=message + ".*scripts/evaluate.py"):
+        read_evaluation(tmp_path / "evaluation.json")
+
+
+def test_there_is_one_template(repository):
+    assert (repository / "model_cards" / "template.md").samefile(TEMPLATE)

@@ -1,0 +1,235 @@
+from dataclasses import replace
+
+import pytest
+import timm
+import yaml
+from datasets.exceptions import DatasetGenerationError
+
+from transformers_sem import SEMConfig
+from transformers_sem.data.benchmarks import BENCHMARKS
+from transformers_sem.training import config as configuration
+from transformers_sem.training.config import TrainingConfig, claim_output_dir, lock_output_dir
+from transformers_sem.utils.errors import plain_errors
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write_yaml(**values):
+        path = tmp_path / "run.yaml"
+        path.write_text(yaml.safe_dump(values))
+        return path
+
+    return write_yaml
+
+
+def test_defaults_are_the_papers_recipe():
+    config = TrainingConfig()
+    recipe = (config.max_steps, config.batch_size, config.learning_rate, config.weight_decay, config.max_grad_norm)
+    assert recipe == (40_000, 4, 1e-5, 1e-6, 10.0)
+    assert (config.dataset, config.input_size, config.decay_power, config.zoom) == (
+        "nyud_v2",
+        [448, 576],
+        0.9,
+        [0.5, 2.0],
+    )
+    assert config.pretrained_backbone is True
+
+
+def test_file_and_overrides(write):
+    path = write(max_steps=7, model={"hidden_size": 64, "backbone_config": {"model_name": "a", "out_indices": [1]}})
+    overrides = [
+        "batch_size=6",
+        "learning_rate=2.0e-4",
+        "model.num_bases=32",
+        "model.backbone_config.model_name=b",
+        "dataset_kwargs.num_train=8",
+        "tasks=[depth, normal]",
+        "pretrained_backbone=weights=final.safetensors",
+        "num_evaluation_images=null",
+        "gradient_checkpointing=true",
+    ]
+    config = TrainingConfig.load(path, overrides)
+    assert (config.max_steps, config.batch_size, config.learning_rate) == (7, 6, 2e-4)
+    assert config.model == {
+        "hidden_size": 64,
+        "backbone_config": {"model_name": "b", "out_indices": [1]},
+        "num_bases": 32,
+    }
+    assert config.dataset_kwargs == {"num_train": 8}
+    assert config.tasks == ["depth", "normal"]
+    assert config.pretrained_backbone == "weights=final.safetensors"
+    assert config.num_evaluation_images is None
+    assert config.gradient_checkpointing is True
+    assert config.weight_decay == TrainingConfig().weight_decay
+
+
+def test_an_empty_file_is_the_defaults(tmp_path):
+    path = tmp_path / "empty.yaml"
+    path.touch()
+    assert TrainingConfig.load(path) == TrainingConfig()
+
+
+def test_two_configurations_share_nothing():
+    TrainingConfig().model["hidden_size"] = 3
+    assert TrainingConfig().model == {}
+
+
+def test_whole_numbers_are_numbers(write):
+    config = TrainingConfig.load(write(learning_rate=1, max_grad_norm=5))
+    assert isinstance(config.learning_rate, float)
+    assert config.max_grad_norm == 5.0
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("learning_rate=1e-5", ["`learning_rate`", "float", "'1e-5'", "1.0e-5"]),
+        ("snapshot_every=0", ["`snapshot_every`", "1 or more", "0"]),
+        ("num_evaluation_images=0", ["`num_evaluation_images`", "1 or more", "0"]),
+        ("max_steps=ten", ["`max_steps`", "int", "'ten'"]),
+        ("max_steps=2.5", ["`max_steps`", "int", "2.5"]),
+        ("max_steps=true", ["`max_steps`", "int", "True"]),
+        ("max_steps=null", ["`max_steps`", "int", "None"]),
+        ("learning_rate=false", ["`learning_rate`", "float", "False"]),
+        ("gradient_checkpointing=1", ["`gradient_checkpointing`", "bool", "1"]),
+        ("pretrained_backbone=3", ["`pretrained_backbone`", "bool or str", "3"]),
+        ("model=convnext", ["`model`", "dict", "'convnext'"]),
+        ("tasks=depth", ["`tasks`", "list", "'depth'"]),
+        ("input_size=96", ["`input_size`", "list", "96"]),
+        ("max_grad_norm=0", ["`max_grad_norm`", "above 0", "0.0"]),
+        ("keep_checkpoints=0", ["`keep_checkpoints`", "1 or more", "0"]),
+        ("weight_average_decay=1.0", ["`weight_average_decay`", "between 0 and 1", "1.0"]),
+        ("trackers=[tensorbord]", ["`trackers`", "tensorbord", "trackio"]),
+        ("trackers=wandb", ["`trackers`", "list", "'wandb'"]),
+        ("lerning_rate=1.0", ["lerning_rate", "learning_rate"]),
+        ("max_steps", ["key=value", "'max_steps'"]),
+        ("--max_steps=3", ["--max_steps", "max_steps"]),
+        ("tasks=[depth", ["tasks=[depth"]),
+        ("max_steps.x=3", ["max_steps"]),
+        ("model.hidden_size.x=3", ["model.hidden_size"]),
+    ],
+)
+def test_wrong_settings_are_named(write, override, words):
+    with pytest.raises(ValueError) as error:
+        TrainingConfig.load(write(max_steps=5, model={"hidden_size": 8}), [override])
+    assert [word for word in words if word not in str(error.value)] == []
+
+
+def test_unknown_keys_of_a_file_are_named(write):
+    with pytest.raises(ValueError, match=r"\['epochs', 'lr'\].*'learning_rate'"):
+        TrainingConfig.load(write(lr=1.0, epochs=3))
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"absent\.yaml.*scripts/configs"):
+        TrainingConfig.load(tmp_path / "absent.yaml")
+
+
+@pytest.mark.parametrize(
+    ("max_steps", "every", "steps"),
+    [(40_000, None, [*range(4000, 40_001, 4000)]), (6, None, [*range(1, 7)]), (25, 10, [10, 20, 25]), (5, 9, [5])],
+)
+def test_snapshots_are_about_ten_or_as_often_as_asked(max_steps, every, steps):
+    config = TrainingConfig(max_steps=max_steps, snapshot_every=every)
+    assert [step for step in range(1, max_steps + 1) if config.is_snapshot(step)] == steps
+
+
+@pytest.mark.parametrize(("num_processes", "num_parts", "expected"), [(1, 1, 12), (2, 1, 6), (2, 3, 2), (1, 12, 1)])
+def test_images_per_forward(num_processes, num_parts, expected):
+    config = TrainingConfig(batch_size=12, gradient_accumulation_steps=num_parts)
+    assert config.images_per_forward(num_processes) == expected
+
+
+@pytest.mark.parametrize(("num_processes", "num_parts"), [(5, 1), (1, 8), (8, 3), (24, 1)])
+def test_a_batch_that_does_not_divide_is_refused(num_processes, num_parts):
+    config = TrainingConfig(batch_size=12, gradient_accumulation_steps=num_parts)
+    with pytest.raises(ValueError, match=rf"12 images, {num_processes} ranks, {num_parts} micro-batches"):
+        config.images_per_forward(num_processes)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# The folder of a run
+
+
+def test_claiming_a_folder_notes_the_settings(tmp_path):
+    config = TrainingConfig(output_dir=str(tmp_path / "runs" / "new"), model={"num_bases": 8}, learning_rate=3e-7)
+    claim_output_dir(config)
+    claim_output_dir(config)
+    assert TrainingConfig.load(tmp_path / "runs" / "new" / "training.yaml") == config
+    assert [path.name for path in (tmp_path / "runs" / "new").iterdir()] == ["training.yaml"]
+
+
+def test_a_folder_that_another_process_trains_in_is_refused(tmp_path, monkeypatch):
+    lock = lock_output_dir(tmp_path / "run")
+    monkeypatch.setattr(configuration, "LOCK_SECONDS", 0.1)
+    with pytest.raises(ValueError, match="One process trains in a folder"):
+        lock_output_dir(tmp_path / "run")
+    lock.release()
+    lock_output_dir(tmp_path / "run").release()
+
+
+def test_another_runs_folder_is_refused(tmp_path):
+    config = TrainingConfig(output_dir=str(tmp_path), seed=1)
+    claim_output_dir(config)
+    other = replace(config, seed=2, learning_rate=0.5)
+    with pytest.raises(ValueError, match=r"learning_rate 1e-05 -> 0\.5; seed 1 -> 2.*another output_dir"):
+        claim_output_dir(other)
+    assert TrainingConfig.load(tmp_path / "training.yaml") == config
+
+
+@pytest.mark.parametrize(
+    "error", [ValueError("bad value"), FileNotFoundError("no such folder"), OSError("disk full")], ids=repr
+)
+def test_what_a_person_can_mend_is_one_line(error):
+    with pytest.raises(SystemExit) as exit_info, plain_errors():
+        raise error
+    assert exit_info.value.code == f"error: {error}"
+
+
+def test_the_cause_of_a_failed_data_set_is_shown():
+    with pytest.raises(SystemExit) as exit_info, plain_errors():
+        raise DatasetGenerationError("generic") from ValueError("depth must be metres")
+    assert exit_info.value.code == "error: depth must be metres"
+
+
+def test_a_wrong_model_setting_is_one_line():
+    with pytest.raises(SystemExit, match=r"error: .*num_bases"), plain_errors():
+        SEMConfig(num_bases="many")
+
+
+def test_ctrl_c_is_one_line(capsys):
+    with pytest.raises(SystemExit) as leaving, plain_errors():
+        raise KeyboardInterrupt
+    assert leaving.value.code == 130
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_defects_of_the_program_keep_their_traceback():
+    with pytest.raises(KeyError), plain_errors():
+        raise KeyError("x")
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# The files in scripts/configs
+
+
+TASKS_OF = {name: benchmark.task_num_labels for name, benchmark in BENCHMARKS.items()}
+
+
+def test_every_file_builds_a_model_configuration(repository):
+    paths = sorted((repository / "scripts" / "configs").glob("*.yaml"))
+    assert len(paths) >= 9
+    for path in paths:
+        config = TrainingConfig.load(path)
+        model_config = SEMConfig(task_num_labels=TASKS_OF.get(config.dataset), **config.model)
+        assert timm.models.is_model(timm.models.get_arch_name(model_config.backbone_config.model_name)), path
+        assert len(model_config.backbone_config.out_indices) == len(model_config.decoder_hidden_sizes), path
+    output_dirs = [TrainingConfig.load(path).output_dir for path in paths]
+    assert len(set(output_dirs)) == len(paths)
+
+
+def test_quickstart_needs_no_network(repository):
+    config = TrainingConfig.load(repository / "scripts" / "configs" / "quickstart.yaml")
+    assert config.dataset == "scenes"
+    assert config.pretrained_backbone is False
+    assert config.data_dir is None
