@@ -27,7 +27,8 @@ from transformers_sem.inference.inputs import find_sources
 from transformers_sem.inference.outputs import Results
 from transformers_sem.inference.predictor import Predictor, parse_looks
 from transformers_sem.inference.runner import PredictionRun
-from transformers_sem.utils.errors import plain_errors, positive_integer
+from transformers_sem.utils.arguments import positive_integer
+from transformers_sem.utils.errors import plain_errors
 
 
 def parse_arguments() -> argparse.Namespace:

@@ -1,1 +1,1 @@
-"""."""
+"""Benchmarks, preparation of datasets, rows, labels and transforms."""

@@ -18,7 +18,6 @@ import pyarrow.parquet as pq
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
-from loky import cpu_count
 from torch import Tensor
 
 from transformers_sem.utils.files import atomic_write
@@ -31,7 +30,7 @@ from ..image_processing_sem import SEMImageProcessor
 from ..modeling_sem import SEMForMultiTaskDensePrediction
 from ..training.config import TrainingConfig
 from ..utils.environment import save_report
-from ..utils.processes import process_pool
+from ..utils.processes import available_cpus, process_pool
 from ..visualization.panels import Prediction
 from .map_files import save_maps
 from .statistics_file import StatisticsFile
@@ -259,7 +258,7 @@ def evaluate_and_report(
         constant=fit_constant(rows["train"], model.config.task_num_labels, accelerator),
         accelerator=accelerator,
         batch_size=config.images_per_forward(1),
-        num_processes=num_processes or max(1, cpu_count() // accelerator.num_processes - 1),
+        num_processes=num_processes or max(1, available_cpus() // accelerator.num_processes - 1),
         unfinished_dir=unfinished_dir,
         predictions_dir=predictions_dir,
     ).run()
