@@ -21,7 +21,7 @@ def colorize_alike(task: str, maps: Sequence[Tensor]) -> list[np.ndarray]:
     arrays = [value.float().cpu().numpy() for value in maps]
     arrays = [value[0] if value.ndim == 3 and len(value) == 1 else value for value in arrays]
     # side by side in one call, so that one colour means one depth in all
-    colors = get_task(task).colorize(np.concatenate(arrays, axis=-1))
+    colors = get_task(task).kind.colorize(np.concatenate(arrays, axis=-1))
     return np.split(colors, len(maps), axis=1)
 
 
