@@ -10,7 +10,7 @@ from transformers_sem import TASKS, MultiTaskMetric
 from transformers_sem.evaluation import boundary
 from transformers_sem.evaluation.metrics import (
     METRICS,
-    THRESHOLDS,
+    SALIENCY_THRESHOLDS,
     class_statistics,
     depth_statistics,
     max_f_measure,
@@ -117,7 +117,7 @@ def test_normals_are_those_of_the_reference(arrays):
 
 
 def test_saliency_is_that_of_the_formula(arrays):
-    np.testing.assert_allclose(THRESHOLDS, arrays["sal/thresholds"], rtol=2e-7)
+    np.testing.assert_allclose(SALIENCY_THRESHOLDS, arrays["sal/thresholds"], rtol=2e-7)
     metric = measure(arrays, "sal", "saliency")
     sums = {name: value.numpy() for name, value in sums_of(metric, "saliency").items()}
     counts = zip(sums["true_positives"], sums["predicted_positives"], strict=True)

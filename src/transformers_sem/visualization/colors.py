@@ -10,10 +10,8 @@ from transformers_sem.tasks import get_task
 
 
 def colorize_features(feature_map: np.ndarray) -> np.ndarray:
-    """Colours the length of feature vectors `(channels, height, width)`, short dark and long bright."""
-    return colorize_range(
-        np.linalg.norm(feature_map - feature_map.mean(axis=(1, 2), keepdims=True), axis=0), "viridis"
-    )
+    """Colors the length of centered feature vectors `(channels, height, width)`, short dark and long bright."""
+    return colorize_range(np.linalg.norm(feature_map - feature_map.mean(axis=(1, 2), keepdims=True), axis=0))
 
 
 def colorize_alike(task: str, maps: Sequence[Tensor]) -> list[np.ndarray]:
