@@ -45,6 +45,7 @@ from transformers_sem.data.scenes import render_scene
 from transformers_sem.data.sources import Frame
 from transformers_sem.data.transforms import TrainingAugmentation, TransformedDataset, row_to_tensors
 from transformers_sem.evaluation import boundary as measure
+from transformers_sem.evaluation.metrics import METRICS
 from transformers_sem.training.config import TrainingConfig, network_size
 from transformers_sem.training.data_order import build_train_loader
 from transformers_sem.training.plan import random_batch
@@ -140,7 +141,7 @@ def metrics(config: TrainingConfig) -> None:
     """Prints the time of the quick metrics of all tasks, and its share of a forward pass."""
     height, width = config.input_size
     rows = get_benchmark("scenes").load(height=height, width=width, num_train=1, num_validation=1)["validation"]
-    specs = {task: spec for task, spec in TASKS.items() if spec.metric and not spec.metric.is_slow}
+    specs = {task: spec for task, spec in TASKS.items() if not METRICS[task].is_slow}
     _, labels = row_to_tensors(rows[0], specs)
     labels = {task: label.as_subclass(torch.Tensor) for task, label in labels.items()}
     maps = {task: spec.post_process(torch.randn(1, spec.num_labels, height, width))[0] for task, spec in specs.items()}
@@ -151,7 +152,7 @@ def metrics(config: TrainingConfig) -> None:
     print(f"one image of {height} x {width}, {torch.get_num_threads()} threads; forward pass {forward:.3f} s")
     total = 0.0
     for task, spec in specs.items():
-        taken = min(seconds(spec.metric.statistics, maps[task], labels[task], spec.num_labels) for _ in range(10))
+        taken = min(seconds(METRICS[task].statistics, maps[task], labels[task], spec.num_labels) for _ in range(10))
         total += taken
         print(f"{task:12}{taken:8.4f} s, {taken / forward:7.2%} of the forward pass")
     print(f"{'all':12}{total:8.4f} s, {total / forward:7.2%} of the forward pass")

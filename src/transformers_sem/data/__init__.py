@@ -1,1 +1,1 @@
-"""Benchmarks, preparation of datasets, rows, labels and transforms."""
+"""Datasets: benchmarks and user folders as rows of images and label maps, their preparation and their transforms."""

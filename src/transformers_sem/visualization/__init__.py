@@ -1,1 +1,1 @@
-"""Colors, panels and figures of predictions and of the inside of a model."""
+"""Color images of maps, of predictions and of the model's internal states."""
