@@ -117,7 +117,7 @@ def predict_rows(
     tasks = model.config.tasks
     for start in range(0, len(rows), batch_size):
         samples = [row_to_tensors(rows[index], tasks) for index in range(start, min(start + batch_size, len(rows)))]
-        maps = predict(model, image_processor, [image.as_subclass(Tensor) for image, _ in samples])
+        maps = predict(model, image_processor, [image for image, _ in samples])
         for (image, labels), image_maps in zip(samples, maps, strict=True):
             yield Prediction(image.permute(1, 2, 0).numpy(), image_maps, labels)
 
