@@ -70,7 +70,7 @@ def write_arrays(folder, seed):
 
 
 def write_panel(folder, seed):
-    image = np.random.default_rng(seed).integers(0, 256, (*SIZE, 3), dtype=np.uint8)
+    image = torch.randint(256, (3, *SIZE), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
     save_panel(folder / "predictions.png", [Prediction(image, random_maps(seed))])
 
 
@@ -211,7 +211,7 @@ def test_a_panel_shows_the_first_images_only(tmp_path):
 
     def predictions():
         for seed in images:
-            yield Prediction(np.zeros((*SIZE, 3), np.uint8), random_maps(seed))
+            yield Prediction(torch.zeros(3, *SIZE, dtype=torch.uint8), random_maps(seed))
 
     save_panel(tmp_path / "predictions.png", predictions(), num_images=2)
     assert next(images) == 2
