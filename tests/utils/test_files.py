@@ -61,7 +61,8 @@ def write_maps(folder, seed):
 
 def write_arrays(folder, seed):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(TASKS, "depth", replace(TASKS["depth"], encode=None))
+        kind = replace(TASKS["depth"].kind, encode=None)
+        patch.setitem(TASKS, "depth", replace(TASKS["depth"], kind=kind))
         save_maps(folder, "0001", {"depth": random_maps(seed)["depth"]})
 
 
