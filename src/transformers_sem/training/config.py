@@ -10,6 +10,7 @@ from huggingface_hub.dataclasses import strict
 
 from ..configuration_sem import SEMConfig
 from ..data.benchmarks import Benchmark
+from ..evaluation.evaluator import SETTINGS_NAME
 from ..utils.errors import check_keys
 from ..utils.extras import require
 from ..utils.files import atomic_write
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from filelock import FileLock
 
 
-SETTINGS_NAME = "training.yaml"
 COUNTS = (
     "max_steps",
     "batch_size",

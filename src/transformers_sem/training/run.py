@@ -15,8 +15,7 @@ from tqdm.auto import tqdm
 from ..configuration_sem import SEMConfig
 from ..data.benchmarks import Benchmark, get_benchmark
 from ..data.transforms import TrainingAugmentation, TransformedDataset
-from ..evaluation.evaluator import evaluate_and_report, predict_rows
-from ..hub.card import TRAINING_NAME
+from ..evaluation.evaluator import TRAINING_NAME, EvaluationConfig, evaluate_and_report, predict_rows
 from ..image_processing_sem import SEMImageProcessor
 from ..modeling_sem import SEMForMultiTaskDensePrediction
 from ..utils.environment import save_report
@@ -256,8 +255,16 @@ def evaluate_trained(
     output_dir = Path(config.output_dir)
     model = SEMForMultiTaskDensePrediction.from_pretrained(output_dir, local_files_only=True)
     report_path, panel_path = output_dir / "evaluation.json", output_dir / "predictions.png"
+    evaluation_config = EvaluationConfig(
+        dataset=config.dataset,
+        data_dir=config.data_dir,
+        dataset_kwargs=config.dataset_kwargs,
+        batch_size=config.images_per_forward(1),
+        num_evaluation_images=config.num_evaluation_images,
+        seed=config.seed,
+    )
     with plain_errors():
-        report = evaluate_and_report(config, accelerator, model, image_processor, rows, report_path)
+        report = evaluate_and_report(evaluation_config, accelerator, model, image_processor, rows, report_path)
     accelerator.print(report)
     if accelerator.is_main_process:
         save_panel(panel_path, predict_rows(model, image_processor, rows["validation"], batch_size=4))
