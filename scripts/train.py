@@ -23,7 +23,6 @@ from transformers_sem import SEMConfig, SEMForMultiTaskDensePrediction, SEMImage
 from transformers_sem.data.benchmarks import Benchmark, get_benchmark
 from transformers_sem.data.transforms import TrainingAugmentation, TransformedDataset
 from transformers_sem.evaluation.evaluator import evaluate_and_report, predict_rows
-from transformers_sem.hub.card import TRAINING_NAME
 from transformers_sem.training.accelerator import build_accelerator, start_trackers
 from transformers_sem.training.checkpoint import resume, save_checkpoint
 from transformers_sem.training.config import (
@@ -39,7 +38,7 @@ from transformers_sem.training.plan import format_plan, measure_step
 from transformers_sem.training.run import TrainingRun, failure_reported
 from transformers_sem.training.signals import StopRequest
 from transformers_sem.training.snapshots import SNAPSHOTS_NAME, Snapshots
-from transformers_sem.utils.environment import save_report, starting_commit
+from transformers_sem.utils.environment import TRAINING_NAME, save_report, starting_commit
 from transformers_sem.utils.errors import plain_errors
 from transformers_sem.utils.files import save_trained
 from transformers_sem.visualization.panels import save_panel

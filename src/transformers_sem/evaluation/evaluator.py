@@ -26,11 +26,10 @@ from transformers_sem.utils.processes import progress
 
 from ..data.benchmarks import Benchmark, get_benchmark
 from ..data.transforms import row_to_tensors
-from ..hub.card import read_training
 from ..image_processing_sem import SEMImageProcessor
 from ..modeling_sem import SEMForMultiTaskDensePrediction
 from ..training.config import TrainingConfig
-from ..utils.environment import save_report
+from ..utils.environment import read_training, save_report
 from ..utils.processes import process_pool
 from ..visualization.panels import Prediction
 from .map_files import save_maps

@@ -1,1 +1,1 @@
-"""."""
+"""Model cards, and uploads to the Hub."""

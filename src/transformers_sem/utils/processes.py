@@ -1,5 +1,6 @@
 """."""
 
+import os
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Executor
 from contextlib import contextmanager
@@ -19,6 +20,11 @@ def process_pool(num_processes: int) -> Iterator[Executor]:
         pool.shutdown(kill_workers=True)  # or Ctrl-C would wait for all that is queued
         raise
     pool.shutdown()
+
+
+def available_cpus() -> int:
+    """Returns the number of CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def progress(items: Iterable, total: int, title: str, accelerator: Accelerator) -> Iterable:
