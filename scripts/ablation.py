@@ -43,6 +43,7 @@ from transformers_sem.ablation.tables import (
 )
 from transformers_sem.data.benchmarks import get_benchmark
 from transformers_sem.evaluation.evaluator import predict_rows
+from transformers_sem.task_kinds import CLASS_IDS
 from transformers_sem.tasks import get_task
 from transformers_sem.utils.errors import plain_errors
 from transformers_sem.visualization.panels import comparison_panel, save_picture
@@ -165,7 +166,7 @@ def fig7(arguments: argparse.Namespace, ablation: Ablation) -> None:
     """Deep features of the first task that has classes."""
     if find_spec("sklearn") is None:  # said now, and not after the trainings
         raise ValueError("fig7 needs scikit-learn, which is not installed: pip install 'transformers-sem[analysis]'.")
-    task = next((task for task in ablation.tasks if get_task(task).constant == "majority"), None)
+    task = next((task for task in ablation.tasks if get_task(task).kind is CLASS_IDS), None)
     if task is None:
         raise ValueError(f"Features are coloured by class, and none of the tasks {ablation.tasks} has classes.")
     compared, rows = load_compared(arguments, ablation), load_validation(ablation)

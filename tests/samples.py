@@ -14,17 +14,17 @@ def random_labels(
     task: str, num_images: int, size: tuple[int, int], invalid_share: float = 0.2, num_labels: int | None = None
 ) -> Tensor:
     """Labels `(num_images, height, width)` or `(num_images, channels, height, width)` with some invalid pixels."""
-    label_format = TASKS[task].label_format
-    if label_format.dtype == torch.int64:
+    spec = TASKS[task]
+    if spec.dtype == torch.int64:
         labels = torch.randint(num_labels or TASKS[task].num_labels, (num_images, *size))
     else:
-        channels = (label_format.num_channels,) if label_format.num_channels else ()
+        channels = (spec.kind.num_channels,) if spec.kind.num_channels else ()
         labels = torch.rand(num_images, *channels, *size)
-    if label_format.num_channels == 3:
+    if spec.kind.num_channels == 3:
         labels = torch.nn.functional.normalize(labels - 0.5, dim=1)
     invalid = torch.rand(num_images, *size) < invalid_share
-    invalid = invalid.unsqueeze(1) if label_format.num_channels else invalid
-    return labels.masked_fill(invalid, label_format.invalid_value)
+    invalid = invalid.unsqueeze(1) if spec.kind.num_channels else invalid
+    return labels.masked_fill(invalid, spec.kind.invalid_value)
 
 
 def invalid_labels(task: str, num_images: int, size: tuple[int, int]) -> Tensor:

@@ -9,7 +9,7 @@ from transformers import AutoImageProcessor
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from transformers_sem import TASKS, SEMImageProcessor
-from transformers_sem.image_processing_sem import centre_padding, shrink_to_fit
+from transformers_sem.image_processing_sem import center_padding, shrink_to_fit
 from transformers_sem.modeling_sem import SEMMultiTaskOutput
 from transformers_sem.tasks import to_label
 
@@ -42,7 +42,7 @@ def assert_same(found, expected):
 
 
 def is_invalid(task, label):
-    invalid_value = TASKS[task].label_format.invalid_value
+    invalid_value = TASKS[task].kind.invalid_value
     return label.isnan() if np.isnan(invalid_value) else label == invalid_value
 
 
@@ -160,7 +160,7 @@ def test_resized_labels_keep_what_the_task_allows(task):
     label = random_labels(task, 1, (40, 60))[0]
     batch = SEMImageProcessor(size=size_of(64, 72))(random_image(), maps={task: [label]}, return_tensors="pt")
     resized = batch["labels"][task][0]
-    assert resized.dtype == TASKS[task].label_format.dtype
+    assert resized.dtype == TASKS[task].dtype
     if task == "normal":
         lengths = resized.norm(dim=0)
         torch.testing.assert_close(lengths[lengths.isfinite()], torch.ones_like(lengths[lengths.isfinite()]))
@@ -246,7 +246,7 @@ def test_shrinking_keeps_the_shape(size, largest, expected):
 
 def test_padding_adds_up():
     for extra_rows in range(4):
-        left, top, right, bottom = centre_padding((10, 20), (10 + extra_rows, 25))
+        left, top, right, bottom = center_padding((10, 20), (10 + extra_rows, 25))
         assert (top + bottom, left + right) == (extra_rows, 5)
         assert 0 <= bottom - top <= 1 and right - left == 1
 
@@ -316,7 +316,7 @@ def test_predictions_without_target_sizes_have_the_size_of_the_logits():
     assert [list(prediction) for prediction in predictions] == [list(TASKS)] * 2
     for index, prediction in enumerate(predictions):
         for task, value in prediction.items():
-            assert_same(value, TASKS[task].post_process(outputs.logits[task])[index])
+            assert_same(value, TASKS[task].kind.predict(outputs.logits[task])[index])
 
 
 @pytest.mark.parametrize("method", ["dense_prediction", "semantic_segmentation", "depth_estimation"])

@@ -40,9 +40,9 @@ def task_of(case):
 
 def to_our_format(task, label):
     """Reference labels are float32 `(B, 1 or 3, H, W)` with 255 invalid."""
-    label, label_format = torch.from_numpy(label), TASKS[task].label_format
-    label = torch.where(label == 255, label_format.invalid_value, label).to(label_format.dtype)
-    return label if label_format.num_channels else label.squeeze(1)
+    label, spec = torch.from_numpy(label), TASKS[task]
+    label = torch.where(label == 255, spec.kind.invalid_value, label).to(spec.dtype)
+    return label if spec.kind.num_channels else label.squeeze(1)
 
 
 def loss_and_gradient(arrays, case, **loss_kwargs):
@@ -156,9 +156,9 @@ def test_invalid_pixels_have_no_say(task):
 @pytest.mark.parametrize("task", list(TASKS))
 def test_a_good_prediction_costs_less_than_its_opposite(task):
     logits = 5 * random_logits(task, 2, (6, 5))
-    predictions = TASKS[task].post_process(logits)
-    label_format = TASKS[task].label_format
-    labels = predictions.unsqueeze(1) if label_format.num_channels == 1 else predictions
-    labels = labels.round() if label_format.dtype == torch.int64 else labels
-    labels = labels.to(label_format.dtype)
+    predictions = TASKS[task].kind.predict(logits)
+    spec = TASKS[task]
+    labels = predictions.unsqueeze(1) if spec.kind.num_channels == 1 else predictions
+    labels = labels.round() if spec.dtype == torch.int64 else labels
+    labels = labels.to(spec.dtype)
     assert TASKS[task].loss(logits, labels) < TASKS[task].loss(-logits, labels)

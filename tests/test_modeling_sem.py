@@ -82,14 +82,14 @@ def random_labels(task_num_labels, batch_size=2, height=64, width=96, seed=2):
     rng = torch.Generator().manual_seed(seed)
     labels = {}
     for task, num_labels in task_num_labels.items():
-        label_format = TASKS[task].label_format
-        if label_format.dtype == torch.int64:
+        spec = TASKS[task]
+        if spec.dtype == torch.int64:
             label = torch.randint(num_labels, (batch_size, height, width), generator=rng)
         else:
-            channels = [label_format.num_channels] if label_format.num_channels else []
+            channels = [spec.kind.num_channels] if spec.kind.num_channels else []
             label = torch.rand(batch_size, *channels, height, width, generator=rng)
             label = label.round() if task == "boundary" else label
-        label[..., :3, :5] = label_format.invalid_value
+        label[..., :3, :5] = spec.kind.invalid_value
         labels[task] = label
     return labels
 
@@ -561,7 +561,7 @@ def test_loss_does_not_depend_on_the_order_of_the_tasks(model):
 def test_a_batch_without_valid_labels_costs_nothing(task):
     model = build_model(task_num_labels={task: ALL_TASKS[task]})
     labels = random_labels({task: ALL_TASKS[task]})
-    labels[task][:] = TASKS[task].label_format.invalid_value
+    labels[task][:] = TASKS[task].kind.invalid_value
     loss, gradients, _ = training_step(model, random_images(), labels)
     assert loss == 0
     assert all(gradient.isfinite().all() for gradient in gradients.values())

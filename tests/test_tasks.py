@@ -1,5 +1,6 @@
 """The task table: its numbers, its label formats, its pictures, and a task of the user's own from training to picture."""
 
+from dataclasses import fields
 from io import BytesIO
 
 import numpy as np
@@ -9,17 +10,20 @@ import torch.nn.functional as F
 from PIL import Image
 
 from transformers_sem import (
+    METRICS,
     TASKS,
-    LabelFormat,
     Metric,
     MultiTaskMetric,
     SEMConfig,
     SEMForMultiTaskDensePrediction,
     SEMImageProcessor,
+    TaskKind,
     TaskSpec,
+    register_metric,
     register_task,
 )
 from transformers_sem.losses import INVALID_ID, l1
+from transformers_sem.task_kinds import CLASS_IDS, METRES, PROBABILITY, UNIT_VECTORS
 from transformers_sem.tasks import get_task, resize_label, to_label
 from transformers_sem.visualization.panels import Prediction, prediction_panel
 
@@ -52,12 +56,12 @@ def assert_same(label, expected):
 def test_published_numbers(task, num_labels, loss_weight, main, lower_is_better):
     spec = TASKS[task]
     assert (spec.name, spec.num_labels, spec.loss_weight) == (task, num_labels, loss_weight)
-    assert (spec.metric.main, spec.metric.lower_is_better) == (main, lower_is_better)
+    assert (METRICS[task].main, METRICS[task].lower_is_better) == (main, lower_is_better)
 
 
 @pytest.mark.parametrize("task", list(TASKS))
 def test_invalid_is_255_for_ids_and_boundaries_and_nan_for_measurements(task):
-    invalid_value = TASKS[task].label_format.invalid_value
+    invalid_value = TASKS[task].kind.invalid_value
     assert np.isnan(invalid_value) if task in ("depth", "normal") else invalid_value == INVALID_ID
 
 
@@ -65,7 +69,7 @@ def test_invalid_is_255_for_ids_and_boundaries_and_nan_for_measurements(task):
 
 
 IDS = np.array([[0, 1, 255], [1, 0, 1]])
-METRES = np.array([[0.0, 1.5, np.nan], [2.0, 9.9, 0.1]], dtype=np.float32)
+DISTANCES = np.array([[0.0, 1.5, np.nan], [2.0, 9.9, 0.1]], dtype=np.float32)
 
 
 @pytest.mark.parametrize("task", ID_TASKS)
@@ -99,23 +103,23 @@ def test_a_black_and_white_picture_is_a_mask():
 @pytest.mark.parametrize(
     "value",
     [
-        Image.fromarray(METRES),
-        METRES,
-        METRES.astype(np.float64),
-        METRES[None],
-        METRES[..., None],
-        torch.from_numpy(METRES),
+        Image.fromarray(DISTANCES),
+        DISTANCES,
+        DISTANCES.astype(np.float64),
+        DISTANCES[None],
+        DISTANCES[..., None],
+        torch.from_numpy(DISTANCES),
     ],
     ids=["F", "float32", "float64", "1HW", "HW1", "tensor"],
 )
 def test_metres_are_read(value):
-    assert_same(to_label("depth", value), torch.from_numpy(METRES)[None])
+    assert_same(to_label("depth", value), torch.from_numpy(DISTANCES)[None])
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
 def test_an_integer_picture_of_depth_is_refused(dtype):
     """Its unit is anybody's guess: millimetres would become kilometres."""
-    with pytest.raises(ValueError, match="metres.*floating-point picture"):
+    with pytest.raises(ValueError, match="metres.*floating-point image"):
         to_label("depth", Image.fromarray(np.array([[3, 0], [7, 1]], dtype=dtype)))
 
 
@@ -144,19 +148,19 @@ def test_normals_are_read_and_brought_to_unit_length(channels):
 def test_a_label_is_read_as_itself(task):
     label = random_labels(task, 1, (5, 7))[0]
     again = to_label(task, label)
-    assert again.dtype == TASKS[task].label_format.dtype
+    assert again.dtype == TASKS[task].dtype
     torch.testing.assert_close(again, label, equal_nan=True)
 
 
 def test_reading_leaves_the_array_alone():
-    values = METRES.copy()
+    values = DISTANCES.copy()
     to_label("depth", values).fill_(0)
-    np.testing.assert_array_equal(values, METRES)
+    np.testing.assert_array_equal(values, DISTANCES)
 
 
 def test_an_unknown_task_is_named_with_the_known_ones():
     with pytest.raises(ValueError, match=r"Unknown task 'flow'.*'boundary', 'depth'.*register_task"):
-        to_label("flow", METRES)
+        to_label("flow", DISTANCES)
 
 
 @pytest.mark.parametrize(
@@ -189,8 +193,8 @@ BOUNDARY_LEVELS = np.array([[0, 51], [128, 255]], dtype=np.uint8)
         ("saliency", [[0, 2]], "0 or 1, 255 invalid; got values from 0 to 2"),
         ("depth", [[-1.0, 2.0]], "metres >= 0, NaN invalid; got values from -1.0 to 2.0"),
         ("depth", [[0.0, np.inf]], "from 0.0 to inf"),
-        ("boundary", [[0.0, 1.5]], "boundary in [0, 1], 255 invalid; got values from 0.0 to 1.5"),
-        ("boundary", [[0.0, np.nan]], "boundary in [0, 1]"),
+        ("boundary", [[0.0, 1.5]], "probabilities in [0, 1], 255 invalid; got values from 0.0 to 1.5"),
+        ("boundary", [[0.0, np.nan]], "probabilities in [0, 1]"),
         ("boundary", BOUNDARY_LEVELS, "must be passed as a PIL image, not as its array"),
         ("normal", np.full((3, 2, 2), 200, dtype=np.uint8), "must be passed as a PIL image, not as its array"),
         (
@@ -219,31 +223,31 @@ def test_the_array_of_a_black_and_white_boundary_picture_raises():
 @pytest.mark.parametrize("task", list(TASKS))
 def test_flipped_twice_is_the_same(task):
     label, spec = random_labels(task, 1, (5, 8))[0], TASKS[task]
-    once = spec.flip_values(label.flip(-1))
+    once = spec.kind.flip_values(label.flip(-1))
     assert not torch.equal(once, label)
-    assert_same(spec.flip_values(once.flip(-1)), label)
+    assert_same(spec.kind.flip_values(once.flip(-1)), label)
 
 
 def test_a_flip_mirrors_normals():
     right = torch.tensor([0.8, 0.6, 0.0]).view(3, 1, 1)
-    assert_same(TASKS["normal"].flip_values(right), torch.tensor([-0.8, 0.6, 0.0]).view(3, 1, 1))
+    assert_same(TASKS["normal"].kind.flip_values(right), torch.tensor([-0.8, 0.6, 0.0]).view(3, 1, 1))
 
 
 @pytest.mark.parametrize("task", list(TASKS))
 def test_a_zoom_brings_things_nearer_and_changes_nothing_else(task):
     label = random_labels(task, 1, (5, 8))[0]
-    assert_same(TASKS[task].zoom_values(label, 2.0), label / 2 if task == "depth" else label)
+    assert_same(TASKS[task].kind.zoom_values(label, 2.0), label / 2 if task == "depth" else label)
 
 
 @pytest.mark.parametrize("task", list(TASKS))
 def test_projection_keeps_what_the_task_allows(task):
     label, spec = random_labels(task, 1, (5, 8))[0], TASKS[task]
-    torch.testing.assert_close(spec.project_values(label), label, equal_nan=True)
+    torch.testing.assert_close(spec.kind.project_values(label), label, equal_nan=True)
 
 
 def test_projection_brings_normals_to_unit_length():
     vectors = torch.tensor([[0.0, 0.0, 0.9], [0.6, 0.8, 0.0], [0.1, 0.1, 0.1]]).T.unsqueeze(-1)
-    projected = TASKS["normal"].project_values(vectors)
+    projected = TASKS["normal"].kind.project_values(vectors)
     expected = torch.tensor([[0.0, 0.0, 1.0], [0.6, 0.8, 0.0], [np.nan] * 3]).T.unsqueeze(-1)
     torch.testing.assert_close(projected, expected, equal_nan=True)
 
@@ -267,7 +271,7 @@ def test_nearest_labels_are_picked_from_pixel_centres(task, size):
 def test_holes_neither_grow_nor_shrink(task, size):
     pixel = random_labels(task, 1, (1, 1), invalid_share=0)[0]
     label = pixel.expand(*pixel.shape[:-2], 16, 16).clone()
-    label[..., 4:12, 4:12] = TASKS[task].label_format.invalid_value
+    label[..., 4:12, 4:12] = TASKS[task].kind.invalid_value
     resized = resize_label(task, label, size)
     hole = resized.isnan() | (resized == INVALID_ID)
     assert hole.float().mean() == pytest.approx(1 / 4, abs=0.03)
@@ -298,7 +302,7 @@ def test_invalid_normals_do_not_tint_their_neighbours():
 @pytest.mark.parametrize("task", list(TASKS))
 def test_predictions_are_in_physical_units(task):
     logits = 3 * random_logits(task, 2, (4, 5))
-    prediction = TASKS[task].post_process(logits)
+    prediction = TASKS[task].kind.predict(logits)
     assert prediction.shape == ((2, 3, 4, 5) if task == "normal" else (2, 4, 5))
     assert prediction.dtype == (torch.int64 if task in ("semseg", "parsing") else torch.float32)
     if task == "normal":
@@ -312,16 +316,16 @@ def test_predictions_are_in_physical_units(task):
 def test_probabilities_of_two_logits_and_of_one_agree():
     logits = torch.randn(1, 1, 4, 5)
     two_logits = torch.cat([torch.zeros_like(logits), logits], dim=1)
-    torch.testing.assert_close(TASKS["saliency"].post_process(two_logits), TASKS["boundary"].post_process(logits))
+    torch.testing.assert_close(TASKS["saliency"].kind.predict(two_logits), TASKS["boundary"].kind.predict(logits))
 
 
 @pytest.mark.parametrize("kind", ["prediction", "label"])
 @pytest.mark.parametrize("task", list(TASKS))
 def test_colours_are_an_rgb_picture(task, kind):
     spec = TASKS[task]
-    prediction, label = spec.post_process(random_logits(task, 1, (4, 5)))[0], random_labels(task, 1, (4, 5))[0]
+    prediction, label = spec.kind.predict(random_logits(task, 1, (4, 5)))[0], random_labels(task, 1, (4, 5))[0]
     values = prediction if kind == "prediction" else label.reshape(prediction.shape)
-    colors = spec.colorize(values.numpy())
+    colors = spec.kind.colorize(values.numpy())
     assert (colors.shape, colors.dtype) == ((4, 5, 3), np.uint8)
     assert len(np.unique(colors.reshape(-1, 3), axis=0)) > 1
 
@@ -332,13 +336,13 @@ def test_colours_are_an_rgb_picture(task, kind):
 def read_back(task, values):
     """The encoding as another program reads it, from a PNG file."""
     file = BytesIO()
-    TASKS[task].encode(values).save(file, format="PNG")
+    TASKS[task].kind.encode(values).save(file, format="PNG")
     return Image.open(file)
 
 
 @pytest.mark.parametrize("task", list(TASKS))
 def test_the_encoding_of_a_prediction_is_a_picture_of_its_size(task):
-    prediction = TASKS[task].post_process(random_logits(task, 1, (4, 7)))[0]
+    prediction = TASKS[task].kind.predict(random_logits(task, 1, (4, 7)))[0]
     picture = read_back(task, prediction.numpy())
     assert picture.size == (7, 4)
     assert picture.mode == {"depth": "I;16", "normal": "RGB", "boundary": "L", "saliency": "L"}.get(task, "P")
@@ -347,12 +351,12 @@ def test_the_encoding_of_a_prediction_is_a_picture_of_its_size(task):
 def test_ids_are_coloured_as_everywhere():
     ids = np.arange(256).reshape(16, 16)
     picture = read_back("semseg", ids)
-    np.testing.assert_array_equal(np.asarray(picture.convert("RGB")), TASKS["semseg"].colorize(ids))
+    np.testing.assert_array_equal(np.asarray(picture.convert("RGB")), TASKS["semseg"].kind.colorize(ids))
 
 
 def test_what_json_says_of_a_map():
     ids = np.array([[3, 3, 3], [0, 0, 7]])
-    assert TASKS["semseg"].describe(ids, {0: "wall", 3: "floor"}) == {
+    assert TASKS["semseg"].kind.describe(ids, {0: "wall", 3: "floor"}) == {
         "classes": [
             {"id": 3, "name": "floor", "pixels": 3, "fraction": 0.5},
             {"id": 0, "name": "wall", "pixels": 2, "fraction": 1 / 3},
@@ -360,15 +364,15 @@ def test_what_json_says_of_a_map():
         ]
     }
     depth = np.array([[1.0, 2.0, 6.0]], dtype=np.float32)
-    assert TASKS["depth"].describe(depth, {}) == {"unit": "metres", "minimum": 1.0, "maximum": 6.0, "mean": 3.0}
-    assert TASKS["saliency"].describe(np.array([[0.0, 0.25, 0.75, 1.0]]), {})["likely_fraction"] == 0.5
-    assert TASKS["normal"].describe(np.array([[[0.0]], [[0.6]], [[-0.8]]]), {}) == {"mean": [0.0, 0.6, -0.8]}
+    assert TASKS["depth"].kind.describe(depth, {}) == {"unit": "metres", "minimum": 1.0, "maximum": 6.0, "mean": 3.0}
+    assert TASKS["saliency"].kind.describe(np.array([[0.0, 0.25, 0.75, 1.0]]), {})["likely_fraction"] == 0.5
+    assert TASKS["normal"].kind.describe(np.array([[[0.0]], [[0.6]], [[-0.8]]]), {}) == {"mean": [0.0, 0.6, -0.8]}
 
 
 @pytest.mark.parametrize("task", list(TASKS))
 def test_the_mean_of_one_look_is_that_look(task):
     spec, logits = TASKS[task], random_logits(task, 2, (5, 6))
-    torch.testing.assert_close(spec.post_process(spec.prepare_mean(logits)), spec.post_process(logits))
+    torch.testing.assert_close(spec.kind.predict(spec.kind.prepare_mean(logits)), spec.kind.predict(logits))
 
 
 @pytest.mark.parametrize("dtype", [np.int64, np.uint8])
@@ -408,7 +412,7 @@ def test_an_encoded_boundary_is_read_as_at_most_a_level_less():
 
 
 def test_encoded_normals_are_within_half_a_level():
-    normals = TASKS["normal"].post_process(random_logits("normal", 1, (30, 40)))[0]
+    normals = TASKS["normal"].kind.predict(random_logits("normal", 1, (30, 40)))[0]
     picture = read_back("normal", normals.numpy())
     components = np.asarray(picture).transpose(2, 0, 1) / 255 * 2 - 1
     np.testing.assert_allclose(components, normals.numpy(), rtol=0, atol=1 / 255 + 1e-6)
@@ -436,38 +440,26 @@ def colorize_albedo(albedo):
     return np.nan_to_num(255 * albedo).astype(np.uint8).transpose(1, 2, 0)
 
 
-ALBEDO_FORMAT = LabelFormat(
-    dtype=torch.float32,
+REFLECTANCE = TaskKind(
+    values="red, green and blue in [0, 1]",
     num_channels=3,
-    invalid_value=float("nan"),
-    resampling="bilinear",
-    value_range=(0.0, 1.0),
-    is_valid_value=lambda labels: ~((labels < 0) | (labels > 1)),
-    rule="red, green and blue in [0, 1], NaN invalid",
+    value_range=(0, 1),
+    predict=lambda logits: logits.float().clamp(0, 1),
+    colorize=colorize_albedo,
 )
+ALBEDO = TaskSpec(name="albedo", kind=REFLECTANCE, num_labels=3, loss=l1, loss_weight=4.0)
 ALBEDO_METRIC = Metric(statistics=l1_statistics, reduce=l1_scores, main="mean_absolute_error", lower_is_better=True)
 TASK_NUM_LABELS = {"semseg": 5, "albedo": 3}
 
 
-def albedo_task(metric):
-    return TaskSpec(
-        name="albedo",
-        num_labels=3,
-        label_format=ALBEDO_FORMAT,
-        loss=l1,
-        loss_weight=4.0,
-        post_process=lambda logits: logits.float().clamp(0, 1),
-        metric=metric,
-        colorize=colorize_albedo,
-    )
-
-
 @pytest.fixture(params=[ALBEDO_METRIC, None], ids=["with metric", "without metric"])
 def albedo(request):
-    spec = albedo_task(request.param)
-    register_task(spec)
-    yield spec
+    register_task(ALBEDO)
+    if request.param:
+        register_metric("albedo", request.param)
+    yield ALBEDO
     TASKS.pop("albedo", None)
+    METRICS.pop("albedo", None)
 
 
 def albedo_batch(processor):
@@ -520,14 +512,14 @@ def test_a_task_of_ones_own_from_training_to_picture(albedo, tmp_path):
     expected = {"albedo/mean_absolute_error": (maps["albedo"] - labels["albedo"])[known].abs().mean().item()}
     scores = metric.compute()
     assert {key: scores[key] for key in scores if key.startswith("albedo")} == (
-        pytest.approx(expected, rel=1e-4) if albedo.metric else {}
+        pytest.approx(expected, rel=1e-4) if "albedo" in METRICS else {}
     )
     panel = prediction_panel([Prediction(colors, maps, labels)])
     assert panel.width > 3 * 224
 
 
 def test_a_checkpoint_with_a_task_that_is_not_registered_says_so(tmp_path):
-    register_task(albedo_task(None))
+    register_task(ALBEDO)
     try:
         tiny_config(task_num_labels=TASK_NUM_LABELS).save_pretrained(tmp_path)
     finally:
@@ -545,3 +537,31 @@ def test_a_task_is_registered_once(albedo):
 def test_the_tasks_of_the_package_cannot_be_replaced():
     with pytest.raises(ValueError, match="Task 'depth' exists already"):
         register_task(TASKS["depth"])
+
+
+def test_a_task_has_one_metric():
+    with pytest.raises(ValueError, match="Task 'depth' has a metric already, 'rmse'"):
+        register_metric("depth", ALBEDO_METRIC)
+    with pytest.raises(ValueError, match=r"Unknown task 'albedo'.*register_task"):
+        register_metric("albedo", ALBEDO_METRIC)
+
+
+def test_there_are_four_kinds():
+    kinds = {task: TASKS[task].kind for task in TASKS}
+    assert kinds == {
+        "semseg": CLASS_IDS,
+        "depth": METRES,
+        "normal": UNIT_VECTORS,
+        "boundary": PROBABILITY,
+        "parsing": CLASS_IDS,
+        "saliency": PROBABILITY,
+    }
+    assert [field.name for field in fields(TaskSpec)] == [
+        "name",
+        "title",
+        "kind",
+        "num_labels",
+        "loss",
+        "loss_weight",
+        "hub_task",
+    ]

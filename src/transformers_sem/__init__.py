@@ -7,19 +7,27 @@ from .backbone_timm import SEMTimmBackbone
 from .configuration_sem import SEMConfig, SEMTimmBackboneConfig
 from .evaluation.boundary import boundary_counts, boundary_scores
 from .evaluation.evaluate_metric import MultiTaskMetric
+from .evaluation.metrics import METRICS, Metric, register_metric
 from .evaluation.sums import multi_task_gain
 from .image_processing_sem import SEMImageProcessor
 from .modeling_sem import SEMForMultiTaskDensePrediction, SEMModel
 from .pipeline_sem import MultiTaskDensePredictionPipeline
-from .tasks import TASKS, LabelFormat, Metric, TaskSpec, get_task, register_task
+from .task_kinds import CLASS_IDS, METRES, PROBABILITY, UNIT_VECTORS, TaskKind
+from .tasks import TASKS, TaskSpec, get_task, register_task
 
 
 __version__ = "0.2.0"
 
 __all__ = [
     "TASKS",
-    "LabelFormat",
+    "CLASS_IDS",
+    "METRES",
+    "METRICS",
     "Metric",
+    "PROBABILITY",
+    "TaskKind",
+    "UNIT_VECTORS",
+    "register_metric",
     "MultiTaskDensePredictionPipeline",
     "MultiTaskMetric",
     "SEMConfig",

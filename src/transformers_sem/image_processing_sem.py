@@ -1,4 +1,4 @@
-"""Images and maps in, tensors out, and predictions back in physical units at the size of the photo."""
+"""Image processor of SEM: images and maps to tensors, and logits to predictions at the size of the image."""
 
 import torch
 import torch.nn.functional as F
@@ -18,14 +18,15 @@ from transformers.image_utils import (
 from transformers.processing_utils import ImagesKwargs, Unpack
 
 from .configuration_sem import SEMConfig
-from .tasks import get_task, predict_depth, predict_ids, resize_label, to_label
+from .task_kinds import CLASS_IDS, METRES, TaskKind
+from .tasks import get_task, resize_label, to_label
 
 
 class SEMBatchFeature(BatchFeature):
-    """A batch whose `labels` are a dictionary of tasks."""
+    """A batch whose `labels` are a dictionary `{task: tensor}`."""
 
     def to(self, *args, **kwargs) -> "SEMBatchFeature":
-        """Moves and casts the images, and moves the labels: metres in bfloat16 would lose centimetres."""
+        """Moves and casts the images; moves the labels without a cast, because bfloat16 metres lose centimetres."""
         super().to(*args, **kwargs)
         device = self["pixel_values"].device if isinstance(self["pixel_values"], Tensor) else None
         if device is not None and "labels" in self:
@@ -33,35 +34,30 @@ class SEMBatchFeature(BatchFeature):
         return self
 
 
-class SEMImageProcessorKwargs(ImagesKwargs, total=False):
-    """Keyword arguments of [`SEMImageProcessor`]: those of every image processor."""
-
-
 class SEMImageProcessor(TorchvisionBackend):
-    r"""Prepares images, and jointly with them the maps of any tasks, and post-processes predictions.
+    r"""Prepares images together with the maps of any tasks, and post-processes logits.
 
-    Two ways to a common size: `do_resize` stretches to `size`; `do_pad` centres the image in `pad_size`, shrinking it
-    first, shape kept, only where it is too large (the field's evaluation protocol is `do_resize=False, do_pad=True`).
-    Post-processing takes either back, given the original sizes; it goes by the attributes of the processor, so set those
-    rather than overriding them for one call.
+    Images of a batch get a common size in one of two ways. `do_resize` stretches them to `size`. `do_pad` centers them in
+    `pad_size`; images that are larger are shrunk first, with their aspect ratio kept. The field's evaluation protocol is
+    `do_resize=False, do_pad=True`. Post-processing reverts both, given the original sizes. It reads the attributes of the
+    processor, so set those instead of overriding them for one call.
 
     Args:
         do_resize (`bool`, *optional*, defaults to `True`):
-            Whether to stretch images (bilinear) and maps (ids, depth and boundaries nearest, normals bilinear and brought
-            back to unit length) to `size`.
+            Whether to stretch images (bilinear) and labels (by the rule of their kind, see [`~tasks.resize_label`]) to
+            `size`.
         size (`dict[str, int]`, *optional*, defaults to `{"height": 448, "width": 576}`):
             Size to resize to.
         do_rescale (`bool`, *optional*, defaults to `True`):
             Whether to multiply the pixels by `rescale_factor`, 1 / 255.
         do_normalize (`bool`, *optional*, defaults to `True`):
-            Whether to normalise by `image_mean` and `image_std`, ImageNet's by default.
+            Whether to normalize by `image_mean` and `image_std`, ImageNet's by default.
         do_pad (`bool`, *optional*, defaults to `False`):
-            Whether to pad around the image: pixels with 0 after normalising, maps with the task's invalid value.
+            Whether to pad around the image: pixels with 0 after normalization, labels with their invalid value.
         pad_size (`dict[str, int]`, *optional*):
             Size to pad to; `None` is the largest height and width of the batch.
     """
 
-    valid_kwargs = SEMImageProcessorKwargs
     model_input_names = ["pixel_values"]
     resample = PILImageResampling.BILINEAR
     image_mean = IMAGENET_DEFAULT_MEAN
@@ -75,11 +71,15 @@ class SEMImageProcessor(TorchvisionBackend):
     do_pad = False
     do_convert_rgb = True
 
-    def __init__(self, **kwargs: Unpack[SEMImageProcessorKwargs]):
+    def __init__(self, **kwargs: Unpack[ImagesKwargs]):
         super().__init__(**kwargs)
 
     def preprocess(
-        self, images: ImageInput, maps: dict[str, ImageInput] | None = None, **kwargs: Unpack[SEMImageProcessorKwargs]
+        self,
+        images: ImageInput,
+        maps: dict[str, ImageInput] | None = None,
+        labels: dict[str, list[Tensor]] | None = None,
+        **kwargs: Unpack[ImagesKwargs],
     ) -> BatchFeature:
         r"""Prepares a batch.
 
@@ -89,6 +89,8 @@ class SEMImageProcessor(TorchvisionBackend):
                 `do_rescale=False`).
             maps (`dict[str, ImageInput]`, *optional*):
                 For each task one map per image, of the image's size, as [`~tasks.to_label`] reads them.
+            labels (`dict[str, list[torch.Tensor]]`, *optional*):
+                The same as labels that [`~tasks.to_label`] has returned. They are not checked again.
             **kwargs:
                 Any attribute of the processor, for this call only.
 
@@ -99,12 +101,13 @@ class SEMImageProcessor(TorchvisionBackend):
         Raises:
             ValueError: If a map's task, number, size, shape or values do not fit.
         """
-        if maps is not None and not isinstance(maps, dict):
-            raise ValueError(f"`maps` is {{task: maps}}; got {type(maps).__name__}.")
-        return super().preprocess(images, maps, **kwargs)
+        for name, value in (("maps", maps), ("labels", labels)):
+            if value is not None and not isinstance(value, dict):
+                raise ValueError(f"`{name}` is {{task: {name}}}; got {type(value).__name__}.")
+        return super().preprocess(images, maps, labels, **kwargs)
 
     def _preprocess_image_like_inputs(
-        self, images, maps, do_convert_rgb, input_data_format, return_tensors=None, device=None, **kwargs
+        self, images, maps, labels, do_convert_rgb, input_data_format, return_tensors=None, device=None, **kwargs
     ) -> BatchFeature:
         images = self._prepare_image_like_inputs(
             images=images, do_convert_rgb=do_convert_rgb, input_data_format=input_data_format, device=device
@@ -118,7 +121,8 @@ class SEMImageProcessor(TorchvisionBackend):
         ]
         batch = SEMBatchFeature(data={"pixel_values": pixel_values}, tensor_type=return_tensors)
         if maps is not None:
-            labels = {task: self._read_maps(task, maps[task], sizes) for task in maps}
+            labels = {**(labels or {}), **{task: self._read_maps(task, maps[task], sizes) for task in maps}}
+        if labels is not None:
             batch["labels"] = {
                 task: self._stack(
                     [
@@ -135,7 +139,7 @@ class SEMImageProcessor(TorchvisionBackend):
 
     @staticmethod
     def _plan_sizes(sizes, do_resize, size: SizeDict, do_pad, pad_size: SizeDict | None):
-        """For each image, the size it is brought to and the size that is padded around it."""
+        """Returns for each image the size it is resized to and the size it is padded to."""
         content_sizes = list(sizes)
         if do_resize:
             if not (size and size.height and size.width):
@@ -151,7 +155,7 @@ class SEMImageProcessor(TorchvisionBackend):
         return content_sizes, [largest] * len(sizes)
 
     def plan_sizes(self, sizes: list[tuple[int, int]]) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
-        """For images of these (height, width), the sizes they are brought to, and those that are padded around them."""
+        """Returns for images of these (height, width) the sizes they are resized to and the sizes they are padded to."""
         size, pad_size = (None if size is None else SizeDict(**dict(size)) for size in (self.size, self.pad_size))
         return self._plan_sizes(sizes, self.do_resize, size, self.do_pad, pad_size)
 
@@ -173,12 +177,12 @@ class SEMImageProcessor(TorchvisionBackend):
         image = self.rescale_and_normalize(
             image.unsqueeze(0), do_rescale, rescale_factor, do_normalize, image_mean, image_std
         )
-        return tvF.pad(image[0], centre_padding(content_size, padded_size))
+        return tvF.pad(image[0], center_padding(content_size, padded_size))
 
     @staticmethod
     def _read_maps(task: str, maps: ImageInput, image_sizes: list[tuple[int, int]]) -> list[Tensor]:
-        """One label per image, checked against the images."""
-        num_channels = get_task(task).label_format.num_channels
+        """Reads one label per image, of the size of the image."""
+        num_channels = get_task(task).kind.num_channels
         if not isinstance(maps, (list, tuple)):
             ndim = getattr(maps, "ndim", 0)  # 0 for a PIL image
             is_batch = ndim == 4 or (ndim == 3 and num_channels <= 1 and len(maps) == len(image_sizes))
@@ -200,8 +204,8 @@ class SEMImageProcessor(TorchvisionBackend):
     ) -> Tensor:
         if tuple(label.shape[-2:]) != content_size:
             label = resize_label(task, label, content_size)
-        left, top, right, bottom = centre_padding(content_size, padded_size)
-        return F.pad(label, [left, right, top, bottom], value=get_task(task).label_format.invalid_value)
+        left, top, right, bottom = center_padding(content_size, padded_size)
+        return F.pad(label, [left, right, top, bottom], value=get_task(task).kind.invalid_value)
 
     @staticmethod
     def _stack(labels: list[Tensor], return_tensors) -> Tensor | list:
@@ -215,19 +219,18 @@ class SEMImageProcessor(TorchvisionBackend):
     def post_process_dense_prediction(
         self, outputs, target_sizes: list[tuple[int, int]] | Tensor | None = None
     ) -> list[dict[str, Tensor]]:
-        """Turns logits into predictions in physical units.
+        """Converts logits to predictions in physical units.
 
         Args:
             outputs (`SEMMultiTaskOutput`):
                 Output of [`SEMForMultiTaskDensePrediction`].
             target_sizes (`list[tuple[int, int]]`, *optional*):
-                Original (height, width) of each image: the padding is taken off and the logits are resized. Without it,
-                predictions have the size of the logits.
+                Original (height, width) of each image; the padding is cropped and the logits are resized to it. Without
+                it, predictions have the size of the logits.
 
         Returns:
-            `list[dict[str, torch.Tensor]]`: for each image and task, in the units of the task table: ids int64
-            `(height, width)`, depth in metres `(height, width)`, unit normals `(3, height, width)`, boundary and saliency
-            probabilities `(height, width)`.
+            `list[dict[str, torch.Tensor]]`: `{task: prediction}` of each image: class ids int64 `(height, width)`,
+            probabilities `(height, width)`, metres `(height, width)`, unit vectors `(3, height, width)`.
 
         Raises:
             ValueError: If there are not as many target sizes as images.
@@ -235,7 +238,7 @@ class SEMImageProcessor(TorchvisionBackend):
         restored = {task: self._restore_logits(logits, target_sizes) for task, logits in outputs.logits.items()}
         batch_size = len(next(iter(restored.values())))
         return [
-            {task: get_task(task).post_process(logits[index][None])[0] for task, logits in restored.items()}
+            {task: get_task(task).kind.predict(logits[index][None])[0] for task, logits in restored.items()}
             for index in range(batch_size)
         ]
 
@@ -245,7 +248,7 @@ class SEMImageProcessor(TorchvisionBackend):
         target_sizes: list[tuple[int, int]] | Tensor | None = None,
         return_segmentation_scores: bool = False,
     ) -> list[Tensor] | list[SemanticSegmentationPostProcessorOutput]:
-        """Class ids `(height, width)` of each image, from the first task that predicts classes.
+        """Returns the class ids `(height, width)` of each image, of the first task that predicts class ids.
 
         Args:
             outputs (`SEMMultiTaskOutput`):
@@ -256,8 +259,8 @@ class SEMImageProcessor(TorchvisionBackend):
                 Whether to return for each image a [`SemanticSegmentationPostProcessorOutput`] with the logits beside the
                 ids.
         """
-        logits = self._restore_logits(self._logits_of(outputs, predict_ids), target_sizes)
-        ids = [predict_ids(image_logits[None])[0] for image_logits in logits]
+        logits = self._restore_logits(self._logits_of(outputs, CLASS_IDS), target_sizes)
+        ids = [CLASS_IDS.predict(image_logits[None])[0] for image_logits in logits]
         if not return_segmentation_scores:
             return ids
         return [
@@ -268,7 +271,7 @@ class SEMImageProcessor(TorchvisionBackend):
     def post_process_depth_estimation(
         self, outputs, target_sizes: list[tuple[int, int]] | Tensor | None = None
     ) -> list[dict[str, Tensor]]:
-        """`{"predicted_depth": (height, width)}` in metres of each image, from the first task that predicts depth.
+        """Returns `{"predicted_depth": (height, width)}` in metres of each image, of the first task that predicts metres.
 
         Args:
             outputs (`SEMMultiTaskOutput`):
@@ -276,21 +279,23 @@ class SEMImageProcessor(TorchvisionBackend):
             target_sizes (`list[tuple[int, int]]`, *optional*):
                 Original (height, width) of each image.
         """
-        logits = self._restore_logits(self._logits_of(outputs, predict_depth), target_sizes)
-        return [{"predicted_depth": predict_depth(image_logits[None])[0]} for image_logits in logits]
+        logits = self._restore_logits(self._logits_of(outputs, METRES), target_sizes)
+        return [{"predicted_depth": METRES.predict(image_logits[None])[0]} for image_logits in logits]
 
     @staticmethod
-    def _logits_of(outputs, post_process) -> Tensor:
-        """Logits of the first task that is post-processed in this way."""
+    def _logits_of(outputs, kind: TaskKind) -> Tensor:
+        """Returns the logits of the first task of a kind."""
         if isinstance(outputs.logits, Tensor):
             return outputs.logits
         for task, logits in outputs.logits.items():
-            if get_task(task).post_process is post_process:
+            if get_task(task).kind is kind:
                 return logits
-        raise ValueError(f"None of the tasks {list(outputs.logits)} predicts this; use post_process_dense_prediction.")
+        raise ValueError(
+            f"None of the tasks {list(outputs.logits)} predicts {kind.values}; use post_process_dense_prediction."
+        )
 
     def _restore_logits(self, logits: Tensor, target_sizes) -> list[Tensor]:
-        """Logits of each image at its original size, without the padding."""
+        """Returns the logits of each image at its original size, without the padding."""
         if target_sizes is None:
             return list(logits)
         sizes = [(int(height), int(width)) for height, width in target_sizes]
@@ -304,13 +309,13 @@ class SEMImageProcessor(TorchvisionBackend):
 
 
 def shrink_to_fit(size: tuple[int, int], largest: tuple[int, int]) -> tuple[int, int]:
-    """The largest size of the same shape that fits into `largest`, never larger than `size`."""
+    """Returns the largest size of the same aspect ratio that fits into `largest`, never larger than `size`."""
     scale = min(1.0, largest[0] / size[0], largest[1] / size[1])
     return tuple(max(1, min(round(edge * scale), limit)) for edge, limit in zip(size, largest, strict=True))
 
 
-def centre_padding(size: tuple[int, int], padded_size: tuple[int, int]) -> list[int]:
-    """Left, top, right and bottom padding that centres `size` in `padded_size`, the odd pixel right and bottom."""
+def center_padding(size: tuple[int, int], padded_size: tuple[int, int]) -> list[int]:
+    """Returns the left, top, right and bottom padding around a centered image; an odd pixel goes right and bottom."""
     rows, columns = padded_size[0] - size[0], padded_size[1] - size[1]
     return [columns // 2, rows // 2, columns - columns // 2, rows - rows // 2]
 
@@ -318,8 +323,8 @@ def centre_padding(size: tuple[int, int], padded_size: tuple[int, int]) -> list[
 def restore_map(
     logits: Tensor, content_size: tuple[int, int], padded_size: tuple[int, int], size: tuple[int, int]
 ) -> Tensor:
-    """Takes logits `(channels, height, width)` of a padded image back to the image at its original size."""
-    left, top, _, _ = centre_padding(content_size, padded_size)
+    """Crops and resizes logits `(channels, height, width)` of a padded image to the image at its original size."""
+    left, top, _, _ = center_padding(content_size, padded_size)
     if content_size != padded_size:
         logits = F.interpolate(logits[None], size=padded_size, mode="bilinear", align_corners=False)[0]
         logits = logits[..., top : top + content_size[0], left : left + content_size[1]]

@@ -907,9 +907,9 @@ class SEMModel(SEMPreTrainedModel):
 
 def invalid_labels(task: str, logits: Tensor, size: tuple[int, int]) -> Tensor:
     """Labels without a valid pixel: on a rank that has no others, its share in the loss that all ranks have in common."""
-    label_format = get_task(task).label_format
-    shape = label_format.batch_shape(len(logits), size)
-    return torch.full(shape, label_format.invalid_value, dtype=label_format.dtype, device=logits.device)
+    spec = get_task(task)
+    shape = spec.label_shape(len(logits), size)
+    return torch.full(shape, spec.kind.invalid_value, dtype=spec.dtype, device=logits.device)
 
 
 class SEMForMultiTaskDensePrediction(SEMPreTrainedModel):
@@ -1023,15 +1023,15 @@ class SEMForMultiTaskDensePrediction(SEMPreTrainedModel):
                 raise ValueError(
                     f"Labels of {task} are a tensor; got {type(label).__name__}. Use the image processor."
                 )
-            label_format = get_task(task).label_format
-            expected = label_format.batch_shape(len(logits[task]), size)
+            spec = get_task(task)
+            expected = spec.label_shape(len(logits[task]), size)
             if label.shape != expected:
                 raise ValueError(
                     f"Labels of {task} have the batch and the size of the images, {expected}; got {tuple(label.shape)}."
                 )
-            both_float = label.dtype.is_floating_point and label_format.dtype.is_floating_point
-            if label.dtype != label_format.dtype and not both_float:
-                raise ValueError(f"Labels of {task} are {label_format.dtype}; got {label.dtype}.")
+            both_float = label.dtype.is_floating_point and spec.dtype.is_floating_point
+            if label.dtype != spec.dtype and not both_float:
+                raise ValueError(f"Labels of {task} are {spec.dtype}; got {label.dtype}.")
             if not label.dtype.is_floating_point and not torch.compiler.is_compiling():
                 self._check_ids(task, label, num_labels=logits[task].shape[1])
 

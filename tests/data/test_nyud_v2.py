@@ -62,7 +62,7 @@ def assert_row_equals_files(row: dict, root: Path) -> None:
     np.testing.assert_array_equal(np.asarray(row["image"]), read_array(root / f"images/{name}.png"))
     for task, values in expected.items():
         label = to_label(task, row[task])
-        assert label.dtype == TASKS[task].label_format.dtype
+        assert label.dtype == TASKS[task].dtype
         np.testing.assert_allclose(label.numpy(), values, atol=1e-6, err_msg=f"{task} of {name}")
 
 

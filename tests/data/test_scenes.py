@@ -195,7 +195,7 @@ def test_builder(tmp_path):
 
 def test_builder_reuses_its_cache(tmp_path, monkeypatch):
     make_builder(tmp_path).download_and_prepare()
-    monkeypatch.setattr("transformers_sem.data.benchmarks.scenes.render_scene", None)
+    monkeypatch.setattr("transformers_sem.data.scenes.dataset.render_scene", None)
     again = make_builder(tmp_path, seed=0)
     again.download_and_prepare()
     assert again.as_dataset("train").num_rows == 5

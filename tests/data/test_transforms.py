@@ -21,7 +21,8 @@ from transformers_sem.data.transforms import (
     row_to_tensors,
 )
 from transformers_sem.image_processing_sem import SEMImageProcessor
-from transformers_sem.tasks import TASKS, LabelFormat, TaskSpec, resize_label, to_label
+from transformers_sem.task_kinds import TaskKind
+from transformers_sem.tasks import TASKS, TaskSpec, resize_label, to_label
 
 
 HEIGHT, WIDTH = 96, 128
@@ -53,20 +54,16 @@ def albedo(monkeypatch):
     spec = TaskSpec(
         name="albedo",
         num_labels=3,
-        label_format=LabelFormat(
-            dtype=torch.float32,
+        kind=TaskKind(
+            values="colors in [0, 1]",
             num_channels=3,
-            invalid_value=float("nan"),
-            resampling="bilinear",
             value_range=(0.0, 1.0),
-            is_valid_value=lambda labels: ~(labels.abs() > 1),
-            rule="[0, 1]",
+            predict=torch.sigmoid,
+            colorize=lambda values: values,
+            zoom_values=lambda values, zoom: values / zoom,
+            flip_values=lambda values: 1 - values,
         ),
         loss=losses.l1,
-        post_process=torch.sigmoid,
-        colorize=lambda values: values,
-        zoom_values=lambda values, zoom: values / zoom,
-        flip_values=lambda values: 1 - values,
     )
     monkeypatch.setitem(TASKS, "albedo", spec)
     return spec
@@ -326,7 +323,7 @@ SHIFTS = [(0, 0), (0, 3), (0, -3), (3, 0), (-3, 0)]
 
 def agreement(task: str, label: Tensor, expected: Tensor) -> float:
     """How well two maps agree, 0 to 1: pixels of the same class, within 2 % or 5 degrees; boundaries in common."""
-    if TASKS[task].label_format.dtype == torch.int64:
+    if TASKS[task].dtype == torch.int64:
         return float((label == expected).float().mean())
     if task == "depth":
         return float(((label / expected - 1).abs() < 0.02).float().mean())
@@ -486,7 +483,7 @@ def test_transformed_dataset_with_the_image_processor(slope):
     for task, label in item["labels"].items():
         torch.testing.assert_close(label[..., 2:-2, 1:-1], slope[1][task].as_subclass(Tensor), equal_nan=True)
         border = torch.cat([label[..., :2, :].flatten(), label[..., :1].flatten()])
-        assert ((border == TASKS[task].label_format.invalid_value) | border.isnan()).all()
+        assert ((border == TASKS[task].kind.invalid_value) | border.isnan()).all()
 
 
 def test_workers_draw_their_own_augmentations(slope):

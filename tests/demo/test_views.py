@@ -20,7 +20,7 @@ NAMES = {"semseg": {0: "wall", 1: "<b>floor</b>", 2: "door"}}
 
 
 def random_maps(size, tasks=TASKS):
-    return {task: TASKS[task].post_process(random_logits(task, 1, size))[0] for task in tasks}
+    return {task: TASKS[task].kind.predict(random_logits(task, 1, size))[0] for task in tasks}
 
 
 def read_table(table, row, column):

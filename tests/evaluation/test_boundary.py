@@ -7,8 +7,8 @@ from scipy.ndimage import convolve1d, gaussian_filter
 from scipy.optimize import linear_sum_assignment
 from skimage.morphology import thin as slow_thin
 
-from transformers_sem import TASKS
 from transformers_sem.evaluation import boundary
+from transformers_sem.evaluation.metrics import METRICS
 
 
 IMAGES = range(6)
@@ -495,8 +495,8 @@ def test_statistics_add_up_to_the_scores_of_the_set(rng):
     sums = {name: sum(torch.as_tensor(image[name]) for image in statistics) for name in statistics[0]}
     scores = boundary.boundary_scores(np.stack([boundary.boundary_counts(*pair, 0.03) for pair in pairs]))
     assert sums["num_images"] == 3
-    assert TASKS["boundary"].metric.reduce(sums) == {"odsf": scores.pop("ods"), **scores}
-    assert scores["ois"] > TASKS["boundary"].metric.reduce(sums)["odsf"]
+    assert METRICS["boundary"].reduce(sums) == {"odsf": scores.pop("ods"), **scores}
+    assert scores["ois"] > METRICS["boundary"].reduce(sums)["odsf"]
 
 
 def test_scores_by_hand():

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from transformers_sem import TASKS, LabelFormat, MultiTaskMetric, TaskSpec, multi_task_gain, register_task
+from transformers_sem import TASKS, MultiTaskMetric, TaskKind, TaskSpec, multi_task_gain, register_task
 
 from ..samples import random_labels, random_logits
 
@@ -23,7 +23,7 @@ TWO_TASKS = {"depth": 1, "semseg": 40}
 def random_maps(tasks=TASK_NUM_LABELS, sizes=SIZES):
     """Predictions and labels `{task: [one map per image]}`, of another size for every image."""
     predictions = {
-        task: [TASKS[task].post_process(random_logits(task, 1, size))[0] for size in sizes] for task in tasks
+        task: [TASKS[task].kind.predict(random_logits(task, 1, size))[0] for size in sizes] for task in tasks
     }
     references = {task: [random_labels(task, 1, size, invalid_share=0.02)[0] for size in sizes] for task in tasks}
     return predictions, references
@@ -262,17 +262,13 @@ def flow():
     spec = TaskSpec(
         name="flow",
         num_labels=2,
-        label_format=LabelFormat(
-            dtype=torch.float32,
+        kind=TaskKind(
+            values="pixels",
             num_channels=2,
-            invalid_value=float("nan"),
-            resampling="bilinear",
-            is_valid_value=lambda labels: labels == labels,
-            rule="pixels, NaN invalid",
+            predict=lambda logits: logits,
+            colorize=lambda flow: np.zeros((*flow.shape[1:], 3), dtype=np.uint8),
         ),
         loss=torch.nn.functional.l1_loss,
-        post_process=lambda logits: logits,
-        colorize=lambda flow: np.zeros((*flow.shape[1:], 3), dtype=np.uint8),
     )
     register_task(spec)
     yield spec
@@ -403,8 +399,6 @@ RANK_SCRIPT = """
 import json, pathlib, sys
 
 import torch
-
-sys.modules["transformers.pipelines"] = None  # `evaluate` imports it where it can: seconds for nothing used here
 
 from accelerate import Accelerator
 from transformers_sem import MultiTaskMetric

@@ -9,7 +9,8 @@ import torch
 from transformers_sem import TASKS, MultiTaskMetric
 from transformers_sem.evaluation import boundary
 from transformers_sem.evaluation.metrics import (
-    THRESHOLDS,
+    METRICS,
+    SALIENCY_THRESHOLDS,
     class_statistics,
     depth_statistics,
     max_f_measure,
@@ -22,13 +23,13 @@ from ..samples import invalid_labels, random_labels, random_logits
 
 
 CLASS_CASES = [("semseg_nyud", "semseg", 40), ("semseg_pascal", "semseg", 21), ("human_parts", "parsing", 7)]
-TASKS_WITH_METRIC = [task for task, spec in TASKS.items() if spec.metric]
+TASKS_WITH_METRIC = [task for task in TASKS if task in METRICS]
 
 every_task = pytest.mark.parametrize("task", TASKS_WITH_METRIC)
 
 
 def predictions_of(task, num_images, size):
-    return TASKS[task].post_process(random_logits(task, num_images, size))
+    return TASKS[task].kind.predict(random_logits(task, num_images, size))
 
 
 def metric_of(task, num_labels=None):
@@ -54,19 +55,19 @@ def arrays(golden):
 
 def read_batches(arrays, name, task):
     """Logits and labels of the three batches, the labels in our format."""
-    label_format = TASKS[task].label_format
+    spec = TASKS[task]
     for index in range(3):
         prefix = f"{name}/batch{index}"
         logits = torch.from_numpy(arrays.get(f"{prefix}/logits", arrays.get(f"{prefix}/pred")))
         label = torch.from_numpy(arrays[f"{prefix}/label"]).float()
-        label = torch.where(label == 255, label_format.invalid_value, label).to(label_format.dtype)
-        yield logits, label if label_format.num_channels else label.squeeze(1)
+        label = torch.where(label == 255, spec.kind.invalid_value, label).to(spec.dtype)
+        yield logits, label if spec.kind.num_channels else label.squeeze(1)
 
 
 def measure(arrays, name, task, num_labels=None):
     metric = metric_of(task, num_labels)
     for logits, labels in read_batches(arrays, name, task):
-        metric.add_batch({task: TASKS[task].post_process(logits)}, {task: labels})
+        metric.add_batch({task: TASKS[task].kind.predict(logits)}, {task: labels})
     return metric
 
 
@@ -116,7 +117,7 @@ def test_normals_are_those_of_the_reference(arrays):
 
 
 def test_saliency_is_that_of_the_formula(arrays):
-    np.testing.assert_allclose(THRESHOLDS, arrays["sal/thresholds"], rtol=2e-7)
+    np.testing.assert_allclose(SALIENCY_THRESHOLDS, arrays["sal/thresholds"], rtol=2e-7)
     metric = measure(arrays, "sal", "saliency")
     sums = {name: value.numpy() for name, value in sums_of(metric, "saliency").items()}
     counts = zip(sums["true_positives"], sums["predicted_positives"], strict=True)
@@ -138,7 +139,7 @@ def test_legacy_saliency_is_that_of_the_peers(arrays):
 @pytest.mark.parametrize("index", range(3))
 def test_boundary_levels_are_what_the_peers_write_to_disk(arrays, index):
     prefix = f"edge/batch{index}"
-    probability = TASKS["boundary"].post_process(torch.from_numpy(arrays[f"{prefix}/logits"])).numpy()
+    probability = TASKS["boundary"].kind.predict(torch.from_numpy(arrays[f"{prefix}/logits"])).numpy()
     np.testing.assert_allclose(probability * np.float32(255), arrays[f"{prefix}/output_255"], rtol=1e-6)
     np.testing.assert_array_equal(boundary.to_levels(probability), arrays[f"{prefix}/png_uint8"])
 
@@ -409,14 +410,14 @@ def test_statistics_leave_their_maps_alone(task):
 def test_the_main_score_is_among_the_scores(task):
     scores = score(task, predictions_of(task, 1, (16, 16)), random_labels(task, 1, (16, 16), invalid_share=0.02))
     assert all(isinstance(value, float) for value in scores.values())
-    assert f"{task}/{TASKS[task].metric.main}" in scores
+    assert f"{task}/{METRICS[task].main}" in scores
 
 
 @every_task
 def test_a_set_without_valid_pixels_has_no_scores_and_says_so(task, caplog):
     metric = metric_of(task)
     metric.add_batch({task: predictions_of(task, 2, (12, 14))}, {task: invalid_labels(task, 2, (12, 14))})
-    assert TASKS[task].metric.reduce(sums_of(metric, task)) == {}
+    assert METRICS[task].reduce(sums_of(metric, task)) == {}
     assert metric.metric_sums.class_scores() == {}
     with caplog.at_level(logging.WARNING):
         assert metric.compute() == {}
@@ -552,6 +553,6 @@ def test_a_row_is_no_map(task):
 def test_an_empty_map_raises(task, size):
     channels = {"normal": ((3,), (3,)), "depth": ((), (1,))}.get(task, ((), ()))
     shapes = [(*channel, *size) for channel in channels]
-    dtypes = TASKS[task].post_process(random_logits(task, 1, (2, 2))).dtype, TASKS[task].label_format.dtype
+    dtypes = TASKS[task].kind.predict(random_logits(task, 1, (2, 2))).dtype, TASKS[task].dtype
     pair = [torch.zeros(shape, dtype=dtype) for shape, dtype in zip(shapes, dtypes, strict=True)]
     assert_refused(task, *pair, "not empty")

@@ -10,6 +10,7 @@ from huggingface_hub import ModelCard
 from huggingface_hub.repocard_data import model_index_to_eval_results
 
 from transformers_sem import TASKS, register_task
+from transformers_sem.evaluation.metrics import METRICS
 from transformers_sem.hub.card import TEMPLATE, card_of_folder, make_card, read_evaluation
 
 from ..tiny import tiny_config
@@ -23,10 +24,8 @@ ENVIRONMENT = {
     "hardware": "CPU (x86_64, 2 threads)",
 }
 EVALUATION = {
-    "scores": {f"{task}/{TASKS[task].metric.main}": 0.5 + index / 16 for index, task in enumerate(TASKS_OF_CARD)},
-    "constant_scores": {
-        f"{task}/{TASKS[task].metric.main}": 0.25 + index / 16 for index, task in enumerate(TASKS_OF_CARD)
-    },
+    "scores": {f"{task}/{METRICS[task].main}": 0.5 + index / 16 for index, task in enumerate(TASKS_OF_CARD)},
+    "constant_scores": {f"{task}/{METRICS[task].main}": 0.25 + index / 16 for index, task in enumerate(TASKS_OF_CARD)},
     "dataset": "scenes",
     "data": {"title": "drawn rooms", "terms": "Nobody's.", "license": "apache-2.0", "limits": "It knows no photos."},
     "num_images": 7,

@@ -1,5 +1,6 @@
 """Tiles, mirror images and scales, with models that see every pixel by itself, and with a real one."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,7 +13,8 @@ from transformers_sem.evaluation.evaluator import predict
 from transformers_sem.inference import tiling as views
 from transformers_sem.inference.predictor import Predictor, parse_looks
 from transformers_sem.inference.tiling import tile_starts, tile_weights
-from transformers_sem.tasks import CLASS_IDS, TASKS, flip_logits
+from transformers_sem.task_kinds import CLASS_IDS
+from transformers_sem.tasks import TASKS, flip_logits
 
 from ..tiny import tiny_config
 
@@ -130,7 +132,7 @@ def test_tiles_have_no_seams():
 def test_a_constant_stays_constant(options):
     maps = Predictor(model=ConstantModel(), image_processor=AS_IT_IS, **options)([photo()])[0]
     for task, values in maps.items():
-        expected = TASKS[task].post_process(ConstantModel()(torch.zeros(1, 3, 1, 1)).logits[task])[0]
+        expected = TASKS[task].kind.predict(ConstantModel()(torch.zeros(1, 3, 1, 1)).logits[task])[0]
         if options.get("flip") and task == "normal":
             expected = torch.nn.functional.normalize(expected * torch.tensor([0, 1, 1]).view(3, 1, 1), dim=0)
         torch.testing.assert_close(values, expected.expand(values.shape), rtol=0, atol=1e-6)
@@ -159,7 +161,7 @@ def test_looking_at_the_mirror_image_gives_the_mirror_image(real, looks, layout)
     processor = real["image_processor"] if layout == "padded" else SEMImageProcessor(size={"height": 64, "width": 96})
     predictor = Predictor(model=real["model"], image_processor=processor, batch_size=2, **looks)
     maps, mirrored = (predictor([image])[0] for image in (photo(), photo().flip(-1)))
-    expected = {task: TASKS[task].flip_values(values.flip(-1)) for task, values in maps.items()}
+    expected = {task: TASKS[task].kind.flip_values(values.flip(-1)) for task, values in maps.items()}
     assert_alike(mirrored, expected, atol=2e-4)  # resizing rounds to levels of 8 bits
     assert not torch.allclose(
         maps["depth"], Predictor(model=real["model"], image_processor=processor)([photo()])[0]["depth"]
@@ -194,15 +196,12 @@ def test_classes_that_a_flip_exchanges_change_places(monkeypatch):
     hands = TaskSpec(
         name="hands",
         num_labels=3,
-        label_format=CLASS_IDS,
+        kind=replace(CLASS_IDS, flip_values=lambda ids: exchange[ids]),
         loss=None,
-        post_process=None,
-        colorize=None,
-        flip_values=lambda ids: exchange[ids],
     )
     monkeypatch.setitem(TASKS, "hands", hands)
     logits = torch.randn(3, 4, 5)
-    ids = hands.flip_values(logits.argmax(dim=0).flip(-1))
+    ids = hands.kind.flip_values(logits.argmax(dim=0).flip(-1))
     torch.testing.assert_close(flip_logits("hands", logits).argmax(dim=0), ids)
 
 

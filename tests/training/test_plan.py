@@ -88,12 +88,12 @@ def test_made_up_labels_have_the_format_of_their_task(task):
     config = replace(CONFIG, network_size=[16, 48], zoom=[1.0, 1.0])
     model_config = tiny_config(task_num_labels={task: TASKS[task].num_labels})
     batch = random_batch(config, model_config, 2)
-    label_format, labels = TASKS[task].label_format, batch["labels"][task]
+    spec, labels = TASKS[task], batch["labels"][task]
     assert batch["pixel_values"].shape == (2, 3, 16, 48)
-    channels = (label_format.num_channels,) if label_format.num_channels else ()
+    channels = (spec.kind.num_channels,) if spec.kind.num_channels else ()
     assert labels.shape == (2, *channels, 16, 48)
-    assert labels.dtype == label_format.dtype
-    assert label_format.is_valid_value(labels).all()
+    assert labels.dtype == spec.dtype
+    assert spec.kind.is_allowed(labels).all()
     assert batch["labels"][task].float().max() > 0
 
 

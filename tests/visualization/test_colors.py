@@ -32,16 +32,16 @@ def test_invalid_pixels_have_a_colour_of_their_own(task):
     label[..., 2:4, 5:8] = invalid_labels(task, 1, (2, 3))[0]
     invalid = label.isnan() if label.is_floating_point() and task != "boundary" else label == 255
     invalid = invalid[0] if invalid.ndim == 3 else invalid
-    values = label[0] if TASKS[task].label_format.num_channels == 1 else label
-    colors = TASKS[task].colorize(values.numpy())
+    values = label[0] if TASKS[task].kind.num_channels == 1 else label
+    colors = TASKS[task].kind.colorize(values.numpy())
     assert ((colors == INVALID_COLOR).all(axis=-1) == invalid.numpy()).all()
 
 
 @pytest.mark.parametrize("task", list(TASKS))
 def test_a_map_without_a_valid_pixel_can_be_drawn(task):
     label = invalid_labels(task, 1, (3, 4))[0]
-    values = label[0] if TASKS[task].label_format.num_channels == 1 else label
-    assert (TASKS[task].colorize(values.numpy()) == INVALID_COLOR).all()
+    values = label[0] if TASKS[task].kind.num_channels == 1 else label
+    assert (TASKS[task].kind.colorize(values.numpy()) == INVALID_COLOR).all()
 
 
 def test_near_is_brighter_than_far():
@@ -67,7 +67,7 @@ def test_one_depth_has_one_colour_in_prediction_and_label(shape):
 
 @pytest.mark.parametrize("task", list(TASKS))
 def test_a_pair_is_coloured_as_its_parts(task):
-    prediction, label = TASKS[task].post_process(random_logits(task, 1, (6, 8)))[0], random_labels(task, 1, (6, 8))[0]
+    prediction, label = TASKS[task].kind.predict(random_logits(task, 1, (6, 8)))[0], random_labels(task, 1, (6, 8))[0]
     predicted, expected = colorize_pair(task, prediction, label)
     assert predicted.shape == expected.shape == (6, 8, 3)
     alone, nothing = colorize_pair(task, prediction, None)
@@ -86,7 +86,7 @@ def test_a_panel_is_a_grid_of_cells_of_one_width():
 
 def test_a_panel_has_a_row_for_the_labels():
     image = np.zeros((32, 48, 3), dtype=np.uint8)
-    maps = {task: TASKS[task].post_process(random_logits(task, 1, (32, 48)))[0] for task in TASKS}
+    maps = {task: TASKS[task].kind.predict(random_logits(task, 1, (32, 48)))[0] for task in TASKS}
     labels = {task: random_labels(task, 1, (32, 48))[0] for task in TASKS}
     photo = prediction_panel([Prediction(image, maps)])
     labelled = prediction_panel([Prediction(image, maps, labels)])
@@ -97,7 +97,7 @@ def test_a_panel_has_a_row_for_the_labels():
 def test_models_are_compared_image_by_image_above_the_ground_truth():
     image = np.zeros((32, 48, 3), dtype=np.uint8)
     labels = {task: random_labels(task, 1, (32, 48))[0] for task in TASKS}
-    maps = {task: TASKS[task].post_process(random_logits(task, 1, (32, 48)))[0] for task in TASKS}
+    maps = {task: TASKS[task].kind.predict(random_logits(task, 1, (32, 48)))[0] for task in TASKS}
     two = [Prediction(image, maps, labels)] * 2
     panel = comparison_panel({"first": two, "second": two})
     single = prediction_panel(two)

@@ -74,7 +74,7 @@ def labelled_states(
 
     Which pixels those are depends on the labels alone, so that models can be compared.
     """
-    invalid = get_task(task).label_format.invalid_value
+    invalid = get_task(task).kind.invalid_value
     samples = TransformedDataset(rows, [task], image_processor)
     for index in tqdm(range(len(samples)), desc="features"):
         sample = samples[index]

@@ -14,10 +14,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from transformers_sem.evaluation.metrics import metric_of
+
 from ..configuration_sem import SEMConfig
 from ..data.benchmarks import get_benchmark
 from ..evaluation.sums import main_scores, multi_task_gain
-from ..tasks import get_task
 from ..training.config import SETTINGS_NAME, TrainingConfig, claim_output_dir, network_size
 from ..utils.environment import save_report
 from ..utils.files import atomic_write
@@ -302,7 +303,7 @@ def score_columns(rows: list[dict[str, Any]]) -> list[str]:
 
 def arrow(key: str) -> str:
     """Which way is better."""
-    return "↓" if get_task(key.split("/")[0]).metric.lower_is_better else "↑"
+    return "↓" if metric_of(key).lower_is_better else "↑"
 
 
 def format_summary(summary: dict[str, Any] | None, digits: int) -> str:

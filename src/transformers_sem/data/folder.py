@@ -33,6 +33,8 @@ import datasets
 import numpy as np
 import yaml
 
+from transformers_sem.task_kinds import CLASS_IDS
+
 from ..tasks import TASKS, get_task
 from .files import FrameReader, check_depth, find_root, read_colours, read_grey, read_list, read_normals, read_values
 from .sources import Frame, Maps, Source, SourceBuilder, SourceConfig
@@ -156,7 +158,7 @@ def check_classes(task: str, classes: Any, ignored: Any) -> None:
 
 def has_classes(task: str) -> bool:
     """Whether the labels of a task are ids of classes."""
-    return get_task(task).constant == "majority"
+    return get_task(task).kind is CLASS_IDS
 
 
 def number_classes(classes: list[str] | dict[int, str]) -> dict[int, str]:

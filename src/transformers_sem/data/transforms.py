@@ -17,6 +17,8 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional
 
+from transformers_sem.task_kinds import CLASS_IDS
+
 from ..tasks import get_task, resize_label, to_label
 
 
@@ -83,7 +85,7 @@ class RandomZoom(v2.Transform):
         for task, label in labels.items():
             # A plain tensor, not a Mask: torchvision has its own rules for masks.
             resized = resize_label(task, label.as_subclass(Tensor), size)
-            zoomed[task] = tv_tensors.Mask(get_task(task).zoom_values(resized, zoom))
+            zoomed[task] = tv_tensors.Mask(get_task(task).kind.zoom_values(resized, zoom))
         return functional.resize(image, size, antialias=True), zoomed
 
 
@@ -107,7 +109,7 @@ class RandomCrop(v2.Transform):
 
     def forward(self, image: tv_tensors.Image, labels: Labels) -> tuple[tv_tensors.Image, Labels]:
         """Crops one sample."""
-        judge = next((task for task in labels if get_task(task).constant == "majority"), None)
+        judge = next((task for task in labels if get_task(task).kind is CLASS_IDS), None)
         window = self.sample_window(image)
         for _ in range(self.num_tries - 1):
             if judge is None or self.is_varied(functional.crop(labels[judge], *window), judge):
@@ -126,7 +128,7 @@ class RandomCrop(v2.Transform):
 
     def is_varied(self, ids: Tensor, task: str) -> bool:
         """Whether there are valid pixels, and no class has more than its share of them."""
-        valid_ids = ids[ids != get_task(task).label_format.invalid_value]
+        valid_ids = ids[ids != get_task(task).kind.invalid_value]
         return len(valid_ids) > 0 and bool(torch.bincount(valid_ids).max() <= self.max_class_share * len(valid_ids))
 
 
@@ -142,7 +144,7 @@ class RandomHorizontalFlip(v2.Transform):
         if torch.rand(()) >= self.p:
             return image, labels
         flipped = {
-            task: tv_tensors.Mask(get_task(task).flip_values(functional.horizontal_flip(label)))
+            task: tv_tensors.Mask(get_task(task).kind.flip_values(functional.horizontal_flip(label)))
             for task, label in labels.items()
         }
         return functional.horizontal_flip(image), flipped

@@ -12,9 +12,11 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
+from transformers_sem.task_kinds import METRES
+
 from ..evaluation.map_files import save_maps
 from ..task_kinds import class_palette
-from ..tasks import get_task, predict_depth
+from ..tasks import get_task
 from ..visualization.colors import colorize_pair
 from .point_cloud import FIELD_OF_VIEW, to_points, write_ply
 
@@ -88,10 +90,8 @@ def legend(task: str, values: Tensor, colors: np.ndarray, names: dict[int, str])
     if holds_classes(values):
         return class_legend(values, names)
     spec = get_task(task)
-    scale = scale_legend(values.numpy(), colors, spec.unit) if values.ndim == 2 else ""
-    return (
-        f"{scale}<div class='legend'>{html.escape(spec.color_key or spec.prediction or spec.label_format.rule)}</div>"
-    )
+    scale = scale_legend(values.numpy(), colors, spec.kind.unit) if values.ndim == 2 else ""
+    return f"{scale}<div class='legend'>{html.escape(spec.kind.color_key or spec.kind.values)}</div>"
 
 
 def class_legend(ids: Tensor, names: dict[int, str]) -> str:
@@ -149,7 +149,7 @@ def pixel_table(maps: dict[str, Tensor], class_names: dict[str, dict[int, str]])
             channels.append([float(low), float(step)])
             levels.append(np.round((channel - low) / step).astype("<u2"))
         spec = get_task(task)
-        tasks.append({"title": spec.title or task, "unit": spec.unit, "names": names, "channels": channels})
+        tasks.append({"title": spec.title, "unit": spec.kind.unit, "names": names, "channels": channels})
     return {"height": len(rows), "width": len(columns), "data": to_base64(np.stack(levels)), "tasks": tasks}
 
 
@@ -167,12 +167,12 @@ def cloud_of(photo: Image.Image, maps: dict[str, Tensor], colors: dict[str, np.n
         neighbours at a depth of one metre; `paints`, `{what it is: base64 of uint8 (num_points, 3)}`, the photo first and then
         each map of classes. `None` for a model without depth.
     """
-    depth = next((maps[task].numpy() for task in maps if get_task(task).post_process is predict_depth), None)
+    depth = next((maps[task].numpy() for task in maps if get_task(task).kind is METRES), None)
     if depth is None:
         return None
     rows, columns = (grid_places(size) for size in depth.shape)
     paints = {"photo": np.asarray(photo)}
-    paints |= {get_task(task).title or task: colors[task] for task in maps if holds_classes(maps[task])}
+    paints |= {get_task(task).title: colors[task] for task in maps if holds_classes(maps[task])}
     return {
         "points": to_base64(to_points(depth)[rows[:, None], columns].astype("<f4")),
         "spacing": 2 * math.tan(math.radians(FIELD_OF_VIEW / 2)) / len(columns),
@@ -190,7 +190,7 @@ def write_archive(folder: Path, photo: Image.Image, maps: dict[str, Tensor]) -> 
     save_maps(folder / "values", "photo", maps)
     np.savez_compressed(folder / "maps.npz", **{task: values.numpy() for task, values in maps.items()})
     for task, values in maps.items():
-        if get_task(task).post_process is predict_depth:
+        if get_task(task).kind is METRES:
             points = to_points(values.numpy()).reshape(-1, 3)
             write_ply(folder / f"{task}_points.ply", points, np.asarray(photo).reshape(-1, 3))
     files = sorted(path for path in folder.rglob("*") if path.is_file())

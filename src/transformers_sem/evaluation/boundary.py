@@ -16,8 +16,10 @@ from importlib import import_module
 import numpy as np
 from numpy import ndarray
 
+from ..losses import INVALID_ID
+from ..task_kinds import probability_to_levels
 
-INVALID = 255  # in a label of the boundary task, which is floating point; an integer label map has no invalid value
+
 THRESHOLDS = np.concatenate([[0.001], np.arange(1, 100) / 100, [0.999]])
 WORD_BITS = 64
 SMOOTHING_RADIUS = 4  # the triangle filter [1 2 3 4 5 4 3 2 1] / 25
@@ -47,7 +49,7 @@ def boundary_counts(prediction: ndarray, label: ndarray, max_distance: float) ->
     """
     prediction, label = np.asarray(prediction), np.asarray(label)
     _check(prediction, label, max_distance)
-    valid = label != INVALID if label.dtype.kind == "f" else np.ones(label.shape, dtype=bool)
+    valid = label != INVALID_ID if label.dtype.kind == "f" else np.ones(label.shape, dtype=bool)
     strength = (
         prediction.astype(np.float32) if prediction.dtype == bool else suppress_non_maxima(to_levels(prediction))
     )
@@ -78,9 +80,9 @@ def _check(prediction: ndarray, label: ndarray, max_distance: float) -> None:
         raise ValueError(
             f"A boundary label is an integer label map, or floating point; got {label.dtype}. Convert it."
         )
-    if label.dtype.kind == "f" and not (((label >= 0) & (label <= 1)) | (label == INVALID)).all():
+    if label.dtype.kind == "f" and not (((label >= 0) & (label <= 1)) | (label == INVALID_ID)).all():
         raise ValueError(
-            f"A floating point boundary label lies in [0, 1], {INVALID} invalid; got {label.min()} to {label.max()}. Pass "
+            f"A floating point boundary label lies in [0, 1], {INVALID_ID} invalid; got {label.min()} to {label.max()}. Pass "
             "a label map as integers."
         )
     check_max_distance(max_distance)
@@ -99,7 +101,7 @@ def to_levels(prediction: ndarray) -> ndarray:
     """8-bit levels of a prediction in [0, 1], truncated, not rounded; uint8 is returned as it is."""
     if prediction.dtype == np.uint8:
         return prediction
-    return (prediction.astype(np.float32) * np.float32(255)).astype(np.uint8)
+    return probability_to_levels(prediction)
 
 
 def suppress_non_maxima(levels: ndarray) -> ndarray:
@@ -333,7 +335,7 @@ def boundary_statistics(
     """
     counts = boundary_counts(prediction, label, max_distance)
     label = np.asarray(label)
-    has_labels = label.dtype.kind != "f" or bool((label != INVALID).any())
+    has_labels = label.dtype.kind != "f" or bool((label != INVALID_ID).any())
     return {
         "counts": counts,
         "best_counts": counts[f_measure(counts).argmax()],

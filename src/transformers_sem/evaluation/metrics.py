@@ -7,20 +7,53 @@ and does not depend on how a set is cut into batches. A prediction and a label a
 The conventions are those of the field's published meters: all pixels of a set are pooled, never averaged per image.
 """
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from ..losses import INVALID_ID
-from .boundary import summed_scores
+from ..tasks import get_task
+from .boundary import boundary_statistics, summed_scores
 
 
-THRESHOLDS = torch.arange(1, 20, dtype=torch.float64) / 20  # 0.05 ... 0.95
+SALIENCY_THRESHOLDS = torch.arange(1, 20, dtype=torch.float64) / 20  # 0.05 ... 0.95
 LEAST_DEPTH = 1e-9  # metres; what is not positive counts as this, so that logarithms and ratios exist
 DEPTH_RATIOS = (1.25, 1.25**2, 1.25**3)
 ANGLES = (11.25, 22.5, 30.0)  # degrees
 BINS_PER_DEGREE = 100  # the median angle is known to 0.01 degrees
 BETA_SQUARED = 0.3  # salient object detection weighs precision higher than recall
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metric:
+    """A metric as a sum over images.
+
+    Args:
+        statistics (`Callable`): `(prediction, label, num_labels, **kwargs) -> dict[str, Tensor]` of one image, summable.
+        reduce (`Callable`): `dict[str, Tensor] -> dict[str, float]`, the scores of summed statistics; empty where no pixel
+            of any image was valid.
+        main (`str`): Name of the score by which the task is judged.
+        lower_is_better (`bool`): Whether that score is an error.
+        title (`str`, *optional*): That score in words, with its unit; `main` by default.
+        per_class (`Callable`, *optional*): `dict[str, Tensor] -> Tensor` of shape `(num_labels,)`, the main score of each
+            class.
+        is_slow (`bool`, *optional*, defaults to `False`): Whether the statistics of one image take long enough to be
+            computed in another process, which gets NumPy arrays.
+    """
+
+    statistics: Callable[..., dict[str, Tensor]]
+    reduce: Callable[[dict[str, Tensor]], dict[str, float]]
+    main: str
+    lower_is_better: bool
+    title: str = ""
+    per_class: Callable[[dict[str, Tensor]], Tensor] | None = None
+    is_slow: bool = False
+
+    def __post_init__(self):
+        object.__setattr__(self, "title", self.title or self.main)
 
 
 def _check_shapes(
@@ -212,7 +245,7 @@ def normal_scores(statistics: dict[str, Tensor]) -> dict[str, float]:
 
 
 def saliency_statistics(prediction: Tensor, label: Tensor, num_labels: int) -> dict[str, Tensor]:
-    """Counts of a probability map cut at the 19 `THRESHOLDS`, and of its sigmoid cut there.
+    """Counts of a probability map cut at the 19 `SALIENCY_THRESHOLDS`, and of its sigmoid cut there.
 
     Most published code applies a sigmoid to what is a probability already. It lies in [0.5, 0.731] then, so that only four
     thresholds do anything, at probabilities of 0.20, 0.41, 0.62 and 0.85. The `legacy_*` counts repeat that, to compare.
@@ -246,7 +279,7 @@ def saliency_statistics(prediction: Tensor, label: Tensor, num_labels: int) -> d
 
 def _counts_at_thresholds(values: Tensor, label: Tensor) -> dict[str, Tensor]:
     # float32 on both sides, as the field cuts: a float64 0.05 is not a float32 0.05
-    thresholds = THRESHOLDS.to(values.device).float()
+    thresholds = SALIENCY_THRESHOLDS.to(values.device).float()
     num_reached = torch.bucketize(values, thresholds, right=True)  # 0 ... 19 of value >= threshold
     counts = torch.bincount(2 * num_reached + label, minlength=2 * len(thresholds) + 2).view(-1, 2)
     above = counts.flip(0).cumsum(dim=0).flip(0)[1:]  # (19, negative and positive)
@@ -279,3 +312,60 @@ def odsf_scores(statistics: dict[str, Tensor]) -> dict[str, float]:
         return {}
     scores = summed_scores(np.asarray(statistics["counts"]), np.asarray(statistics["best_counts"]))
     return {"odsf": scores.pop("ods"), **scores}
+
+
+CLASS_METRIC = Metric(
+    statistics=class_statistics,
+    reduce=class_scores,
+    main="miou",
+    lower_is_better=False,
+    title="mIoU",
+    per_class=class_ious,
+)
+METRICS: dict[str, Metric] = {
+    "semseg": CLASS_METRIC,
+    "depth": Metric(
+        statistics=depth_statistics, reduce=depth_scores, main="rmse", lower_is_better=True, title="RMSE, metres"
+    ),
+    "normal": Metric(
+        statistics=normal_statistics,
+        reduce=normal_scores,
+        main="mean_error",
+        lower_is_better=True,
+        title="mean error, degrees",
+    ),
+    "boundary": Metric(
+        statistics=boundary_statistics,
+        reduce=odsf_scores,
+        main="odsf",
+        lower_is_better=False,
+        title="odsF",
+        is_slow=True,
+    ),
+    "parsing": CLASS_METRIC,
+    "saliency": Metric(
+        statistics=saliency_statistics, reduce=saliency_scores, main="maxf", lower_is_better=False, title="maxF"
+    ),
+}
+
+
+def register_metric(task: str, metric: Metric) -> None:
+    """Adds the metric of a task that [`register_task`] added. A task without a metric trains and predicts, unscored.
+
+    Raises:
+        ValueError: If there is no such task, or it has a metric.
+    """
+    get_task(task)
+    if task in METRICS:
+        raise ValueError(f"Task {task!r} has a metric already, {METRICS[task].main!r}; each task has one.")
+    METRICS[task] = metric
+
+
+def task_of(key: str) -> str:
+    """Returns the task of a score `"task/score"`."""
+    return key.split("/")[0]
+
+
+def metric_of(key: str) -> Metric:
+    """Returns the metric that a score `"task/score"` is of."""
+    return METRICS[task_of(key)]

@@ -16,12 +16,18 @@ from accelerate.utils import gather_object
 from torch import Tensor
 
 from ..losses import INVALID_ID
+from ..task_kinds import CLASS_IDS
 from ..tasks import get_task
+from .metrics import METRICS, metric_of, task_of
 
 
 logger = logging.getLogger(__name__)
 
 Sums = dict[str, dict[str, Tensor]]  # {task: {name: value}}, of one image, or summed over images in float64
+
+
+def _has_metric(task: str) -> bool:
+    return get_task(task).name in METRICS
 
 
 class MetricSums:
@@ -36,7 +42,7 @@ class MetricSums:
     """
 
     def __init__(self, task_num_labels: Mapping[str, int], task_metric_kwargs: Mapping[str, Mapping] | None = None):
-        self.task_num_labels = {task: width for task, width in task_num_labels.items() if get_task(task).metric}
+        self.task_num_labels = {task: width for task, width in task_num_labels.items() if _has_metric(task)}
         self.task_metric_kwargs = dict(task_metric_kwargs or {})
         unknown = sorted(set(self.task_metric_kwargs) - set(self.task_num_labels))
         if unknown:
@@ -59,12 +65,12 @@ class MetricSums:
 
     def start(self, task: str, prediction: Tensor, reference: Tensor, pool: Executor) -> dict[str, Tensor] | Future:
         """The same for metrics that are quick; those that are slow are left to a process of the `pool`."""
-        if get_task(task).metric.is_slow:
+        if METRICS[task].is_slow:
             return pool.submit(self._call(task, prediction, reference))
         return self.image_statistics(task, prediction, reference)
 
     def _call(self, task: str, prediction: Tensor, reference: Tensor) -> Callable[[], dict[str, Tensor]]:
-        metric = get_task(task).metric
+        metric = METRICS[task]
         pair = as_map(prediction), as_map(reference)
         if metric.is_slow:
             pair = to_array(pair[0]), to_array(pair[1])
@@ -100,7 +106,7 @@ class MetricSums:
 
     def class_scores(self) -> dict[str, list[float]]:
         """`{task: [score of each class]}`, for tasks with classes that occur."""
-        metrics = {task: get_task(task).metric for task in self.sums}
+        metrics = {task: METRICS[task] for task in self.sums}
         return {
             task: metric.per_class(self.sums[task]).tolist()
             for task, metric in metrics.items()
@@ -132,7 +138,7 @@ def scores_of(sums: Mapping[str, Mapping[str, Tensor]]) -> dict[str, float]:
     return {
         f"{task}/{name}": value
         for task, statistics in sums.items()
-        for name, value in get_task(task).metric.reduce(statistics).items()
+        for name, value in METRICS[task].reduce(statistics).items()
     }
 
 
@@ -165,7 +171,7 @@ def multi_task_gain(results: Mapping[str, float], single_task_results: Mapping[s
         gain = (results[key] - single) / single if single > 0 else float("nan")
         if not abs(gain) < float("inf"):
             raise ValueError(f"The gain of {key} needs numbers, the second above 0; got {results[key]} and {single}.")
-        gains.append(-gain if get_task(key.split("/")[0]).metric.lower_is_better else gain)
+        gains.append(-gain if metric_of(key).lower_is_better else gain)
     return 100 * sum(gains) / len(gains)
 
 
@@ -185,7 +191,7 @@ class ConstantPredictor:
         """Learns from the labels of one image."""
         for task in self.task_num_labels:
             label = labels[task]
-            if get_task(task).constant == "majority":
+            if get_task(task).kind is CLASS_IDS:
                 ids = label[label != INVALID_ID]
                 self.sums[task] += torch.bincount(ids, minlength=self.task_num_labels[task])
             else:
@@ -199,15 +205,15 @@ class ConstantPredictor:
         return {task: self._constant(task).expand(-1, *size).squeeze(0) for task in self.task_num_labels}
 
     def _constant(self, task: str) -> Tensor:
-        if get_task(task).constant == "majority":
+        if get_task(task).kind is CLASS_IDS:
             return self.sums[task].argmax().view(1, 1, 1)
         return (self.sums[task] / max(self.counts[task], 1)).float().view(-1, 1, 1)
 
 
 def main_scores(scores: dict[str, float]) -> dict[str, str]:
     """`{task: key of its main score}` for the tasks in `scores`."""
-    tasks = dict.fromkeys(key.split("/")[0] for key in scores)
-    return {task: f"{task}/{get_task(task).metric.main}" for task in tasks if get_task(task).metric}
+    tasks = dict.fromkeys(map(task_of, scores))
+    return {task: f"{task}/{METRICS[task].main}" for task in tasks if task in METRICS}
 
 
 def format_report(scores: dict[str, float], constant_scores: dict[str, float]) -> str:

@@ -9,6 +9,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from PIL import Image
 
 from ..configuration_sem import SEMConfig
+from ..evaluation.metrics import METRICS
 from ..tasks import get_task
 from ..utils.files import atomic_write
 from ..visualization.panels import save_picture
@@ -192,17 +193,17 @@ def eval_results(evaluation: dict[str, Any]) -> list[EvalResult]:
     results = []
     for key, value in evaluation["scores"].items():
         task, score = key.split("/")
-        spec = get_task(task)
+        spec, metric = get_task(task), METRICS[task]
         results.append(
             EvalResult(
                 task_type=spec.hub_task,
-                task_name=spec.title or task,
+                task_name=spec.title,
                 dataset_type=evaluation["dataset"],
                 dataset_name=evaluation["data"]["title"],
                 dataset_config=task,  # else results of one task type on one dataset would become one group
                 dataset_split="validation",
                 metric_type=score,
-                metric_name=spec.metric.title if score == spec.metric.main else score,
+                metric_name=metric.title if score == metric.main else score,
                 metric_value=value,
             )
         )
@@ -213,15 +214,15 @@ def main_rows(evaluation: dict[str, Any]) -> list[dict[str, Any]]:
     """Returns the rows of the short table: the main score of each task."""
     rows = []
     for task, num_images in evaluation["num_scored_images"].items():
-        spec = get_task(task)
+        metric = METRICS[task]
         rows.append(
             {
-                "title": spec.title or task,
-                "metric": spec.metric.main,
-                "score": spec.metric.title or spec.metric.main,
-                "lower_is_better": spec.metric.lower_is_better,
+                "title": get_task(task).title,
+                "metric": metric.main,
+                "score": metric.title,
+                "lower_is_better": metric.lower_is_better,
                 "num_images": num_images,
-                **format_scores(evaluation, f"{task}/{spec.metric.main}"),
+                **format_scores(evaluation, f"{task}/{metric.main}"),
             }
         )
     return rows
@@ -243,7 +244,7 @@ def describe_task(config: SEMConfig, task: str) -> dict[str, str]:
     spec = get_task(task)
     names = config.task_id2label.get(task, {})
     classes = f": {', '.join(names[index] for index in sorted(names))}" if names else ""
-    return {"name": task, "title": spec.title or task, "holds": (spec.prediction or spec.label_format.rule) + classes}
+    return {"name": task, "title": spec.title, "holds": spec.kind.values + classes}
 
 
 def encoder_name(config: SEMConfig) -> str:

@@ -1,7 +1,7 @@
 """The folder of results: what is written for each source, and how a later call knows that it is there.
 
 - `panels/NAME.png`: the photo and all maps in colour, for people
-- `maps/TASK/NAME.png`: the values of each map, for other programs, as `TaskSpec.encoding` says
+- `maps/TASK/NAME.png`: the values of each map, for other programs, as `TaskKind.encoding` says
 - `raw/NAME.npz`: the maps in physical units
 - `inside/NAME.png`: on request, what goes on inside the model
 - `videos/NAME.mp4`: of a video or a camera, the frames beside their maps
@@ -87,8 +87,8 @@ class Results:
         tasks = {
             task: {
                 "file": self._relative(pictures[task]),
-                "encoding": get_task(task).encoding,
-                **get_task(task).describe(values.numpy(), self.task_id2label.get(task, {})),
+                "encoding": get_task(task).kind.encoding,
+                **get_task(task).kind.describe(values.numpy(), self.task_id2label.get(task, {})),
             }
             for task, values in prediction.maps.items()
         }

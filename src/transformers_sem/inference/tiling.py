@@ -1,7 +1,7 @@
 """Several looks at one photo, and one map per task from them: tiles, mirror images, other scales.
 
 A view is what the model sees at once. Every pixel of a map is the mean over the views that show it, weighted inside their
-overlap, taken on what `TaskSpec.prepare_mean` makes of the logits: of classes and probabilities the logits themselves, of
+overlap, taken on what `TaskKind.prepare_mean` makes of the logits: of classes and probabilities the logits themselves, of
 depth metres, of normals unit vectors; then the mean is post-processed like any logits. Maps are made a band of rows at a
 time, so that a photo of 100 megapixels needs no more memory for its logits than a small one.
 """
@@ -82,7 +82,7 @@ def undo_view(
     for task, values in logits.items():
         if content_size != padded_size:
             values = restore_map(values, content_size, padded_size, content_size)
-        values = get_task(task).zoom_values(values.float(), 1 / view.scale)
+        values = get_task(task).kind.zoom_values(values.float(), 1 / view.scale)
         undone[task] = flip_logits(task, values) if view.flipped else values
     return ViewLogits(view, undone)
 
@@ -96,13 +96,13 @@ def match_depth_scale(seen: ViewLogits, whole: ViewLogits) -> ViewLogits:
     view, logits = seen.view, {}
     for task, values in seen.logits.items():
         spec, reference = get_task(task), whole.logits[task]
-        if spec.measure_zoom is not None:
+        if spec.kind.measure_zoom is not None:
             scales = reference.shape[1] / whole.view.height, reference.shape[2] / whole.view.width
             rows, columns = (
                 slice(math.floor(start * scale), math.ceil((start + length) * scale))
                 for start, length, scale in zip((view.top, view.left), (view.height, view.width), scales, strict=True)
             )
-            values = spec.zoom_values(values, 1 / spec.measure_zoom(values, reference[:, rows, columns]))
+            values = spec.kind.zoom_values(values, 1 / spec.kind.measure_zoom(values, reference[:, rows, columns]))
         logits[task] = values
     return ViewLogits(view, logits)
 
@@ -138,7 +138,7 @@ class MapCanvas:
             num_rows = max(1, VALUES_OF_A_BAND // (len(logits) * self.size[1]))
             for top in range(start, stop, num_rows):
                 band = self._mean(task, views, top, min(top + num_rows, stop))
-                values = get_task(task).post_process(band[None])[0].cpu().numpy()
+                values = get_task(task).kind.predict(band[None])[0].cpu().numpy()
                 self._array(task, values)[..., top : top + values.shape[-2], :] = values
 
     def _mean(self, task: str, views: list[ViewLogits], start: int, stop: int) -> Tensor:
@@ -149,7 +149,7 @@ class MapCanvas:
             top, bottom = max(start, view.top), min(stop, view.top + view.height)
             if top < bottom:
                 values = upsample_rows(logits, (view.height, view.width), top - view.top, bottom - view.top)
-                values = get_task(task).prepare_mean(values[None])[0]
+                values = get_task(task).kind.prepare_mean(values[None])[0]
                 share = self._weights(view, top, bottom).to(logits.device)
                 padding = [view.left, self.size[1] - view.left - view.width, top - start, stop - bottom]
                 total = total + F.pad(values * share, padding)

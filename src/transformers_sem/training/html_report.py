@@ -20,9 +20,10 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from PIL import Image
 
+from transformers_sem.evaluation.metrics import METRICS, metric_of
+
 from ..configuration_sem import SEMConfig
 from ..evaluation.sums import main_scores
-from ..tasks import get_task
 from ..utils.environment import environment
 from ..utils.files import atomic_write
 from .config import TrainingConfig
@@ -244,7 +245,7 @@ def draw_sections(model_config: SEMConfig, records: Records) -> dict[str, list[C
         "skipped steps": ("skipped_steps", ""),
     }
     speeds = {title: points_of(history, lambda entry, key=key: entry.get(key)) for title, (key, _) in run.items()}
-    keys = [f"{task}/{get_task(task).metric.main}" for task in tasks if get_task(task).metric]
+    keys = [f"{task}/{METRICS[task].main}" for task in tasks if task in METRICS]
     scores = {key: points_of(snapshots, lambda snapshot, key=key: snapshot["scores"].get(key)) for key in keys}
     return {
         "losses": [draw_chart(name, {name: points}, smooth=True) for name, points in losses.items() if points],
@@ -261,7 +262,7 @@ def draw_sections(model_config: SEMConfig, records: Records) -> dict[str, list[C
 
 def better_direction(key: str) -> str:
     """An arrow to where the main score of a task is better."""
-    return " ↓" if get_task(key.split("/")[0]).metric.lower_is_better else " ↑"
+    return " ↓" if metric_of(key).lower_is_better else " ↑"
 
 
 def draw_stages(snapshots: list[dict], name: str, tasks: list[str], unit: str) -> list[Chart]:

@@ -172,11 +172,11 @@ def random_batch(config: TrainingConfig, model_config: SEMConfig, num_images: in
     generator = torch.Generator().manual_seed(0)
     labels = {}
     for task, num_labels in model_config.task_num_labels.items():
-        label_format = get_task(task).label_format
-        if label_format.dtype == torch.int64:
+        spec = get_task(task)
+        if not spec.dtype.is_floating_point:
             labels[task] = torch.randint(num_labels, (num_images, *size), generator=generator)
         else:
-            labels[task] = torch.rand(label_format.batch_shape(num_images, size), generator=generator)
+            labels[task] = torch.rand(spec.label_shape(num_images, size), generator=generator)
     num_channels = model_config.backbone_config.num_channels
     return {"pixel_values": torch.randn(num_images, num_channels, *size, generator=generator), "labels": labels}
 

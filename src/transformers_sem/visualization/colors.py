@@ -10,10 +10,8 @@ from transformers_sem.tasks import get_task
 
 
 def colorize_features(feature_map: np.ndarray) -> np.ndarray:
-    """Colours the length of feature vectors `(channels, height, width)`, short dark and long bright."""
-    return colorize_range(
-        np.linalg.norm(feature_map - feature_map.mean(axis=(1, 2), keepdims=True), axis=0), "viridis"
-    )
+    """Colors the length of centered feature vectors `(channels, height, width)`, short dark and long bright."""
+    return colorize_range(np.linalg.norm(feature_map - feature_map.mean(axis=(1, 2), keepdims=True), axis=0))
 
 
 def colorize_alike(task: str, maps: Sequence[Tensor]) -> list[np.ndarray]:
@@ -21,7 +19,7 @@ def colorize_alike(task: str, maps: Sequence[Tensor]) -> list[np.ndarray]:
     arrays = [value.float().cpu().numpy() for value in maps]
     arrays = [value[0] if value.ndim == 3 and len(value) == 1 else value for value in arrays]
     # side by side in one call, so that one colour means one depth in all
-    colors = get_task(task).colorize(np.concatenate(arrays, axis=-1))
+    colors = get_task(task).kind.colorize(np.concatenate(arrays, axis=-1))
     return np.split(colors, len(maps), axis=1)
 
 

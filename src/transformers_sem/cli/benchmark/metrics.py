@@ -10,6 +10,7 @@ from ...configuration_sem import SEMConfig
 from ...data.benchmarks import get_benchmark
 from ...data.transforms import row_to_tensors
 from ...evaluation import boundary as measure
+from ...evaluation.metrics import METRICS
 from ...modeling_sem import SEMForMultiTaskDensePrediction
 from ...tasks import TASKS
 from ...training.config import TrainingConfig
@@ -74,10 +75,10 @@ def measure_metrics(config: TrainingConfig) -> None:
     """Prints the time of the fast metrics of all tasks, and its share of a forward pass."""
     height, width = config.input_size
     rows = get_benchmark("scenes").load(height=height, width=width, num_train=1, num_validation=1)["validation"]
-    specs = {task: spec for task, spec in TASKS.items() if spec.metric and not spec.metric.is_slow}
+    specs = {task: TASKS[task] for task, metric in METRICS.items() if not metric.is_slow}
     _, labels = row_to_tensors(rows[0], specs)
     labels = {task: label.as_subclass(torch.Tensor) for task, label in labels.items()}
-    maps = {task: spec.post_process(torch.randn(1, spec.num_labels, height, width))[0] for task, spec in specs.items()}
+    maps = {task: spec.kind.predict(torch.randn(1, spec.num_labels, height, width))[0] for task, spec in specs.items()}
     model = SEMForMultiTaskDensePrediction(SEMConfig(**config.model)).eval()
     image = torch.randn(1, 3, height, width)
     with torch.no_grad():
@@ -85,7 +86,7 @@ def measure_metrics(config: TrainingConfig) -> None:
     print(f"one image of {height} x {width}, {torch.get_num_threads()} threads; forward pass {forward:.3f} s")
     total = 0.0
     for task, spec in specs.items():
-        taken = min(seconds(spec.metric.statistics, maps[task], labels[task], spec.num_labels) for _ in range(10))
+        taken = min(seconds(METRICS[task].statistics, maps[task], labels[task], spec.num_labels) for _ in range(10))
         total += taken
         print(f"{task:12}{taken:8.4f} s, {taken / forward:7.2%} of the forward pass")
     print(f"{'all':12}{total:8.4f} s, {total / forward:7.2%} of the forward pass")
