@@ -1,6 +1,5 @@
-"""scripts/ablation.py: what the command line means, and the whole of it on tiny models."""
+"""The command `ablation`: its command line, and tables and figures of tiny models."""
 
-import importlib.util
 import json
 import os
 import subprocess
@@ -9,32 +8,26 @@ import sys
 import pytest
 from PIL import Image
 
-from .conftest import REPOSITORY
-from .test_scripts import QUICKSTART, SETTINGS
+from transformers_sem.cli import ablation as command
+from transformers_sem.cli.arguments import RECIPES_DIR, find_recipe
+
+from ..conftest import REPOSITORY
+from .commands import SETTINGS as TINY_SETTINGS
 
 
-SCRIPT = REPOSITORY / "scripts" / "ablation.py"
-SETTINGS = [*SETTINGS, "tasks=[semseg, depth]", "model.task_loss_weights={semseg: 3, depth: 5}", "max_steps=2"]
+QUICKSTART = find_recipe("quickstart")
+SETTINGS = [*TINY_SETTINGS, "tasks=[semseg, depth]", "model.task_loss_weights={semseg: 3, depth: 5}", "max_steps=2"]
 
 
-@pytest.fixture(scope="module")
-def script():
-    spec = importlib.util.spec_from_file_location("ablation_script", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def parse(*arguments):
+    return command.parse_arguments([str(argument) for argument in arguments])
 
 
-def parse(script, monkeypatch, *arguments):
-    monkeypatch.setattr(sys, "argv", [str(SCRIPT), *map(str, arguments)])
-    return script.parse_arguments()
-
-
-def test_settings_may_follow_any_option(script, monkeypatch, tmp_path):
+def test_settings_may_follow_any_option(tmp_path):
     written = ["--config", QUICKSTART, "a=1", "--output", tmp_path, "b=2", "--seeds", "0", "3", "c=4"]
-    arguments = parse(script, monkeypatch, "table2", *written)
+    arguments = parse("table2", *written)
     assert sorted(arguments.overrides) == ["a=1", "b=2", "c=4"]
-    assert (arguments.config, arguments.seeds) == ([QUICKSTART], ["0", "3"])
+    assert (arguments.config, arguments.seeds) == ([str(QUICKSTART)], ["0", "3"])
 
 
 @pytest.mark.parametrize(
@@ -47,41 +40,59 @@ def test_settings_may_follow_any_option(script, monkeypatch, tmp_path):
     ],
     ids=str,
 )
-def test_a_command_line_that_makes_no_sense_is_explained(script, monkeypatch, tmp_path, capsys, written, words):
+def test_a_command_line_that_makes_no_sense_is_explained(tmp_path, capsys, written, words):
     with pytest.raises(SystemExit):
-        parse(script, monkeypatch, written[0], "--output", tmp_path, "--config", QUICKSTART, *written[1:])
+        parse(written[0], "--output", tmp_path, "--config", QUICKSTART, *written[1:])
     assert words in capsys.readouterr().err
 
 
-def test_every_encoder_of_table_3_has_a_folder(script, monkeypatch, tmp_path):
-    configs = [REPOSITORY / "scripts" / "configs" / f"{name}_nyud_v2.yaml" for name in ("swin_tiny", "vit_base")]
-    arguments = parse(script, monkeypatch, "table3", "--config", *configs, "--output", tmp_path, "data_dir=somewhere")
-    ablations = script.build_ablations(arguments)
+def test_every_encoder_of_table_3_has_a_folder(tmp_path):
+    configs = [RECIPES_DIR / f"{name}_nyud_v2.yaml" for name in ("swin_tiny", "vit_base")]
+    arguments = parse("table3", "--config", *configs, "--output", tmp_path, "data_dir=somewhere")
+    arguments.config = configs
+    ablations = command.build_ablations(arguments)
     assert [ablation.output for ablation in ablations] == [
         tmp_path / "swin_tiny_nyud_v2",
         tmp_path / "vit_base_nyud_v2",
     ]
-    assert [run.folder.name for run in ablations[1].plan(script.TABLE_3.values())] == ["mtl", "sem"]
-    script.build_ablations(arguments)  # the same command again
+    assert [run.folder.name for run in ablations[1].plan(command.TABLE_3.values())] == ["mtl", "sem"]
+    command.build_ablations(arguments)  # the same command again
 
 
-def test_figure_7_says_at_once_that_scikit_learn_is_missing(script, monkeypatch, tmp_path):
-    arguments = parse(script, monkeypatch, "fig7", "--config", QUICKSTART, "--output", tmp_path / "ablation")
-    monkeypatch.setattr(script, "find_spec", lambda name: None)
-    monkeypatch.setattr(script, "launch", lambda *_: pytest.fail("a training starts"))
-    with pytest.raises(ValueError, match=r"scikit-learn.* pip install 'transformers-sem\[analysis\]'"):
-        script.fig7(arguments, *script.build_ablations(arguments))
+def test_figure_7_says_at_once_that_scikit_learn_is_missing(monkeypatch, tmp_path):
+    arguments = parse("fig7", "--config", QUICKSTART, "--output", tmp_path / "ablation")
+    arguments.config = [QUICKSTART]
+    monkeypatch.setattr(command, "find_spec", lambda name: None)
+    monkeypatch.setattr(command, "launch", lambda *_: pytest.fail("a training starts"))
+    with pytest.raises(ValueError, match=r"scikit-learn.* pip install 'transformers-sem\[train\]'"):
+        command.fig7(arguments, *command.build_ablations(arguments))
 
 
 def ablate(what, folder, *arguments):
-    command = [sys.executable, SCRIPT, what, "--config", QUICKSTART, "--output", folder, *SETTINGS, *arguments]
-    environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": str(folder.parent / "datasets")}
+    command = [
+        sys.executable,
+        "-m",
+        "transformers_sem",
+        "ablation",
+        what,
+        "--config",
+        "quickstart",
+        "--output",
+        folder,
+        *SETTINGS,
+        *arguments,
+    ]
+    environment = os.environ | {
+        "PYTHONPATH": str(REPOSITORY / "src"),
+        "HF_HUB_OFFLINE": "1",
+        "HF_DATASETS_CACHE": str(folder.parent / "datasets"),
+    }
     return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=900, check=False)
 
 
 @pytest.mark.slow
 def test_table_2_and_the_figures_that_its_models_give(tmp_path):
-    pytest.importorskip("sklearn", reason="the extra `analysis` is not installed")
+    pytest.importorskip("sklearn", reason="the extra `train` is not installed")
     folder = tmp_path / "ablation"
     result = ablate("table2", folder, "--seeds", "0")
     assert result.returncode == 0, result.stderr
