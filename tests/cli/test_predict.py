@@ -209,6 +209,4 @@ def test_predicting_without_a_photo_or_a_model(trained, tmp_path, missing):
 
 def test_predicting_an_empty_folder(trained, tmp_path):
     (tmp_path / "empty").mkdir()
-    assert "no picture" in error_line(
-        run("predict", *predict_arguments(trained, tmp_path / "empty", tmp_path / "out"))
-    )
+    assert "no image" in error_line(run("predict", *predict_arguments(trained, tmp_path / "empty", tmp_path / "out")))

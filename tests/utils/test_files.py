@@ -16,7 +16,7 @@ from transformers_sem import TASKS, SEMForMultiTaskDensePrediction, SEMImageProc
 from transformers_sem.evaluation.evaluator import save_image_scores
 from transformers_sem.evaluation.map_files import save_maps
 from transformers_sem.utils import files as reporting
-from transformers_sem.utils.environment import environment, git_commit, save_report
+from transformers_sem.utils.environment import environment, git_commit, save_report, typed_command
 from transformers_sem.utils.files import save_trained
 from transformers_sem.visualization.panels import Prediction, save_panel
 
@@ -70,7 +70,7 @@ def write_arrays(folder, seed):
 
 
 def write_panel(folder, seed):
-    image = np.random.default_rng(seed).integers(0, 256, (*SIZE, 3), dtype=np.uint8)
+    image = torch.randint(256, (3, *SIZE), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
     save_panel(folder / "predictions.png", [Prediction(image, random_maps(seed))])
 
 
@@ -144,14 +144,25 @@ def test_a_model_is_saved_whole_and_over_an_unfinished_one(tmp_path):
 # What is in them
 
 
-def test_a_report_says_what_and_how(tmp_path, monkeypatch):
-    monkeypatch.setattr("sys.argv", ["scripts/evaluate.py", "--model", "my run"])
+def test_a_report_holds_scores_command_and_environment(tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["/opt/bin/transformers-sem", "evaluate", "--model", "my run"])
     save_report(tmp_path / "evaluation.json", scores={"depth/rmse": 0.1 + 0.2}, num_images=3, seed=None)
     report = json.loads((tmp_path / "evaluation.json").read_text())
     assert report["scores"] == {"depth/rmse": 0.1 + 0.2}
     assert (report["num_images"], report["seed"]) == (3, None)
-    assert report["command"] == "python scripts/evaluate.py --model 'my run'"
+    assert report["command"] == "transformers-sem evaluate --model 'my run'"
     assert report["environment"] == environment()
+
+
+def test_the_command_of_a_report_can_be_typed_again():
+    expected = {
+        "/opt/bin/transformers-sem": "transformers-sem train",
+        "/lib/transformers_sem/__main__.py": "transformers-sem train",
+        "scripts/prepare_nyud_v2.py": "python scripts/prepare_nyud_v2.py train",
+    }
+    assert {path: typed_command([path, "train"]) for path in expected} == expected
+    module = "/lib/transformers_sem/cli/evaluate_boundaries.py"
+    assert typed_command([module, "--ids", "a b"]) == "transformers-sem evaluate-boundaries --ids 'a b'"
 
 
 def test_the_environment_has_commit_versions_and_hardware():
@@ -211,7 +222,7 @@ def test_a_panel_shows_the_first_images_only(tmp_path):
 
     def predictions():
         for seed in images:
-            yield Prediction(np.zeros((*SIZE, 3), np.uint8), random_maps(seed))
+            yield Prediction(torch.zeros(3, *SIZE, dtype=torch.uint8), random_maps(seed))
 
     save_panel(tmp_path / "predictions.png", predictions(), num_images=2)
     assert next(images) == 2

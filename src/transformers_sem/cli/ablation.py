@@ -47,7 +47,7 @@ from ..modeling_sem import SEMForMultiTaskDensePrediction
 from ..task_kinds import CLASS_IDS
 from ..tasks import get_task
 from ..utils.errors import plain_errors
-from ..visualization.panels import comparison_panel, save_picture
+from ..visualization.panels import comparison_panel, save_image
 from .arguments import command_parser, find_recipe
 
 
@@ -161,7 +161,7 @@ def fig5(arguments: argparse.Namespace, ablation: Ablation) -> None:
         name: list(predict_rows(*both, rows.select(spread), batch_size=1)) for name, both in compared.items()
     }
     path = arguments.output / "fig5.png"
-    save_picture(path, comparison_panel(predictions))
+    save_image(path, comparison_panel(predictions))
     print(f"Written: {path}.")
 
 

@@ -24,10 +24,10 @@ from accelerate import Accelerator, InitProcessGroupKwargs
 
 from ..evaluation.evaluator import hash_model
 from ..image_processing_sem import SEMImageProcessor
-from ..inference.inputs import find_sources
-from ..inference.outputs import Results
-from ..inference.predictor import Predictor, parse_looks
-from ..inference.runner import PredictionRun
+from ..inference.inputs import find_inputs
+from ..inference.outputs import OutputFolder
+from ..inference.predictor import Predictor, parse_augmentations
+from ..inference.runner import PredictionRunner
 from ..modeling_sem import SEMForMultiTaskDensePrediction
 from ..utils.arguments import positive_integer
 from ..utils.errors import plain_errors
@@ -62,7 +62,7 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def build_run(arguments: argparse.Namespace) -> PredictionRun:
+def build_run(arguments: argparse.Namespace) -> PredictionRunner:
     """Loads the model and returns the run that the command line describes."""
     accelerator = Accelerator(
         cpu=not torch.accelerator.is_available(),  # or ranks on CPUs would not find each other
@@ -74,7 +74,7 @@ def build_run(arguments: argparse.Namespace) -> PredictionRun:
         )
     model = SEMForMultiTaskDensePrediction.from_pretrained(arguments.model, dtype=getattr(torch, arguments.dtype))
     image_processor = SEMImageProcessor.from_pretrained(arguments.model)
-    flip, scales = parse_looks(arguments.tta)
+    flip, scales = parse_augmentations(arguments.tta)
     settings = {
         "dtype": arguments.dtype,
         "tile": arguments.tile,
@@ -86,7 +86,7 @@ def build_run(arguments: argparse.Namespace) -> PredictionRun:
     }
     digest = hash_model(model, image_processor)
     digest.update(repr(settings).encode())
-    return PredictionRun(
+    return PredictionRunner(
         Predictor(
             model=model.to(accelerator.device).eval(),
             image_processor=image_processor,
@@ -96,7 +96,7 @@ def build_run(arguments: argparse.Namespace) -> PredictionRun:
             scales=scales,
             folder=arguments.output,
         ),
-        Results(
+        OutputFolder(
             arguments.output, {"model": arguments.model, **settings}, digest.hexdigest(), model.config.task_id2label
         ),
         accelerator,
@@ -106,13 +106,13 @@ def build_run(arguments: argparse.Namespace) -> PredictionRun:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Finds the sources, predicts them, and lists those that cannot be read."""
+    """Finds the inputs, predicts them, and lists those that cannot be read."""
     parsed = build_parser().parse_args(arguments)
     with plain_errors():
-        sources = find_sources(parsed.input, parsed.output)
+        items = find_inputs(parsed.input, parsed.output)
         run = build_run(parsed)
         parsed.output.mkdir(parents=True, exist_ok=True)
-        summary = run.run(sources)
+        summary = run.run(items)
     run.accelerator.print(f"Results are in {parsed.output}/.")
     run.accelerator.print(summary, file=sys.stderr if summary.failures else sys.stdout)
     run.accelerator.end_training()

@@ -69,7 +69,7 @@ def predict_rows(
         samples = [row_to_tensors(rows[index], tasks) for index in range(start, min(start + batch_size, len(rows)))]
         maps = predict(model, image_processor, [image.as_subclass(Tensor) for image, _ in samples])
         for (image, labels), image_maps in zip(samples, maps, strict=True):
-            yield Prediction(image.permute(1, 2, 0).numpy(), image_maps, labels)
+            yield Prediction(image.as_subclass(Tensor), image_maps, labels)
 
 
 def hash_model(model: SEMForMultiTaskDensePrediction, image_processor: SEMImageProcessor) -> "hashlib._Hash":
@@ -185,7 +185,7 @@ class Evaluation:
     def _start(self, index: int, prediction: Prediction, pool: Executor) -> dict[str, dict[str, dict | Future]]:
         row = self.rows.select_columns(self.protocol_columns)[index] if self.protocol_columns else {}
         references = self.benchmark.references(row, prediction.labels)
-        maps = {MODEL: prediction.maps, CONSTANT: self.constant.predict(prediction.image.shape[:2])}
+        maps = {MODEL: prediction.maps, CONSTANT: self.constant.predict(prediction.image.shape[-2:])}
         return {
             owner: {
                 task: metric.start(task, maps[owner][task], references[task], pool)

@@ -12,7 +12,7 @@ from ..configuration_sem import SEMConfig
 from ..evaluation.metrics import METRICS
 from ..tasks import get_task
 from ..utils.files import atomic_write
-from ..visualization.panels import save_picture
+from ..visualization.panels import save_image
 
 
 TEMPLATE = Path(__file__).with_name("model_card.md.jinja")
@@ -69,7 +69,7 @@ def add_checkpoint(run_dir: Path, cards_dir: Path) -> None:
             shutil.copyfile(run_dir / name, unfinished)
     if (run_dir / PREDICTIONS_NAME).is_file():
         with Image.open(run_dir / PREDICTIONS_NAME) as image:
-            save_picture(folder / PREDICTIONS_NAME, image.convert("RGB").quantize())  # a fifth of the bytes, for git
+            save_image(folder / PREDICTIONS_NAME, image.convert("RGB").quantize())  # a fifth of the bytes, for git
 
 
 # ----------------------------------------------------------------------------------------------------------------------
