@@ -154,11 +154,11 @@ def test_weights_are_free_only_if_data_and_start_are(data_license, settings, lic
     assert text in " ".join(card.text.split())
 
 
-def test_a_task_of_ones_own_is_described(monkeypatch):
+def test_a_user_task_is_described(monkeypatch):
     monkeypatch.setattr("transformers_sem.tasks.TASKS", dict(TASKS))
-    register_task(replace(TASKS["depth"], name="height", title="", prediction="", hub_task="other"))
+    register_task(replace(TASKS["depth"], name="height", title="height", hub_task="other"))
     card = make_card(tiny_config(task_num_labels={"height": 1}), "tiny", model_id="me/tiny")
-    assert table(card.text, "task | map") == [["height", "`height`", "metres >= 0, NaN invalid"]]
+    assert table(card.text, "task | map") == [["height", "`height`", "metres >= 0"]]
     assert "other" not in card.data.tags
 
 

@@ -1,14 +1,14 @@
 """Measure the speed and the cost of SEM.
 
     transformers-sem benchmark cost [--config vit_large_nyud_v2]
-    transformers-sem benchmark boundary
+    transformers-sem benchmark boundaries
     transformers-sem benchmark metrics [--config swin_tiny_nyud_v2]
     transformers-sem benchmark data [--config vit_base_nyud_v2]
     transformers-sem benchmark train [--config swin_tiny_nyud_v2] [key=value ...]
 
 `cost` counts parameters and multiply-accumulates for one image, of the encoder and of the whole model. Attention is counted in
 the same way in both. The model is built without weights, so this needs little memory.
-`boundary` times the boundary measure on random images of 480 x 640, by stage, in one process and in two.
+`boundaries` times the boundary measure on random images of 480 x 640, by stage, in one process and in two.
 `metrics` times all other metrics of one image against the forward pass of a model with random weights, on the CPU.
 `data` times the training loader over prepared NYU-Depth v2 against the same loader over the original files, on rendered images,
 and compares its rate with the rate that training on a GPU needs.
@@ -24,13 +24,13 @@ from ...utils.errors import plain_errors
 from ..arguments import command_parser, find_recipe
 from .cost import measure_cost
 from .loading import measure_loading
-from .metrics import measure_boundary, measure_metrics
+from .metrics import measure_boundaries, measure_metrics
 from .training_step import measure_training_step
 
 
 MEASUREMENTS = {  # {measurement: (function, recipe)}
     "cost": (measure_cost, "vit_large_nyud_v2"),
-    "boundary": (measure_boundary, "vit_large_nyud_v2"),
+    "boundaries": (measure_boundaries, "vit_large_nyud_v2"),
     "metrics": (measure_metrics, "swin_tiny_nyud_v2"),
     "data": (measure_loading, "vit_base_nyud_v2"),
     "train": (measure_training_step, "swin_tiny_nyud_v2"),

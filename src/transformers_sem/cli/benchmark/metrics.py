@@ -44,7 +44,7 @@ def time_pool(num_processes: int, images: list) -> tuple[float, float]:
         return taken, max(pool.map(peak_megabytes, range(8 * num_processes)))
 
 
-def measure_boundary(_: TrainingConfig) -> None:
+def measure_boundaries(_: TrainingConfig) -> None:
     """Prints seconds per image, in total and by stage, and the gain from a second process."""
     images = [random_image(seed) for seed in tqdm(range(NUM_IMAGES), desc="images")]
     totals, stages = [], []
