@@ -16,10 +16,9 @@ import torch
 from accelerate import Accelerator
 
 from ..data.benchmarks import get_benchmark
-from ..evaluation.evaluator import evaluate_and_report
+from ..evaluation.evaluator import EvaluationConfig, evaluate_and_report
 from ..image_processing_sem import SEMImageProcessor
 from ..modeling_sem import SEMForMultiTaskDensePrediction
-from ..training.config import SETTINGS_NAME, TrainingConfig
 from ..utils.arguments import json_path, positive_integer
 from ..utils.environment import starting_commit
 from ..utils.errors import plain_errors
@@ -60,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     starting_commit()  # before files change
     accelerator = Accelerator(cpu=not torch.accelerator.is_available())  # or ranks on CPUs would not find each other
     with plain_errors():
-        config = TrainingConfig.load_if_there(Path(parsed.model) / SETTINGS_NAME, parsed.overrides)
+        config = EvaluationConfig.load(parsed.model, parsed.overrides)
         model = SEMForMultiTaskDensePrediction.from_pretrained(parsed.model)
         image_processor = SEMImageProcessor.from_pretrained(parsed.model)
         with accelerator.main_process_first():

@@ -52,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parsed = build_parser().parse_args(arguments)
     with plain_errors():
         pairs = pair_files(parsed.predictions, parsed.labels, read_ids(parsed.ids))
-        counts_path = parsed.output.with_suffix(".sqlite")
+        counts_path = parsed.output.with_name(f"{parsed.output.stem}_counts")
         counts = count_boundaries(pairs, parsed.max_distance, counts_path, parsed.processes)
         scores = boundary_scores(list(counts.values()))
         save_report(parsed.output, scores=scores, num_images=len(counts), max_distance=parsed.max_distance)

@@ -26,7 +26,7 @@ from tqdm.auto import tqdm
 from ..configuration_sem import SEMConfig
 from ..data.benchmarks import Benchmark, get_benchmark
 from ..data.transforms import TrainingAugmentation, TransformedDataset
-from ..evaluation.evaluator import evaluate_and_report, predict_rows
+from ..evaluation.evaluator import TRAINING_NAME, EvaluationConfig, evaluate_and_report, predict_rows
 from ..image_processing_sem import SEMImageProcessor
 from ..modeling_sem import SEMForMultiTaskDensePrediction
 from ..training.accelerator import build_accelerator, start_trackers
@@ -43,7 +43,7 @@ from ..training.plan import format_plan, measure_step
 from ..training.run import TrainingRun, failure_reported
 from ..training.signals import StopRequest
 from ..training.snapshots import SNAPSHOTS_NAME, Snapshots
-from ..utils.environment import TRAINING_NAME, save_report, starting_commit
+from ..utils.environment import save_report, starting_commit
 from ..utils.errors import plain_errors
 from ..utils.files import save_trained
 from ..visualization.panels import save_panel
@@ -197,7 +197,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     model = SEMForMultiTaskDensePrediction.from_pretrained(output_dir, local_files_only=True)
     report_path = output_dir / "evaluation.json"
     with plain_errors():
-        report = evaluate_and_report(config, accelerator, model, image_processor, rows, report_path)
+        report = evaluate_and_report(
+            EvaluationConfig.load(output_dir), accelerator, model, image_processor, rows, report_path
+        )
     accelerator.print(report)
     if accelerator.is_main_process:
         panel_path = output_dir / "predictions.png"

@@ -15,7 +15,6 @@ import torch
 from .files import atomic_write
 
 
-TRAINING_NAME = "training.json"
 PROGRAM = "transformers-sem"
 
 
@@ -36,12 +35,6 @@ def typed_command(arguments: Sequence[str]) -> str:
     else:
         start = ["python", arguments[0]]
     return shlex.join([*start, *arguments[1:]])
-
-
-def read_training(folder: str | Path) -> dict | None:
-    """Returns the report of the training that wrote the weights in a folder; `None` where there is none."""
-    path = Path(folder) / TRAINING_NAME
-    return json.loads(path.read_text()) if path.is_file() else None
 
 
 def environment() -> dict[str, str | None]:
