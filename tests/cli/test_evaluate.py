@@ -1,12 +1,10 @@
 """The command `evaluate`, alone and on two ranks, interrupted and resumed."""
 
-import contextlib
 import json
 import os
 import shlex
 import shutil
 import signal
-import sqlite3
 import subprocess
 import sys
 import time
@@ -20,7 +18,7 @@ from PIL import Image
 from transformers_sem.data.scenes import render_scene, split_seeds
 from transformers_sem.evaluation.boundary import boundary_scores
 from transformers_sem.evaluation.boundary_files import count_boundaries, pair_files
-from transformers_sem.evaluation.statistics_file import StatisticsFile
+from transformers_sem.evaluation.statistics_folder import StatisticsFolder
 from transformers_sem.evaluation.sums import MetricSums, scores_of
 from transformers_sem.tasks import to_label
 
@@ -119,7 +117,7 @@ def test_boundaries_of_saved_predictions_score_the_same_from_disk(evaluated, tmp
     for index, labels in enumerate(validation_labels()):
         save_image(tmp_path / "labels" / f"{index}.png", (labels["boundary"].numpy() * 255).astype(np.uint8))
     pairs = pair_files(evaluated / "maps" / "boundary", tmp_path / "labels")
-    counts = count_boundaries(pairs, 0.011, tmp_path / "counts.sqlite")
+    counts = count_boundaries(pairs, 0.011, tmp_path / "counts")
     table = read_table(evaluated / "scores.parquet")
     assert {row["id"]: row["boundary/odsf"] for row in table} == {
         name: boundary_scores(image_counts[None])["ods"] for name, image_counts in counts.items()
@@ -129,17 +127,16 @@ def test_boundaries_of_saved_predictions_score_the_same_from_disk(evaluated, tmp
 
 
 def test_evaluating_some_images_beside_what_another_model_left(trained, tmp_path):
-    output, left = tmp_path / "some.json", tmp_path / "unfinished_some" / "rank0.sqlite"
-    with StatisticsFile(left, "another model") as file:
-        file.add("0", {"model/depth/num_valid": np.array(7)})
+    output, left = tmp_path / "some.json", tmp_path / "unfinished_some"
+    StatisticsFolder(left, "another model").add("0", {"model/depth/num_valid": np.array(7)})
     result = run("evaluate", "--model", trained, "--output", output, "num_evaluation_images=2")
-    assert "started anew" in result.errors
+    assert "are of another model or other settings; they are removed" in result.errors
     scores, _, num_images = read_report(output)
     assert num_images == 2
     assert set(scores) == set(read_report(trained / "evaluation.json")[0])
     assert scores != read_report(trained / "evaluation.json")[0]
     assert read_table(output.with_suffix(".parquet")) == read_table(trained / "evaluation.parquet")[:2]
-    assert not left.parent.exists()
+    assert not left.exists()
 
 
 def copy_model(trained, folder):
@@ -197,13 +194,9 @@ def evaluated_many(trained, tmp_path_factory):
     return path
 
 
-def finished_images(path, options="immutable=1"):
-    """Names of the images that an evaluation has finished, by default of one that is running and has locked the file."""
-    try:
-        with contextlib.closing(sqlite3.connect(f"file:{path}?{options}", uri=True)) as connection:
-            return [name for (name,) in connection.execute("SELECT name FROM images")]
-    except sqlite3.DatabaseError:  # not there yet, or half written
-        return []
+def finished_images(folder):
+    """Names of the images that an evaluation has finished."""
+    return [path.stem for path in folder.glob("*/[0-9]*.npz")]
 
 
 def wait_for_two_images(path, pid):
@@ -225,21 +218,21 @@ def kill_evaluation(process, path):
 
 def assert_goes_on(arguments, output, expected):
     """The command that was interrupted, given again, does what was left, and nothing can be told from its results."""
-    kept = output.parent / f"unfinished_{output.stem}" / "rank0.sqlite"
+    kept = output.parent / f"unfinished_{output.stem}"
     assert not output.exists()
-    num_finished = len(finished_images(kept, "mode=rw"))
+    num_finished = len(finished_images(kept))
     assert 0 < num_finished < NUM_MANY
     result = run("evaluate", *arguments)
     assert result.code == 0, result.errors
     assert f"/{NUM_MANY - num_finished} [" in result.errors  # of the progress bar
     assert read_report(output) == read_report(expected)
     assert read_table(output.with_suffix(".parquet")) == read_table(expected.with_suffix(".parquet"))
-    assert not kept.parent.exists()
+    assert not kept.exists()
 
 
 @pytest.mark.slow
 def test_a_killed_evaluation_goes_on(trained, evaluated_many, tmp_path):
-    output, kept = tmp_path / "scores.json", tmp_path / "unfinished_scores" / "rank0.sqlite"
+    output, kept = tmp_path / "scores.json", tmp_path / "unfinished_scores"
     arguments = ["--model", trained, "--output", output, *MANY_IMAGES]
     stop(kill_evaluation(start("evaluate", arguments, tmp_path / "printed"), kept))
     assert_goes_on(arguments, output, evaluated_many)
@@ -248,7 +241,7 @@ def test_a_killed_evaluation_goes_on(trained, evaluated_many, tmp_path):
 @pytest.mark.slow
 def test_an_evaluation_that_was_stopped_by_hand_goes_on(trained, evaluated_many, tmp_path):
     """In an interpreter of its own: how it waits for threads and workers at its end belongs to the test."""
-    output, kept = tmp_path / "scores.json", tmp_path / "unfinished_scores" / "rank0.sqlite"
+    output, kept = tmp_path / "scores.json", tmp_path / "unfinished_scores"
     arguments = ["--model", trained, "--output", output, *MANY_IMAGES]
     command = [str(part) for part in (sys.executable, "-m", "transformers_sem", "evaluate", *arguments)]
     process = subprocess.Popen(command, start_new_session=True)
@@ -320,7 +313,7 @@ def test_torchrun_scores_as_one(trained, evaluated_three, tmp_path):
 def test_a_killed_evaluation_leaves_no_process_behind(trained, tmp_path):
     arguments = ["--model", trained, "--output", tmp_path / "scores.json", *MANY_IMAGES]
     process = start("evaluate", arguments, tmp_path / "printed")
-    workers = kill_evaluation(process, tmp_path / "unfinished_scores" / "rank0.sqlite")
+    workers = kill_evaluation(process, tmp_path / "unfinished_scores")
     deadline = time.monotonic() + 150
     while (alive := [worker for worker in workers if is_alive(worker)]) and time.monotonic() < deadline:
         time.sleep(0.1)
