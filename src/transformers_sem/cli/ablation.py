@@ -1,0 +1,80 @@
+"""Train and compare the models of the paper's ablations.
+
+    transformers-sem ablation table2 --config FILE --output FOLDER --seeds 0 1 [key=value ...]
+    transformers-sem ablation table3 --config FILE FILE ... --output FOLDER [--seeds ...] [key=value ...]
+    transformers-sem ablation fig5 | fig6 | fig7 --config FILE --output FOLDER [--seeds ...] [key=value ...]
+
+`table2` trains single-task models (STL), MTL, the baseline, the baseline with either module, and SEM.
+`table3` trains MTL and SEM with every configuration, one for each encoder.
+`fig6` trains SEM's modules with 1 to 4 encoder stages (ES), 0 to 4 decoder stages (DS), and 1 to 7 EM iterations (R).
+`fig5` draws predictions of SEM and of the baseline for some validation images, next to the labels.
+`fig7` draws the features of SEM and of the baseline by t-SNE (`pip install 'transformers-sem[train]'`).
+
+All models of one call have the same configuration, seeds and number of steps. Tables are written as .md, .csv and .json, and
+updated after each training; figures are written as .png.
+
+Every training is the command `train` under `accelerate launch`, in a folder of --output. A command
+skips finished trainings there and resumes interrupted ones, whichever command started them. More seeds can be added.
+"""
+
+import argparse
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..ablation.studies import STUDIES, build_study
+from ..utils.errors import plain_errors
+from .arguments import command_parser, find_recipe
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Returns the parser of the command."""
+    parser = command_parser("ablation", __doc__)
+    parser.add_argument("what", choices=STUDIES)
+    parser.add_argument("--config", nargs="+", required=True, metavar="FILE", help="settings of all trainings")
+    parser.add_argument("--output", type=Path, required=True, help="folder of all trainings, tables and figures")
+    parser.add_argument("--seeds", nargs="+", default=["0"], help="train each model with each (default: 0)")
+    parser.add_argument(
+        "--accelerate-config", type=Path, metavar="FILE", help="for `accelerate launch`: devices, engine"
+    )
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings, for example max_steps=100")
+    return parser
+
+
+def parse_arguments(command_line: Sequence[str] | None) -> argparse.Namespace:
+    """Parses the command line and separates files, seeds and settings."""
+    parser = build_parser()
+    arguments = parser.parse_intermixed_args(command_line)
+    # argparse assigns everything after an option to it
+    arguments.overrides += [text for text in (*arguments.config, *arguments.seeds) if "=" in text]
+    arguments.config = [text for text in arguments.config if "=" not in text]
+    arguments.seeds = [text for text in arguments.seeds if "=" not in text]
+    if not arguments.seeds or not all(text.isdecimal() for text in arguments.seeds):
+        parser.error(f"--seeds are whole numbers from 0; got {' '.join(arguments.seeds)}")
+    if arguments.what != "table3" and len(arguments.config) != 1:
+        parser.error(f"--config is one file for {arguments.what}, and several for table3; got {len(arguments.config)}")
+    return arguments
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Parses the command line, trains what is missing, and writes tables and figures."""
+    parsed = parse_arguments(arguments)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # like Ctrl-C: the training saves
+    with plain_errors():
+        try:
+            study = build_study(
+                parsed.what,
+                [find_recipe(name) for name in parsed.config],
+                parsed.output,
+                [int(seed) for seed in parsed.seeds],
+                parsed.overrides,
+                parsed.accelerate_config,
+            )
+            study.run()
+        except KeyboardInterrupt:
+            sys.exit("Interrupted. The same command resumes where this one stopped.")
+
+
+if __name__ == "__main__":
+    main()
