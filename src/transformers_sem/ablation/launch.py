@@ -24,7 +24,6 @@ def launch_training(run: Run, accelerate_config: Path | None = None) -> None:
     Raises:
         ValueError: If the training fails.
     """
-    print(f"training {run}/", flush=True)
     launcher = [sys.executable, "-m", "accelerate.commands.launch"]
     if accelerate_config:
         launcher += ["--config_file", str(accelerate_config)]

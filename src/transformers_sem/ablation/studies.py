@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import datasets
@@ -43,12 +44,14 @@ class Study:
         output (`Path`): Folder of all trainings, tables and figures.
         ablations (`tuple[Ablation, ...]`): One for each configuration; only Table 3 takes several.
         accelerate_config (`Path`, *optional*): Configuration of `accelerate launch`.
+        write_line (`Callable[[str], None]`): Gets the messages for the terminal.
     """
 
     name: str
     output: Path
     ablations: tuple[Ablation, ...]
     accelerate_config: Path | None = None
+    write_line: Callable[[str], None] = partial(print, flush=True)
 
     @property
     def ablation(self) -> Ablation:
@@ -65,8 +68,13 @@ class Study:
     def train(self, runs: list[Run], report: Callable[[], None] = lambda: None) -> None:
         """Trains the runs that are not finished, and calls `report` before the first and after each."""
         num_finished = sum(run.is_finished for run in runs)
-        print(f"{len(runs)} trainings, {num_finished} of them finished; output: {self.output}/", flush=True)
-        train_missing(runs, lambda run: launch_training(run, self.accelerate_config), report)
+        self.write_line(f"{len(runs)} trainings, {num_finished} of them finished; output: {self.output}/")
+
+        def train_one(run: Run) -> None:
+            self.write_line(f"training {run}/")
+            launch_training(run, self.accelerate_config)
+
+        train_missing(runs, train_one, report)
 
 
 def build_study(
@@ -112,8 +120,8 @@ def write_table(
         draw(described)
 
     study.train(runs, write)
-    print(stem.with_suffix(".md").read_text(encoding="utf-8"))
-    print(f"Written: {stem}.md, .csv and .json.")
+    study.write_line(stem.with_suffix(".md").read_text(encoding="utf-8"))
+    study.write_line(f"Written: {stem}.md, .csv and .json.")
 
 
 def table2(study: Study) -> None:
@@ -146,7 +154,7 @@ def fig6(study: Study) -> None:
         save_figure(plot_settings(panels), path)
 
     write_table(study, rows, "Figure 6: settings of the modules", draw)
-    print(f"Written: {path}.")
+    study.write_line(f"Written: {path}.")
 
 
 def load_compared(study: Study) -> dict[str, tuple[SEMForMultiTaskDensePrediction, SEMImageProcessor]]:
@@ -180,7 +188,7 @@ def fig5(study: Study) -> None:
     }
     path = study.output / "fig5.png"
     save_image(path, comparison_panel(predictions))
-    print(f"Written: {path}.")
+    study.write_line(f"Written: {path}.")
 
 
 def fig7(study: Study) -> None:
@@ -195,7 +203,7 @@ def fig7(study: Study) -> None:
     features = {name: collect_features(*both, rows, task) for name, both in compared.items()}
     path = study.output / "fig7.png"
     save_figure(plot_features(features, compared["SEM"][0].config.task_id2label.get(task, {})), path)
-    print(f"Written: {path}.")
+    study.write_line(f"Written: {path}.")
 
 
 STUDIES = {function.__name__: function for function in (table2, table3, fig5, fig6, fig7)}

@@ -54,6 +54,10 @@ def plot_curves(history: list[dict]) -> "Figure":
         draw_line(axes, f"validation {key} {arrow}", points_of(scores, ["scores", key]))
     for axes in panels[2 + len(keys) :]:
         axes.remove()
+    for axes in panels[: 2 + len(keys)]:
+        axes.set_xlim(left=0)
+    handles, names = panels[0].get_legend_handles_labels()
+    figure.legend(handles, names, title="losses", loc="outside upper left", ncols=8, frameon=False)
     return figure
 
 
@@ -66,7 +70,6 @@ def draw_losses(axes: "Axes", entries: list[dict]) -> None:
         axes.plot(*split(points), label=name, marker="." if len(points) < 20 else None)
     if any(value > 0 for points in curves.values() for _, value in points):
         axes.set_yscale("log", nonpositive="mask")
-        axes.legend(fontsize="small", ncols=2)
 
 
 def draw_line(axes: "Axes", title: str, points: Points) -> None:
