@@ -46,7 +46,7 @@ from transformers_sem.evaluation.evaluator import predict_rows
 from transformers_sem.task_kinds import CLASS_IDS
 from transformers_sem.tasks import get_task
 from transformers_sem.utils.errors import plain_errors
-from transformers_sem.visualization.panels import comparison_panel, save_picture
+from transformers_sem.visualization.panels import comparison_panel, save_image
 
 
 TRAIN = Path(__file__).with_name("train.py")
@@ -158,7 +158,7 @@ def fig5(arguments: argparse.Namespace, ablation: Ablation) -> None:
         name: list(predict_rows(*both, rows.select(spread), batch_size=1)) for name, both in compared.items()
     }
     path = arguments.output / "fig5.png"
-    save_picture(path, comparison_panel(predictions))
+    save_image(path, comparison_panel(predictions))
     print(f"Written: {path}.")
 
 

@@ -18,8 +18,9 @@ from transformers_sem import SEMForMultiTaskDensePrediction, SEMImageProcessor
 from transformers_sem.data.benchmarks import get_benchmark
 from transformers_sem.evaluation.evaluator import evaluate_and_report
 from transformers_sem.training.config import SETTINGS_NAME, TrainingConfig
+from transformers_sem.utils.arguments import json_path, positive_integer
 from transformers_sem.utils.environment import starting_commit
-from transformers_sem.utils.errors import json_path, plain_errors, positive_integer
+from transformers_sem.utils.errors import plain_errors
 
 
 def parse_arguments() -> argparse.Namespace:

@@ -23,11 +23,12 @@ from accelerate import Accelerator, InitProcessGroupKwargs
 
 from transformers_sem import SEMForMultiTaskDensePrediction, SEMImageProcessor
 from transformers_sem.evaluation.evaluator import hash_model
-from transformers_sem.inference.inputs import find_sources
-from transformers_sem.inference.outputs import Results
-from transformers_sem.inference.predictor import Predictor, parse_looks
-from transformers_sem.inference.runner import PredictionRun
-from transformers_sem.utils.errors import plain_errors, positive_integer
+from transformers_sem.inference.inputs import find_inputs
+from transformers_sem.inference.outputs import OutputFolder
+from transformers_sem.inference.predictor import Predictor, parse_augmentations
+from transformers_sem.inference.runner import PredictionRunner
+from transformers_sem.utils.arguments import positive_integer
+from transformers_sem.utils.errors import plain_errors
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -55,7 +56,7 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def build_run(arguments: argparse.Namespace) -> PredictionRun:
+def build_run(arguments: argparse.Namespace) -> PredictionRunner:
     """Load the model and say how it is used."""
     accelerator = Accelerator(
         cpu=not torch.accelerator.is_available(),  # or ranks on CPUs would not find each other
@@ -67,7 +68,7 @@ def build_run(arguments: argparse.Namespace) -> PredictionRun:
         )
     model = SEMForMultiTaskDensePrediction.from_pretrained(arguments.model, dtype=getattr(torch, arguments.dtype))
     image_processor = SEMImageProcessor.from_pretrained(arguments.model)
-    flip, scales = parse_looks(arguments.tta)
+    flip, scales = parse_augmentations(arguments.tta)
     settings = {
         "dtype": arguments.dtype,
         "tile": arguments.tile,
@@ -79,7 +80,7 @@ def build_run(arguments: argparse.Namespace) -> PredictionRun:
     }
     digest = hash_model(model, image_processor)
     digest.update(repr(settings).encode())
-    return PredictionRun(
+    return PredictionRunner(
         Predictor(
             model=model.to(accelerator.device).eval(),
             image_processor=image_processor,
@@ -89,7 +90,7 @@ def build_run(arguments: argparse.Namespace) -> PredictionRun:
             scales=scales,
             folder=arguments.output,
         ),
-        Results(
+        OutputFolder(
             arguments.output, {"model": arguments.model, **settings}, digest.hexdigest(), model.config.task_id2label
         ),
         accelerator,
@@ -102,10 +103,10 @@ def main() -> None:
     """Find, predict, write, and say what could not be read."""
     arguments = parse_arguments()
     with plain_errors():
-        sources = find_sources(arguments.input, arguments.output)
+        items = find_inputs(arguments.input, arguments.output)
         run = build_run(arguments)
         arguments.output.mkdir(parents=True, exist_ok=True)
-        summary = run.run(sources)
+        summary = run.run(items)
     run.accelerator.print(f"Results are in {arguments.output}/.")
     run.accelerator.print(summary, file=sys.stderr if summary.failures else sys.stdout)
     run.accelerator.end_training()

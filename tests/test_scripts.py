@@ -1125,7 +1125,7 @@ def test_predicting_without_a_photo_or_a_model(trained, run_script, tmp_path, mi
 
 def test_predicting_an_empty_folder(trained, run_script, tmp_path):
     (tmp_path / "empty").mkdir()
-    assert "no picture" in error_line(
+    assert "no image" in error_line(
         run_script("predict.py", *predict_arguments(trained, tmp_path / "empty", tmp_path / "out"))
     )
 

@@ -514,7 +514,7 @@ def test_a_task_of_ones_own_from_training_to_picture(albedo, tmp_path):
     assert {key: scores[key] for key in scores if key.startswith("albedo")} == (
         pytest.approx(expected, rel=1e-4) if "albedo" in METRICS else {}
     )
-    panel = prediction_panel([Prediction(colors, maps, labels)])
+    panel = prediction_panel([Prediction(torch.from_numpy(colors).permute(2, 0, 1), maps, labels)])
     assert panel.width > 3 * 224
 
 

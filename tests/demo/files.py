@@ -1,6 +1,6 @@
-"""Files that people drop on a page: pictures of every kind, and what only looks like one.
+"""Files that users may upload: images of all modes and orientations, and files that are not images.
 
-The pictures are bright above and dark below, whatever their mode and orientation.
+The images are bright in the upper half and dark in the lower half.
 """
 
 from pathlib import Path
@@ -20,37 +20,37 @@ def upright() -> np.ndarray:
 
 def write_good_files(folder: Path) -> list[Path]:
     folder.mkdir()
-    photo = Image.fromarray(upright())
-    grey = photo.convert("L")
-    photo.save(folder / "rgb.jpg", quality=95)
-    photo.convert("CMYK").save(folder / "cmyk.jpg", quality=95)
+    image = Image.fromarray(upright())
+    gray = image.convert("L")
+    image.save(folder / "rgb.jpg", quality=95)
+    image.convert("CMYK").save(folder / "cmyk.jpg", quality=95)
     Image.fromarray(upright()[..., 0].astype(np.uint16) * 257).save(folder / "16_bit.png")
-    Image.merge("LA", [grey, Image.new("L", grey.size, 128)]).save(folder / "grey_alpha.png")
-    photo.convert("P").save(folder / "palette.png")
-    photo.convert("1").save(folder / "bilevel.png")
-    photo.save(folder / "animated.gif", save_all=True, append_images=[Image.new("RGB", photo.size)])
+    Image.merge("LA", [gray, Image.new("L", gray.size, 128)]).save(folder / "gray_alpha.png")
+    image.convert("P").save(folder / "palette.png")
+    image.convert("1").save(folder / "bilevel.png")
+    image.save(folder / "animated.gif", save_all=True, append_images=[Image.new("RGB", image.size)])
     for ending in ("jpg", "png", "tiff"):
         exif = Image.Exif()
-        exif[0x0112] = 6  # as a phone held upright writes it: the first row is the right side
-        photo.transpose(Image.Transpose.ROTATE_90).save(folder / f"turned.{ending}", exif=exif)
+        exif[0x0112] = 6  # the first row is the right side, as phones held upright write it
+        image.transpose(Image.Transpose.ROTATE_90).save(folder / f"turned.{ending}", exif=exif)
     return sorted(folder.iterdir())
 
 
 def write_bad_files(folder: Path) -> dict[Path, str]:
-    """`{file: a word of the message about it}`."""
+    """Returns `{file: a word of its error message}`."""
     folder.mkdir()
     whole = folder.with_name("whole.jpg")
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (HEIGHT, WIDTH, 3), dtype=np.uint8)).save(whole)
     contents = {
         "zero_bytes.jpg": (b"", "empty"),
-        "text.jpg": (b"This is no picture.\n", "not a picture"),
+        "text.jpg": (b"This is not an image.\n", "not an image"),
         "cut.jpg": (whole.read_bytes()[:900], "truncated"),
-        "postscript.jpg": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n", "not a picture"),
-        "drawing.svg": (b"<svg xmlns='http://www.w3.org/2000/svg'><script>alert(1)</script></svg>", "not a picture"),
+        "postscript.jpg": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n", "not an image"),
+        "drawing.svg": (b"<svg xmlns='http://www.w3.org/2000/svg'><script>alert(1)</script></svg>", "not an image"),
     }
     for name, (content, _) in contents.items():
         (folder / name).write_bytes(content)
     Image.fromarray(np.zeros((4, 4), dtype=np.float32)).save(folder / "depth.tiff")
     Image.new("1", (17_000, 16_000)).save(folder / "huge.png")
     words = {folder / name: word for name, (_, word) in contents.items()}
-    return words | {folder / "depth.tiff": "measurements", folder / "huge.png": "17,000 x 16,000"}
+    return words | {folder / "depth.tiff": "floating-point", folder / "huge.png": "17,000 x 16,000"}

@@ -1,4 +1,4 @@
-"""The page in a headless Chromium, and what its server refuses; they need the extra `browser` and Chromium."""
+"""The page in headless Chromium, and requests that its server rejects. Needs the extra `browser` and Chromium."""
 
 import json
 import os
@@ -49,7 +49,7 @@ def free_port():
 
 
 def start(command, port, folder, **environment):
-    """Starts a server, and waits until it answers."""
+    """Starts a server and waits until it responds."""
     with open(folder / "log.txt", "w") as log:
         process = subprocess.Popen(
             [sys.executable, *map(str, command)],
@@ -74,7 +74,7 @@ def model(tmp_path_factory):
     names = {task: dict(enumerate(classes)) for task, classes in CLASS_NAMES.items()}
     torch.manual_seed(0)
     network = SEMForMultiTaskDensePrediction(tiny_config(task_num_labels=num_labels, task_id2label=names))
-    network.heads["depth"][-1].bias.data.fill_(2.0)  # metres; a random model sees everything at the camera itself
+    network.heads["depth"][-1].bias.data.fill_(2.0)  # metres; without it a random model predicts depths near 0
     network.save_pretrained(folder)
     SEMImageProcessor(size={"height": 96, "width": 128}).save_pretrained(folder)
     return folder
@@ -82,7 +82,7 @@ def model(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory, repository, model):
-    """Port and folder of a running page."""
+    """Returns port and folder of a running page."""
     folder, port = tmp_path_factory.mktemp("served"), free_port()
     options = ["--model", model, "--port", port, "--max-upload-mb", MAX_UPLOAD_MB]
     process = start([repository / "scripts" / "demo.py", *options], port, folder)
@@ -100,7 +100,7 @@ def browser():
 
 @pytest.fixture
 def visit(browser, served):
-    """Opens the page; at the end nothing was wrong in any console, and no other host was asked for anything."""
+    """Opens the page. At the end it asserts that no console had errors and no other host was requested."""
     contexts, wrong = [], []
 
     def is_foreign(url):
@@ -114,7 +114,7 @@ def visit(browser, served):
         page.on("pageerror", lambda error: wrong.append(str(error)))
         page.on("request", lambda request: wrong.append(request.url) if is_foreign(request.url) else None)
         page.goto(f"http://127.0.0.1:{served[0]}")
-        page.wait_for_selector("#photo input[type=file]", state="attached")
+        page.wait_for_selector("#image input[type=file]", state="attached")
         return page
 
     yield open_page
@@ -124,7 +124,7 @@ def visit(browser, served):
 
 
 def upload(page, path):
-    page.set_input_files("#photo input[type=file]", str(path))
+    page.set_input_files("#image input[type=file]", str(path))
 
 
 def wait_for_maps(page, size):
@@ -145,7 +145,7 @@ def scene(tmp_path):
 
 @needs_chromium
 @pytest.mark.parametrize("width", [1280, 390])
-def test_a_photo_gives_maps_values_points_and_a_download(visit, scene, tmp_path, width):
+def test_an_image_gives_maps_values_points_and_a_download(visit, scene, tmp_path, width):
     page = visit(width)
     upload(page, scene)
     wait_for_maps(page, "160 x 120")
@@ -160,14 +160,14 @@ def test_a_photo_gives_maps_values_points_and_a_download(visit, scene, tmp_path,
     with np.load(tmp_path / "maps.npz") as arrays:
         maps = {task: arrays[task] for task in arrays}
 
-    for index in (0, len(TASKS) - 1):  # the values are those under the pointer, whatever the map
+    for index in (0, len(TASKS) - 1):  # the values are those under the pointer, for every map
         image = page.locator(".map-slider img").nth(2 * index)
         image.scroll_into_view_if_needed()
         box = image.bounding_box()
         page.mouse.move(box["x"] + 0.8 * box["width"], box["y"] + 0.3 * box["height"])
         page.wait_for_function("document.querySelectorAll('#values b').length > 0")
         readout = page.locator("#values").bounding_box()
-        assert 0 <= readout["y"] <= 900 - readout["height"], "seen together with any map"
+        assert 0 <= readout["y"] <= 900 - readout["height"], "visible next to every map"
         values = dict(zip(TASKS, page.locator("#values b").all_inner_texts(), strict=True))
         around = {task: array[..., 34:39, 126:131] for task, array in maps.items()}
         assert values["semseg"] in {CLASS_NAMES["semseg"][id] for id in np.unique(around["semseg"])}
@@ -179,7 +179,7 @@ def test_a_photo_gives_maps_values_points_and_a_download(visit, scene, tmp_path,
 
 
 @needs_chromium
-def test_the_slider_moves_between_photo_and_map(visit, scene):
+def test_the_slider_moves_between_image_and_map(visit, scene):
     page = visit()
     upload(page, scene)
     wait_for_maps(page, "160 x 120")
@@ -196,45 +196,45 @@ def test_the_slider_moves_between_photo_and_map(visit, scene):
 
 
 @needs_chromium
-def test_the_points_turn_and_change_colour(visit, scene):
+def test_the_point_cloud_rotates_and_changes_color(visit, scene):
     page = visit()
     upload(page, scene)
     wait_for_maps(page, "160 x 120")
     canvas = page.locator("#points canvas")
     canvas.scroll_into_view_if_needed()
-    pictures = [canvas.screenshot()]
+    screenshots = [canvas.screenshot()]
     box = canvas.bounding_box()
     page.mouse.move(box["x"] + 300, box["y"] + 200)
     page.mouse.down()
     page.mouse.move(box["x"] + 420, box["y"] + 180, steps=4)
     page.mouse.up()
     page.wait_for_timeout(300)
-    pictures.append(canvas.screenshot())
+    screenshots.append(canvas.screenshot())
     page.get_by_label("semantic segmentation", exact=True).check()
     page.wait_for_timeout(300)
-    pictures.append(canvas.screenshot())
-    assert len(set(pictures)) == 3
+    screenshots.append(canvas.screenshot())
+    assert len(set(screenshots)) == 3
 
 
 @needs_chromium
-def test_bad_files_give_messages_and_the_page_lives(visit, tmp_path, scene):
+def test_bad_files_give_messages_and_the_page_still_works(visit, tmp_path, scene):
     page = visit()
     for path, word in write_bad_files(tmp_path / "bad").items():
         upload(page, path)
         page.wait_for_selector(f"#status .error:has-text('{word}')", timeout=30_000)
         assert page.locator(".map-slider").first.is_hidden()
         page.reload()
-        page.wait_for_selector("#photo input[type=file]", state="attached")
+        page.wait_for_selector("#image input[type=file]", state="attached")
     for path in write_good_files(tmp_path / "good"):
         upload(page, path)
         wait_for_maps(page, "64 x 48")
         page.reload()
-        page.wait_for_selector("#photo input[type=file]", state="attached")
+        page.wait_for_selector("#image input[type=file]", state="attached")
 
 
 @needs_chromium
 def test_a_file_above_the_limit_gives_a_message(browser, served, tmp_path):
-    page = browser.new_page()  # not `visit`: Gradio follows the progress of the refused upload into a 404
+    page = browser.new_page()  # not `visit`: Gradio requests the progress of the rejected upload and gets a 404
     page.goto(f"http://127.0.0.1:{served[0]}")
     (tmp_path / "large.jpg").write_bytes(b"0" * (MAX_UPLOAD_MB * 2**20 + 1000))
     upload(page, tmp_path / "large.jpg")
@@ -259,7 +259,7 @@ def test_closing_the_page_deletes_its_results(visit, scene, served):
 
 
 @needs_chromium
-def test_a_second_visitor_is_answered_while_the_first_is_served(visit, tmp_path, scene):
+def test_pages_respond_while_an_image_is_predicted(visit, tmp_path, scene):
     large = tmp_path / "large.jpg"
     Image.fromarray(np.zeros((4000, 6000, 3), dtype=np.uint8)).save(large)
     first, second = visit(), visit()
@@ -277,11 +277,11 @@ def test_a_second_visitor_is_answered_while_the_first_is_served(visit, tmp_path,
 # ----------------------------------------------------------------------------------------------------------------------
 
 
-def ask(port, method, path, body=None, **headers):
+def request(port, method, path, body=None, **headers):
     connection = HTTPConnection("127.0.0.1", port, timeout=30)
     connection.request(method, path, body, headers)
-    answer = connection.getresponse()
-    return answer.status, answer.read()
+    response = connection.getresponse()
+    return response.status, response.read()
 
 
 def form(name, content):
@@ -290,7 +290,7 @@ def form(name, content):
 
 
 def send(port, name, content):
-    return ask(
+    return request(
         port,
         "POST",
         "/gradio_api/upload",
@@ -299,7 +299,7 @@ def send(port, name, content):
     )
 
 
-def test_only_this_machine_is_answered(served):
+def test_only_this_machine_can_connect(served):
     listening = subprocess.run(["cat", "/proc/net/tcp"], capture_output=True, text=True).stdout
     addresses = {line.split()[1] for line in listening.splitlines()[1:] if line.split()[3] == "0A"}
     assert f"0100007F:{served[0]:04X}" in addresses
@@ -332,26 +332,26 @@ def test_no_file_outside_the_temporary_folder_is_served(served, repository, mode
                 "/assets/",
                 "/gradio_api/download=",
             ):
-                status, body = ask(port, "GET", f"{route}{spelling}")
+                status, body = request(port, "GET", f"{route}{spelling}")
                 assert status != 200 or b"<gradio-app" in body, (route, spelling)
                 assert b"root:" not in body and b"transformers" not in body and body != b"secret", (route, spelling)
 
 
 def test_a_call_cannot_name_a_file_of_the_server(served, repository):
-    """What the browser sends as its upload is checked, not believed."""
+    """The server checks the path that the browser sends as its upload."""
     port, _ = served
-    config = json.loads(ask(port, "GET", "/config")[1])
+    config = json.loads(request(port, "GET", "/config")[1])
     index = next(entry["id"] for entry in config["dependencies"] if len(entry["outputs"]) > len(TASKS))
     for path in ("/etc/passwd", str(repository / "docs" / "demo.jpg")):
         data = [{"path": path, "meta": {"_type": "gradio.FileData"}}]
         body = json.dumps({"fn_index": index, "data": data, "session_hash": "../../tmp"})
-        ask(port, "POST", "/gradio_api/queue/join", body, **{"Content-Type": "application/json"})
-        _, answer = ask(port, "GET", "/gradio_api/queue/data?session_hash=../../tmp")
-        assert b'"success":false' in answer.replace(b" ", b"")
-        assert b"quickstart" not in answer.replace(path.encode(), b"") and b"root:" not in answer
+        request(port, "POST", "/gradio_api/queue/join", body, **{"Content-Type": "application/json"})
+        _, response = request(port, "GET", "/gradio_api/queue/data?session_hash=../../tmp")
+        assert b'"success":false' in response.replace(b" ", b"")
+        assert b"quickstart" not in response.replace(path.encode(), b"") and b"root:" not in response
 
 
-def test_uploads_above_the_limit_are_refused(served):
+def test_uploads_above_the_limit_are_rejected(served):
     port, folder = served
     assert send(port, "small.jpg", b"0" * 1000)[0] == 200
     assert send(port, "large.jpg", b"0" * (MAX_UPLOAD_MB * 2**20 + 1000))[0] == 413
@@ -372,8 +372,8 @@ def test_an_upload_cannot_choose_its_folder(served):
 
 
 @needs_chromium
-def test_a_written_space_is_whole(repository, model, tmp_path, browser):
-    """From its own folder, with the page, package and model that lie there."""
+def test_a_written_space_is_self_contained(repository, model, tmp_path, browser):
+    """It runs from its own folder, with the page, package and model in it."""
     space, port = tmp_path / "space", free_port()
     command = [sys.executable, repository / "scripts" / "demo.py", "--model", model, "--space", space]
     subprocess.run(command, check=True, capture_output=True)

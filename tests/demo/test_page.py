@@ -1,4 +1,4 @@
-"""The page without a browser; it needs the extra `demo`."""
+"""The page without a browser. Needs the extra `demo`."""
 
 import configparser
 import os
@@ -33,8 +33,8 @@ def page(tmp_path_factory):
     os.environ.update(before)
 
 
-def visitor(name):
-    return SimpleNamespace(session_hash=name)
+def request(session):
+    return SimpleNamespace(session_hash=session)
 
 
 def test_the_page_has_a_slider_and_a_legend_for_each_task(page):
@@ -45,37 +45,37 @@ def test_the_page_has_a_slider_and_a_legend_for_each_task(page):
     assert "**tiny**" in text and "20 MB" in text
 
 
-def test_a_photo_fills_the_page_and_its_files_go_with_the_visitor(page, tmp_path):
+def test_an_image_fills_the_page_and_closing_deletes_its_files(page, tmp_path):
     pixels = np.random.default_rng(0).integers(0, 255, (20, 30, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "photo.png")
-    updates = page.show(str(tmp_path / "photo.png"), visitor("../../a"))
+    updates = page.show(str(tmp_path / "photo.png"), request("../../a"))
     assert updates[page.results]["visible"] and updates[page.archive]["visible"]
     assert (updates[page.table]["height"], updates[page.table]["width"]) == (20, 30)
     assert "30 x 20 pixels" in updates[page.status]
     for slider in page.sliders.values():
-        photo, task_map = (np.asarray(Image.open(path)) for path in updates[slider])
-        assert (photo == pixels).all()
+        image, task_map = (np.asarray(Image.open(path)) for path in updates[slider])
+        assert (image == pixels).all()
         assert task_map.shape == pixels.shape
     (folder,) = page.folders.root.iterdir()
     assert str(folder) in updates[page.archive]["value"]
     assert folder.stat().st_mode & 0o077 == 0
-    page.show(str(tmp_path / "photo.png"), visitor("../../a"))
-    assert len(list(page.folders.root.iterdir())) == 1, "the folder of the photo before is gone"
-    page.forget(visitor("../../a"))
+    page.show(str(tmp_path / "photo.png"), request("../../a"))
+    assert len(list(page.folders.root.iterdir())) == 1, "the folder of the previous image is deleted"
+    page.delete_results(request("../../a"))
     assert list(page.folders.root.iterdir()) == []
 
 
 @pytest.mark.parametrize("size", [(1, 1), pytest.param((12_000, 9_000), marks=pytest.mark.slow)])
-def test_the_smallest_and_the_largest_photo_fill_the_page(page, tmp_path, size):
+def test_the_smallest_and_the_largest_image_fill_the_page(page, tmp_path, size):
     Image.new("RGB", size, (200, 100, 50)).save(tmp_path / "photo.png")
-    updates = page.show(str(tmp_path / "photo.png"), visitor("c"))
+    updates = page.show(str(tmp_path / "photo.png"), request("c"))
     assert updates[page.results]["visible"]
     assert f"{size[0]:,} x {size[1]:,} pixels" in updates[page.status]
     assert ("reduced to 1024 x 768" in updates[page.status]) == (size[0] > 1024)
-    page.forget(visitor("c"))
+    page.delete_results(request("c"))
 
 
-def test_folders_of_pages_left_open_for_long_are_deleted(page):
+def test_folders_of_pages_left_open_are_deleted_after_a_while(page):
     old, kept = page.folders.renew("old"), page.folders.renew("kept")
     os.utime(old, (0, 0))
     page.folders.renew("new")
@@ -86,13 +86,13 @@ def test_folders_of_pages_left_open_for_long_are_deleted(page):
 
 def test_bad_files_give_a_message_and_no_results(page, tmp_path):
     for path, word in write_bad_files(tmp_path / "bad").items():
-        updates = page.show(str(path), visitor("b"))
+        updates = page.show(str(path), request("b"))
         assert "status error" in updates[page.status] and word in updates[page.status], path.name
         assert updates[page.results]["visible"] is False
     assert list(page.folders.root.iterdir()) == []
 
 
-def test_the_rendered_room_is_never_trained_on(monkeypatch):
+def test_rendered_rooms_are_not_training_data(monkeypatch):
     from transformers_sem.demo import page
 
     seeds = []
@@ -104,11 +104,11 @@ def test_the_rendered_room_is_never_trained_on(monkeypatch):
     assert all(seed % 2 == 1 for seed in seeds) and len(set(seeds)) > 1
 
 
-def test_gradio_leaves_no_file_beside_the_page(page, repository):
+def test_gradio_writes_no_files_into_the_package(page, repository):
     assert list((repository / "src").rglob("*.pyi")) == []
 
 
-def test_the_space_names_what_the_package_needs(repository):
+def test_the_space_has_the_requirements_of_the_package(repository):
     setup = configparser.ConfigParser()
     setup.read(repository / "setup.cfg")
     needed = setup["options"]["install_requires"].split() + setup["options.extras_require"]["demo"].split()

@@ -136,8 +136,8 @@ def outcome(report):
 
 def test_every_image_is_predicted_at_its_size_and_in_order(predictions, rows):
     for prediction, size, row in zip(predictions, SIZES, rows["validation"], strict=True):
-        assert prediction.image.shape == (*size, 3) and prediction.image.dtype == np.uint8
-        np.testing.assert_array_equal(prediction.image, np.asarray(row["image"]))
+        assert prediction.image.shape == (3, *size) and prediction.image.dtype == torch.uint8
+        np.testing.assert_array_equal(prediction.image.permute(1, 2, 0), np.asarray(row["image"]))
         assert list(prediction.maps) == list(prediction.labels) == list(WIDTHS)
         assert {tuple(value.shape[-2:]) for value in prediction.maps.values()} == {size}
 

@@ -21,7 +21,7 @@ from transformers_sem.training.snapshots import (
     snapshot_step,
     summarize_states,
 )
-from transformers_sem.visualization.colors import colorize_pair
+from transformers_sem.visualization.colors import colorize_maps
 from transformers_sem.visualization.panels import Prediction
 
 from ..samples import random_labels
@@ -172,9 +172,12 @@ def test_steps_ahead_are_forgotten(snapshots):
 def test_cells_come_out_of_the_grid_as_they_went_in():
     images = np.random.default_rng(0).integers(0, 256, (2, 128, 256, 3), dtype=np.uint8)
     depth = torch.linspace(1, 3, 128 * 256).view(128, 256)
-    predictions = [Prediction(image, {"depth": depth}, {"depth": 4 - depth}) for image in images]
+    predictions = [
+        Prediction(torch.from_numpy(image).permute(2, 0, 1), {"depth": depth}, {"depth": 4 - depth})
+        for image in images
+    ]
     cells = cut_grid(draw_grid(predictions), num_rows=4, num_columns=2)
-    predicted, expected = colorize_pair("depth", depth, 4 - depth)
+    predicted, expected = colorize_maps("depth", [depth, 4 - depth])
     for index, image in enumerate(images):
         assert np.array_equal(np.asarray(cells[2 * index][0]), image)
         assert np.array_equal(np.asarray(cells[2 * index][1]), predicted)

@@ -1,4 +1,4 @@
-"""Colours tell values apart, mark what is invalid, and mean the same in a prediction and its label."""
+"""Colors of maps, of invalid pixels, and of predictions and labels on a common scale; panels of them."""
 
 import numpy as np
 import pytest
@@ -6,10 +6,10 @@ import torch
 
 from transformers_sem import TASKS
 from transformers_sem.task_kinds import INVALID_COLOR, class_palette, colorize_depth
-from transformers_sem.visualization.colors import colorize_pair
+from transformers_sem.visualization.colors import colorize_map, colorize_maps
 from transformers_sem.visualization.panels import (
     Prediction,
-    VideoPanel,
+    VideoFrameRenderer,
     comparison_panel,
     draw_panel,
     prediction_panel,
@@ -18,7 +18,7 @@ from transformers_sem.visualization.panels import (
 from ..samples import invalid_labels, random_labels, random_logits
 
 
-def test_the_palette_has_distinct_colours_for_64_classes():
+def test_the_palette_has_distinct_colors_for_64_classes():
     palette = class_palette()
     assert (palette.shape, palette.dtype) == ((256, 3), np.uint8)
     used = palette[[*range(64), 255]].astype(int)
@@ -27,7 +27,7 @@ def test_the_palette_has_distinct_colours_for_64_classes():
 
 
 @pytest.mark.parametrize("task", list(TASKS))
-def test_invalid_pixels_have_a_colour_of_their_own(task):
+def test_invalid_pixels_have_their_own_color(task):
     label = random_labels(task, 1, (9, 9))[0]
     label[..., 2:4, 5:8] = invalid_labels(task, 1, (2, 3))[0]
     invalid = label.isnan() if label.is_floating_point() and task != "boundary" else label == 255
@@ -55,23 +55,22 @@ def test_a_flat_wall_can_be_drawn():
 
 
 @pytest.mark.parametrize("shape", [(1,), ()], ids=["with channel", "without channel"])
-def test_one_depth_has_one_colour_in_prediction_and_label(shape):
-    """Although the label holds a far wall that the prediction misses."""
+def test_a_depth_has_the_same_color_in_prediction_and_label(shape):
+    """Even if the label contains a larger depth than the prediction."""
     prediction, label = torch.full((6, 8), 2.0), torch.full((*shape, 6, 8), 2.0)
     label[..., :2, :] = 9.0
-    predicted, expected = colorize_pair("depth", prediction, label)
+    predicted, expected = colorize_maps("depth", [prediction, label])
     assert predicted.shape == expected.shape == (6, 8, 3)
     assert (predicted[3:] == expected[3:]).all()
     assert (predicted[:2] != expected[:2]).any()
 
 
 @pytest.mark.parametrize("task", list(TASKS))
-def test_a_pair_is_coloured_as_its_parts(task):
+def test_maps_are_colored_together_as_alone(task):
     prediction, label = TASKS[task].kind.predict(random_logits(task, 1, (6, 8)))[0], random_labels(task, 1, (6, 8))[0]
-    predicted, expected = colorize_pair(task, prediction, label)
+    predicted, expected = colorize_maps(task, [prediction, label])
     assert predicted.shape == expected.shape == (6, 8, 3)
-    alone, nothing = colorize_pair(task, prediction, None)
-    assert nothing is None
+    alone = colorize_map(task, prediction)
     assert task == "depth" or (alone == predicted).all()
 
 
@@ -85,17 +84,17 @@ def test_a_panel_is_a_grid_of_cells_of_one_width():
 
 
 def test_a_panel_has_a_row_for_the_labels():
-    image = np.zeros((32, 48, 3), dtype=np.uint8)
+    image = torch.zeros(3, 32, 48, dtype=torch.uint8)
     maps = {task: TASKS[task].kind.predict(random_logits(task, 1, (32, 48)))[0] for task in TASKS}
     labels = {task: random_labels(task, 1, (32, 48))[0] for task in TASKS}
-    photo = prediction_panel([Prediction(image, maps)])
-    labelled = prediction_panel([Prediction(image, maps, labels)])
-    assert photo.width == labelled.width >= 7 * 224
-    assert labelled.height - photo.height == pytest.approx(224 * 32 / 48, abs=10)
+    unlabeled = prediction_panel([Prediction(image, maps)])
+    labeled = prediction_panel([Prediction(image, maps, labels)])
+    assert unlabeled.width == labeled.width >= 7 * 224
+    assert labeled.height - unlabeled.height == pytest.approx(224 * 32 / 48, abs=10)
 
 
-def test_models_are_compared_image_by_image_above_the_ground_truth():
-    image = np.zeros((32, 48, 3), dtype=np.uint8)
+def test_comparisons_have_a_row_for_each_model_and_one_for_the_labels():
+    image = torch.zeros(3, 32, 48, dtype=torch.uint8)
     labels = {task: random_labels(task, 1, (32, 48))[0] for task in TASKS}
     maps = {task: TASKS[task].kind.predict(random_logits(task, 1, (32, 48)))[0] for task in TASKS}
     two = [Prediction(image, maps, labels)] * 2
@@ -109,15 +108,15 @@ def test_models_are_compared_image_by_image_above_the_ground_truth():
     assert (cells[:149, 128:352] == 0).all() and (cells[height : height + 149, 128:352] == 255).all()
 
 
-def test_colours_of_a_video_do_not_flicker():
-    """The scale of depth follows a frame that is nearer than those before slowly, and never within a second at once."""
+def test_colors_of_a_video_do_not_flicker():
+    """The color scale adapts to a nearer scene over several seconds."""
     far, near = torch.linspace(1, 9, 64 * 48).reshape(48, 64), torch.linspace(1, 3, 64 * 48).reshape(48, 64)
-    image, panel = np.zeros((48, 64, 3), np.uint8), VideoPanel()
-    panel.draw(Prediction(image, {"depth": far}))
-    frame = panel.draw(Prediction(image, {"depth": near}))
-    alone = VideoPanel().draw(Prediction(image, {"depth": near}))
-    place = (slice(44, 48), slice(70, 126))  # the far end: darkest of its own frame, not of both
-    assert frame[place].mean() > alone[place].mean() + 50
+    image, renderer = torch.zeros(3, 48, 64, dtype=torch.uint8), VideoFrameRenderer()
+    renderer.render(Prediction(image, {"depth": far}))
+    frame = renderer.render(Prediction(image, {"depth": near}))
+    alone = VideoFrameRenderer().render(Prediction(image, {"depth": near}))
+    far_end = (slice(44, 48), slice(70, 126))  # darkest of its own frame, not of both
+    assert frame[far_end].mean() > alone[far_end].mean() + 50
     for _ in range(5 * 25):
-        frame = panel.draw(Prediction(image, {"depth": near}))
-    assert abs(frame[place].astype(int) - alone[place]).max() < 6
+        frame = renderer.render(Prediction(image, {"depth": near}))
+    assert abs(frame[far_end].astype(int) - alone[far_end]).max() < 6

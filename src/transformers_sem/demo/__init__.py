@@ -1,1 +1,1 @@
-"""The demo page: what `scripts/demo.py` and a Hub Space show. Needs the extra `demo`."""
+"""The demo page of `transformers-sem demo` and of a Hub Space. Needs the extra `demo`."""

@@ -1,4 +1,4 @@
-"""The page itself, in Gradio: a photo in, every map out. It asks no other host for anything."""
+"""The demo page, in Gradio: shows all predictions for an image. Sends no requests to other hosts."""
 
 import html
 import os
@@ -15,40 +15,38 @@ import torch
 from PIL import Image
 
 from ..data.scenes import render_scene
-from ..image_files import UnreadablePhotoError, read_photo
 from ..image_processing_sem import SEMImageProcessor
 from ..modeling_sem import SEMForMultiTaskDensePrediction
-from ..pipeline_sem import MultiTaskDensePredictionPipeline
+from ..pipeline_sem import MultiTaskDensePredictionPipeline, UnreadableImageError, read_image_file
 from ..tasks import get_task
 from .point_cloud import FIELD_OF_VIEW
-from .views import Views, write_views
+from .results import PageResults, write_results
 
 
-TITLE = "One photo, every dense prediction"
+TITLE = "One image, all dense predictions"
 HERE = Path(__file__).parent
-INVITATION = "<div class='status'>Drop a photo, paste it, or take one.</div>"
+INVITATION = "<div class='status'>Upload an image, paste one, or use your camera.</div>"
 MAX_SIDE = 1024
 MAX_WAITING = 32
-# Files of a page that was closed go at once; of one left open, or of a program that called the page, after this
+# Results are deleted when their page is closed; those of pages left open, after this time
 MAX_AGE_SECONDS = 3600
 SYSTEM_FONT = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif")
 MONOSPACE_FONT = ("ui-monospace", "Menlo", "Consolas", "monospace")
 
 POINTS_TEMPLATE = f"""
-<div class='map-title'>points in space</div>
-<div class='paints' role='radiogroup' aria-label='what colours the points'></div>
-<canvas tabindex='0' aria-label='points in space'></canvas>
-<div class='legend'>Drag to turn, click and scroll to come nearer, double-click to start again. A photo does not say through what
-lens it was taken: the points assume that its width spans {FIELD_OF_VIEW:.0f} degrees and that the optical axis meets its
-centre.</div>
+<div class='map-title'>point cloud</div>
+<div class='choices' role='radiogroup' aria-label='colors of the points'></div>
+<canvas tabindex='0' aria-label='point cloud'></canvas>
+<div class='legend'>Drag to rotate, click and scroll to zoom, double-click to reset. The points assume a camera with a horizontal
+field of view of {FIELD_OF_VIEW:.0f} degrees; with another lens the shapes are distorted.</div>
 """
 
 
 class SessionFolders:
-    """One folder of results for each open page, with a name that nobody can guess.
+    """The result folders of the open pages, one for each session, with names that cannot be guessed.
 
     Args:
-        root (`Path`): Where they lie.
+        root (`Path`): Parent of the folders.
     """
 
     def __init__(self, root: Path):
@@ -57,7 +55,7 @@ class SessionFolders:
         self.lock = threading.Lock()
 
     def renew(self, session: str | None) -> Path:
-        """An empty folder in the place of the session's last one; those of pages left open for long go, too."""
+        """Replaces a session's folder by an empty one, and deletes folders older than `MAX_AGE_SECONDS`."""
         self.remove(session)
         with self.lock:
             oldest = time.time() - MAX_AGE_SECONDS
@@ -67,7 +65,7 @@ class SessionFolders:
             return self.folders[session]
 
     def remove(self, session: str | None) -> None:
-        """Deletes what a session left."""
+        """Deletes a session's folder."""
         with self.lock:
             folder = self.folders.pop(session, None)
         if folder is not None:
@@ -75,7 +73,7 @@ class SessionFolders:
 
 
 def load_pipeline(model: str | Path) -> MultiTaskDensePredictionPipeline:
-    """The model in a folder or on the Hub, on the best device there is."""
+    """Loads a model from a folder or the Hub, on the best available device."""
     device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     return MultiTaskDensePredictionPipeline(
         model=SEMForMultiTaskDensePrediction.from_pretrained(model).eval(),
@@ -85,40 +83,43 @@ def load_pipeline(model: str | Path) -> MultiTaskDensePredictionPipeline:
 
 
 def draw_scene() -> Image.Image:
-    """A rendered room that no training with less than a million scenes has seen."""
+    """Renders a random room whose seed is outside the range that training uses."""
     seed = 2 * (10**6 + int.from_bytes(os.urandom(3), "big")) + 1
     return Image.fromarray(render_scene(seed, 240, 320)["image"])
 
 
 def about(model: str, pipeline: MultiTaskDensePredictionPipeline, max_upload_mb: int) -> str:
-    """What the page does, in Markdown."""
-    titles = ", ".join(get_task(task).title or task for task in pipeline.model.config.tasks)
+    """Returns the introduction of the page as Markdown."""
+    titles = ", ".join(get_task(task).title for task in pipeline.model.config.tasks)
     size, parameters = pipeline.image_processor.size, pipeline.model.num_parameters() / 1e6
     return (
         f"# {TITLE}\n"
-        f"**{html.escape(model)}**, a Synergy Embedding Model (SEM, CVPR 2024) of {parameters:.1f} M parameters: {titles}, all "
-        f"in one forward pass. It sees {size['width']} x {size['height']} pixels, and knows what it was trained on, no more.\n\n"
-        f"Photos have up to {max_upload_mb} MB; larger ones than {MAX_SIDE} pixels are reduced to that. One photo is "
-        "predicted at a time, and others wait in line. Results are deleted when you close the page, uploads within the hour."
+        f"**{html.escape(model)}** is a Synergy Embedding Model (SEM, CVPR 2024) with {parameters:.1f} M parameters. It predicts "
+        f"{titles} in one forward pass at {size['width']} x {size['height']} pixels. It works best on images like those it was "
+        "trained on.\n\n"
+        f"Images have up to {max_upload_mb} MB and are reduced to at most {MAX_SIDE} pixels per side. Images are predicted one "
+        "at a time. Your results are deleted when you close the page, your uploads within an hour."
     )
 
 
-def report(photo: Image.Image, size: tuple[int, int], seconds: float) -> str:
-    """What was done, as HTML."""
-    reduced = "" if photo.size == size else f", reduced to {photo.width} x {photo.height} pixels"
-    return f"<div class='status'>Photo of {size[0]:,} x {size[1]:,} pixels{reduced}. {seconds:.1f} s.</div>"
+def format_status(image: Image.Image, size: tuple[int, int], seconds: float) -> str:
+    """Returns a line about the predicted image, which had `size` (width, height) when uploaded, as HTML."""
+    reduced = "" if image.size == size else f", reduced to {image.width} x {image.height} pixels"
+    return (
+        f"<div class='status'>Image of {size[0]:,} x {size[1]:,} pixels{reduced}, predicted in {seconds:.1f} s.</div>"
+    )
 
 
-def photo_input() -> gr.Image:
-    """Gradio's image, but for reading the file: that is ours, with messages for people."""
-    photo = gr.Image(label="Photo", sources=["upload", "clipboard", "webcam"], height=300, elem_id="photo")
-    # Not a subclass: Gradio writes a .pyi file beside the module of each
-    photo.preprocess = lambda payload: None if payload is None else payload.path
-    return photo
+def image_input() -> gr.Image:
+    """Returns a Gradio image input that passes the path of the file on, so that [`read_image_file`] reads it."""
+    image = gr.Image(label="Image", sources=["upload", "clipboard", "webcam"], height=300, elem_id="image")
+    # not a subclass, since Gradio writes a .pyi file next to the module of a subclass
+    image.preprocess = lambda payload: None if payload is None else payload.path
+    return image
 
 
 def scripted_html(script: str, template: str, elem_id: str) -> gr.HTML:
-    """A part of the page that a script of ours draws from its value."""
+    """Returns a part of the page that a script in this folder draws from the part's value."""
     code = (HERE / script).read_text(encoding="utf-8")
     return gr.HTML({}, html_template=template, js_on_load=code, elem_id=elem_id)
 
@@ -128,8 +129,8 @@ class Page:
 
     Args:
         model (`str` or `Path`): Folder or Hub name.
-        root (`Path`): Folder for all files of all visitors.
-        max_upload_mb (`int`): Largest upload, for the text; [`launch`] enforces it.
+        root (`Path`): Folder for the files of all sessions.
+        max_upload_mb (`int`): Maximum upload size for the text of the page; [`launch`] enforces it.
     """
 
     def __init__(self, model: str | Path, root: Path, max_upload_mb: int):
@@ -140,34 +141,34 @@ class Page:
             gr.Markdown(about(Path(model).name if Path(model).is_dir() else str(model), self.pipeline, max_upload_mb))
             with gr.Row():
                 with gr.Column():
-                    self.photo = photo_input()
+                    self.image = image_input()
                 with gr.Column():
-                    scene = gr.Button("No photo at hand? Render a room", elem_id="scene")
+                    scene = gr.Button("No image at hand? Render a room", elem_id="scene")
                     self.status = gr.HTML(INVITATION, elem_id="status")
                     self.archive = gr.DownloadButton("Download all maps (zip)", visible=False, elem_id="archive")
             with gr.Column(visible=False, elem_id="results") as self.results:
-                self.table = scripted_html("values.js", "<div class='values'></div>", elem_id="values")
+                self.table = scripted_html("pixel_values.js", "<div class='values'></div>", elem_id="values")
                 self.sliders, self.legends = self.lay_out_maps(tasks)
-                self.cloud = scripted_html("points.js", POINTS_TEMPLATE, elem_id="points")
-            self.photo.change(
+                self.cloud = scripted_html("point_cloud.js", POINTS_TEMPLATE, elem_id="points")
+            self.image.change(
                 self.show,
-                self.photo,
+                self.image,
                 [self.status, self.archive, self.results, self.table, self.cloud]
                 + [*self.sliders.values(), *self.legends.values()],
                 concurrency_limit=1,
                 trigger_mode="always_last",
                 show_progress_on=self.status,
             )
-            scene.click(draw_scene, outputs=self.photo, concurrency_limit=1)
-            self.blocks.unload(self.forget)
+            scene.click(draw_scene, outputs=self.image, concurrency_limit=1)
+            self.blocks.unload(self.delete_results)
 
     def lay_out_maps(self, tasks: list[str]) -> tuple[dict[str, gr.ImageSlider], dict[str, gr.HTML]]:
-        """A slider between photo and map, and a legend, for each task."""
+        """Adds a slider between image and map, and a legend, for each task."""
         sliders, legends = {}, {}
         with gr.Row():
             for task in tasks:
                 with gr.Column(min_width=300):
-                    gr.HTML(f"<div class='map-title'>{html.escape(get_task(task).title or task)}</div>")
+                    gr.HTML(f"<div class='map-title'>{html.escape(get_task(task).title)}</div>")
                     sliders[task] = gr.ImageSlider(
                         show_label=False, interactive=False, slider_position=25, elem_classes="map-slider"
                     )
@@ -175,45 +176,45 @@ class Page:
         return sliders, legends
 
     def show(self, path: str | None, request: gr.Request) -> dict:
-        """Predicts one photo, and fills the page; a file that is no photo gives a message."""
+        """Predicts an uploaded image and returns the updates of the page; an unreadable file gives a message."""
         if path is None:
             self.folders.remove(request.session_hash)
             return self.hide(INVITATION)
         start = time.perf_counter()
         try:
-            photo = read_photo(path)
-        except UnreadablePhotoError as error:
+            image = read_image_file(path)
+        except UnreadableImageError as error:
             return self.hide(f"<div class='status error'>{html.escape(error.reason)}</div>")
-        size = photo.size
-        photo.thumbnail((MAX_SIDE, MAX_SIDE))
-        maps = self.pipeline(photo)["predictions"]
+        size = image.size
+        image.thumbnail((MAX_SIDE, MAX_SIDE))
+        maps = self.pipeline(image)["predictions"]
         names = self.pipeline.model.config.task_id2label
-        views = write_views(self.folders.renew(request.session_hash), photo, maps, names)
-        return self.fill(views) | {self.status: report(photo, size, time.perf_counter() - start)}
+        results = write_results(self.folders.renew(request.session_hash), image, maps, names)
+        return self.fill(results) | {self.status: format_status(image, size, time.perf_counter() - start)}
 
     def hide(self, status: str) -> dict:
-        """Updates of a page without results."""
+        """Returns the updates of a page without results."""
         return {self.status: status, self.results: gr.update(visible=False), self.archive: gr.update(visible=False)}
 
-    def fill(self, views: Views) -> dict:
-        """Updates of a page with results."""
+    def fill(self, results: PageResults) -> dict:
+        """Returns the updates of a page with results."""
         return {
             self.results: gr.update(visible=True),
-            self.archive: gr.update(value=str(views.archive), visible=True),
-            self.table: views.table,
-            self.cloud: gr.update(value=views.cloud, visible=views.cloud is not None),
-            **{self.sliders[task]: (str(views.photo), str(path)) for task, path in views.maps.items()},
-            **{self.legends[task]: text for task, text in views.legends.items()},
+            self.archive: gr.update(value=str(results.archive), visible=True),
+            self.table: results.table,
+            self.cloud: gr.update(value=results.cloud, visible=results.cloud is not None),
+            **{self.sliders[task]: (str(results.image), str(path)) for task, path in results.maps.items()},
+            **{self.legends[task]: text for task, text in results.legends.items()},
         }
 
-    def forget(self, request: gr.Request) -> None:
-        """Deletes what a visitor who leaves has left."""
+    def delete_results(self, request: gr.Request) -> None:
+        """Deletes the results of a session whose page was closed."""
         self.folders.remove(request.session_hash)
 
 
 @contextmanager
 def temporary_root() -> Iterator[Path]:
-    """A folder for all files of all visitors, the only one that is served; it is removed at the end."""
+    """Creates a temporary folder for the files of all sessions, the only folder that is served."""
     with tempfile.TemporaryDirectory(prefix="sem_demo_") as folder:
         os.environ["GRADIO_TEMP_DIR"] = os.environ["GRADIO_EXAMPLES_CACHE"] = folder
         os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
@@ -221,13 +222,13 @@ def temporary_root() -> Iterator[Path]:
 
 
 def launch(model: str | Path, *, host: str = "127.0.0.1", port: int | None = None, max_upload_mb: int = 20) -> None:
-    """Serves the page until it is interrupted.
+    """Serves the page until interrupted.
 
     Args:
         model (`str` or `Path`): Folder or Hub name.
-        host (`str`): Address to listen on; only this machine by default, `"0.0.0.0"` is everybody.
-        port (`int`, *optional*): The first free one from 7860 by default.
-        max_upload_mb (`int`): Larger files are refused.
+        host (`str`): Address to listen on. By default only this machine can connect; `"0.0.0.0"` allows all.
+        port (`int`, *optional*): Port to listen on; by default the first free one from 7860.
+        max_upload_mb (`int`): Maximum upload size in MB; larger files are rejected.
     """
     with temporary_root() as root:
         page = Page(model, root, max_upload_mb)

@@ -1,6 +1,7 @@
-"""From a depth map to coloured points in space: for the page, and as a file that every 3-D viewer opens.
+"""Point clouds from depth maps, and their PLY files.
 
-Camera axes: x right, y down, z forward, metres; pixel (row, column) is seen at (column, row) + 0.5, as in the scenes.
+Camera axes are x right, y down, z forward, in metres. The center of pixel (row, column) is at (column, row) + 0.5, as in the
+rendered scenes.
 """
 
 from pathlib import Path
@@ -8,19 +9,19 @@ from pathlib import Path
 import numpy as np
 
 
-# No photo says through what lens it was taken. This is between the main camera of phones (65 to 70) and a Kinect (57).
+# degrees; images rarely state theirs. Main cameras of phones have 65 to 70, a Kinect has 57.
 FIELD_OF_VIEW = 60.0
 
 
 def to_points(depth: np.ndarray, field_of_view: float = FIELD_OF_VIEW) -> np.ndarray:
-    """Places pixels in space, as a pinhole camera would see them whose optical axis meets the centre of the picture.
+    """Projects pixels into space with a pinhole camera whose optical axis passes through the center of the image.
 
     Args:
         depth (`np.ndarray`): Metres along the optical axis, `(height, width)`.
-        field_of_view (`float`): Angle in degrees that the width of the picture spans.
+        field_of_view (`float`): Horizontal field of view in degrees.
 
     Returns:
-        `np.ndarray` of shape `(height, width, 3)`, float32: x right, y down, z forward, metres.
+        `np.ndarray` of shape `(height, width, 3)`, float32, in camera axes, metres.
 
     Raises:
         ValueError: If the field of view is not between 0 and 180 degrees.
@@ -35,11 +36,11 @@ def to_points(depth: np.ndarray, field_of_view: float = FIELD_OF_VIEW) -> np.nda
 
 
 def write_ply(path: Path, points: np.ndarray, colors: np.ndarray) -> None:
-    """Writes coloured points as binary PLY, y up and z towards the viewer as viewers expect it.
+    """Writes a colored point cloud as binary PLY, with y up and z towards the viewer, as 3-D viewers expect.
 
     Args:
-        path (`Path`): Where to; `.ply`.
-        points (`np.ndarray`): `(num_points, 3)`, camera axes, metres.
+        path (`Path`): The `.ply` file.
+        points (`np.ndarray`): `(num_points, 3)` in camera axes, metres.
         colors (`np.ndarray`): uint8 `(num_points, 3)`.
     """
     axes, channels = ("x", "y", "z"), ("red", "green", "blue")

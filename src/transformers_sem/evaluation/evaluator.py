@@ -18,7 +18,6 @@ import pyarrow.parquet as pq
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
-from loky import cpu_count
 from torch import Tensor
 
 from transformers_sem.utils.files import atomic_write
@@ -31,7 +30,7 @@ from ..image_processing_sem import SEMImageProcessor
 from ..modeling_sem import SEMForMultiTaskDensePrediction
 from ..training.config import TrainingConfig
 from ..utils.environment import save_report
-from ..utils.processes import process_pool
+from ..utils.processes import available_cpus, process_pool
 from ..visualization.panels import Prediction
 from .map_files import save_maps
 from .statistics_file import StatisticsFile
@@ -70,7 +69,7 @@ def predict_rows(
         samples = [row_to_tensors(rows[index], tasks) for index in range(start, min(start + batch_size, len(rows)))]
         maps = predict(model, image_processor, [image.as_subclass(Tensor) for image, _ in samples])
         for (image, labels), image_maps in zip(samples, maps, strict=True):
-            yield Prediction(image.permute(1, 2, 0).numpy(), image_maps, labels)
+            yield Prediction(image.as_subclass(Tensor), image_maps, labels)
 
 
 def hash_model(model: SEMForMultiTaskDensePrediction, image_processor: SEMImageProcessor) -> "hashlib._Hash":
@@ -186,7 +185,7 @@ class Evaluation:
     def _start(self, index: int, prediction: Prediction, pool: Executor) -> dict[str, dict[str, dict | Future]]:
         row = self.rows.select_columns(self.protocol_columns)[index] if self.protocol_columns else {}
         references = self.benchmark.references(row, prediction.labels)
-        maps = {MODEL: prediction.maps, CONSTANT: self.constant.predict(prediction.image.shape[:2])}
+        maps = {MODEL: prediction.maps, CONSTANT: self.constant.predict(prediction.image.shape[-2:])}
         return {
             owner: {
                 task: metric.start(task, maps[owner][task], references[task], pool)
@@ -259,7 +258,7 @@ def evaluate_and_report(
         constant=fit_constant(rows["train"], model.config.task_num_labels, accelerator),
         accelerator=accelerator,
         batch_size=config.images_per_forward(1),
-        num_processes=num_processes or max(1, cpu_count() // accelerator.num_processes - 1),
+        num_processes=num_processes or max(1, available_cpus() // accelerator.num_processes - 1),
         unfinished_dir=unfinished_dir,
         predictions_dir=predictions_dir,
     ).run()

@@ -10,7 +10,7 @@ from ..configuration_sem import SEMConfig
 from ..data.benchmarks import get_benchmark
 from ..training.config import TrainingConfig, label_fields
 from ..utils.files import atomic_write
-from ..visualization.panels import save_picture
+from ..visualization.panels import save_image
 from .card import EVALUATION_NAME, PICTURE_NAME, card_of_folder, make_card, read_evaluation
 
 
@@ -88,4 +88,4 @@ def add_checkpoint(run_dir: Path, cards_dir: Path) -> None:
             shutil.copyfile(run_dir / name, unfinished)
     if (run_dir / PICTURE_NAME).is_file():
         with Image.open(run_dir / PICTURE_NAME) as picture:
-            save_picture(folder / PICTURE_NAME, picture.convert("RGB").quantize())  # a fifth of the bytes, for git
+            save_image(folder / PICTURE_NAME, picture.convert("RGB").quantize())  # a fifth of the bytes, for git

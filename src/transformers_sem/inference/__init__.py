@@ -1,1 +1,1 @@
-"""From a trained model to people: photos, folders and videos of any size in, maps, pictures and facts out."""
+"""Prediction for images, folders and videos of any size, written as maps, images and JSON."""

@@ -1,4 +1,4 @@
-"""Predictions for photos of any size, from one look or from many."""
+"""Prediction for images of any size, optionally with tiling and test-time augmentation."""
 
 import copy
 import itertools
@@ -18,18 +18,18 @@ from .tiling import MapCanvas, View, ViewLogits, match_depth_scale, tile_starts,
 
 @dataclass(kw_only=True)
 class Predictor:
-    """A model and how it looks at photos.
+    """Predicts images with tiling and test-time augmentation.
 
     Args:
-        model (`SEMForMultiTaskDensePrediction`): In evaluation mode, in any precision.
-        image_processor (`SEMImageProcessor`): Of the model.
-        batch_size (`int`, *optional*, defaults to 1): Views that the model gets at once, if the processor brings them to
+        model (`SEMForMultiTaskDensePrediction`): The model, in evaluation mode and any precision.
+        image_processor (`SEMImageProcessor`): Image processor of the model.
+        batch_size (`int`, *optional*, defaults to 1): Number of views per forward pass, where the processor brings them to
             one size.
-        tile (`int`, *optional*): Longer edge of the tiles that a photo is cut into, in pixels of the photo, of the shape
-            that the model gets; they overlap by a quarter or more. `None` shows the model the photo as a whole.
-        flip (`bool`, *optional*, defaults to `False`): Whether to look at the mirror image, too.
-        scales (`tuple[float, ...]`, *optional*, defaults to `(1.0,)`): How much larger than usually to look, once each.
-        folder (`Path`, *optional*): Where very large maps lie while they are in use.
+        tile (`int`, *optional*): Longer edge of the tiles in pixels of the image. Tiles have the aspect ratio of the model's
+            input and overlap by a quarter or more. Without it the model receives the whole image.
+        flip (`bool`, *optional*, defaults to `False`): Whether to also predict the horizontally flipped image.
+        scales (`tuple[float, ...]`, *optional*, defaults to `(1.0,)`): Sizes to predict at, relative to the usual input size.
+        folder (`Path`, *optional*): Folder for the temporary files of very large maps.
     """
 
     model: SEMForMultiTaskDensePrediction
@@ -40,60 +40,60 @@ class Predictor:
     scales: tuple[float, ...] = (1.0,)
     folder: Path | None = None
 
-    def __call__(self, photos: list[Tensor]) -> list[dict[str, Tensor]]:
-        """Predicts.
+    def __call__(self, images: list[Tensor]) -> list[dict[str, Tensor]]:
+        """Predicts all tasks of images.
 
         Args:
-            photos (`list[Tensor]`): uint8 `(3, height, width)`, of any sizes.
+            images (`list[Tensor]`): uint8 `(3, height, width)`, of any sizes.
 
         Returns:
-            `list[dict[str, Tensor]]`: for each photo `{task: map}` of its size, in the physical units of
+            `list[dict[str, Tensor]]`: for each image `{task: map}` of its size, in the physical units of
             [`SEMImageProcessor.post_process_dense_prediction`].
 
         Raises:
             FloatingPointError: If the model predicts NaN or infinity.
         """
         if self.tile is not None:
-            return [self._predict_tiled(photo) for photo in photos]
-        views = [self._looks(0, 0, *photo.shape[-2:]) for photo in photos]
-        # a scale at a time, so that many views have one size
-        numbered = sorted(
-            ((number, view) for number, photo_views in enumerate(views) for view in photo_views),
-            key=lambda pair: pair[1].scale,
-        )
-        seen = {number: [] for number in range(len(photos))}
-        for (number, _), look in zip(numbered, self.look([(photos[n], view) for n, view in numbered]), strict=True):
-            seen[number].append(look)
-        mosaics = [MapCanvas(tuple(photo.shape[-2:]), folder=self.folder) for photo in photos]
-        for number, mosaic in enumerate(mosaics):
-            mosaic.fill(seen.pop(number), 0, mosaic.size[0])
-        return [mosaic.maps() for mosaic in mosaics]
+            return [self._predict_tiled(image) for image in images]
+        numbered_views = [
+            (number, view) for number, image in enumerate(images) for view in self._augment(0, 0, *image.shape[-2:])
+        ]
+        numbered_views.sort(key=lambda pair: pair[1].scale)  # so that many consecutive views have one size
+        predicted = self.predict_views([(images[number], view) for number, view in numbered_views])
+        view_logits = {number: [] for number in range(len(images))}
+        for (number, _), logits in zip(numbered_views, predicted, strict=True):
+            view_logits[number].append(logits)
+        canvases = [MapCanvas(tuple(image.shape[-2:]), folder=self.folder) for image in images]
+        for number, canvas in enumerate(canvases):
+            canvas.fill(view_logits.pop(number), 0, canvas.size[0])
+        return [canvas.maps for canvas in canvases]
 
-    def _predict_tiled(self, photo: Tensor) -> dict[str, Tensor]:
-        """A row of tiles after the other; what no later row overlaps is finished, and forgotten."""
-        height, width = photo.shape[-2:]
+    def _predict_tiled(self, image: Tensor) -> dict[str, Tensor]:
+        """Predicts one row of tiles after the other, and frees the logits that no later row overlaps."""
+        height, width = image.shape[-2:]
         tile_height, tile_width = (min(edges) for edges in zip(self._tile_size(), (height, width), strict=True))
         overlap = min(self._tile_size()) // 4
         tops, lefts = tile_starts(height, tile_height, overlap), tile_starts(width, tile_width, overlap)
-        mosaic, seen = MapCanvas((height, width), overlap, self.folder), []
-        (whole,) = self.look([(photo, View(top=0, left=0, height=height, width=width))])
+        canvas, view_logits = MapCanvas((height, width), overlap, self.folder), []
+        (whole,) = self.predict_views([(image, View(top=0, left=0, height=height, width=width))])
         for top, next_top in zip(tops, [*tops[1:], height], strict=True):
-            looks = [look for left in lefts for look in self._looks(top, left, tile_height, tile_width)]
-            looks.sort(key=lambda view: view.scale)
-            seen = [look for look in seen if look.view.top + look.view.height > top]
-            seen += [match_depth_scale(look, whole) for look in self.look([(photo, view) for view in looks])]
-            mosaic.fill(seen, top, next_top)
-        return mosaic.maps()
+            views = [view for left in lefts for view in self._augment(top, left, tile_height, tile_width)]
+            views.sort(key=lambda view: view.scale)
+            view_logits = [logits for logits in view_logits if logits.view.top + logits.view.height > top]
+            predicted = self.predict_views([(image, view) for view in views])
+            view_logits += [match_depth_scale(logits, whole) for logits in predicted]
+            canvas.fill(view_logits, top, next_top)
+        return canvas.maps
 
     def _tile_size(self) -> tuple[int, int]:
-        """Height and width of a tile: the shape that the model was made for, so that nothing is stretched or padded."""
+        """Returns height and width of a tile, in the aspect ratio of the model's input to avoid stretching and padding."""
         processor = self.image_processor
         size = processor.size if processor.do_resize else processor.pad_size if processor.do_pad else None
         edges = (size["height"], size["width"]) if size else (1, 1)
         return tuple(max(1, round(self.tile * edge / max(edges))) for edge in edges)
 
-    def _looks(self, top: int, left: int, height: int, width: int) -> list[View]:
-        """All views of a part of a photo."""
+    def _augment(self, top: int, left: int, height: int, width: int) -> list[View]:
+        """Returns the views of a part of an image: one for each scale, each also flipped if requested."""
         return [
             View(top=top, left=left, height=height, width=width, scale=scale, flipped=flipped)
             for scale in self.scales
@@ -101,20 +101,20 @@ class Predictor:
         ]
 
     @torch.no_grad()
-    def look(self, views: list[tuple[Tensor, View]]) -> Iterator[ViewLogits]:
-        """What the model sees in views of photos, in their order; neighbours of one size share a batch."""
-        prepared = (self._prepare(photo, view) for photo, view in views)
-        for _, same_size in itertools.groupby(prepared, key=lambda look: look[1].shape):
+    def predict_views(self, views: list[tuple[Tensor, View]]) -> Iterator[ViewLogits]:
+        """Predicts views of images, in order; consecutive views of one size share a batch."""
+        prepared = (self._prepare(image, view) for image, view in views)
+        for _, same_size in itertools.groupby(prepared, key=lambda item: item[1].shape):
             while batch := list(itertools.islice(same_size, self.batch_size)):
                 pixel_values = torch.stack([pixels for _, pixels, _ in batch])
                 logits = self.model(pixel_values.to(self.model.device, self.model.dtype)).logits
                 check_finite(logits, self.model.dtype)
-                for index, (view, _, layout) in enumerate(batch):
-                    yield undo_view(view, {task: values[index] for task, values in logits.items()}, *layout)
+                for index, (view, _, sizes) in enumerate(batch):
+                    yield undo_view(view, {task: values[index] for task, values in logits.items()}, *sizes)
 
-    def _prepare(self, photo: Tensor, view: View) -> tuple[View, Tensor, tuple]:
-        """A view as the model gets it, `(3, height, width)`, and how it lies in there."""
-        crop, processor = view.crop(photo), self._scaled_processor(view.scale)
+    def _prepare(self, image: Tensor, view: View) -> tuple[View, Tensor, tuple[tuple[int, int], tuple[int, int]]]:
+        """Returns the view, its pixel values `(3, height, width)`, and its sizes without and with padding."""
+        crop, processor = view.crop(image), self._scaled_processor(view.scale)
         if view.scale != 1 and not processor.do_resize:
             (content_size,), _ = self.image_processor.plan_sizes([(view.height, view.width)])
             crop = tvF.resize(crop, [max(1, round(edge * view.scale)) for edge in content_size], antialias=True)
@@ -123,7 +123,7 @@ class Predictor:
         return view, pixel_values, (content_size, padded_size)
 
     def _scaled_processor(self, scale: float) -> SEMImageProcessor:
-        """The image processor for another size of the model's input."""
+        """Returns the image processor with its sizes multiplied by `scale`."""
         if scale == 1:
             return self.image_processor
         processor = copy.copy(self.image_processor)
@@ -136,19 +136,22 @@ class Predictor:
 
 
 def check_finite(logits: dict[str, Tensor], dtype: torch.dtype) -> None:
-    """Refuses NaN and infinity, which would become maps that look like any other.
+    """Rejects NaN and infinity, which would give maps that look valid.
 
     Raises:
         FloatingPointError: If there are any.
     """
-    broken = [task for task, values in logits.items() if not values.isfinite().all()]
-    if broken:
+    tasks = [task for task, values in logits.items() if not values.isfinite().all()]
+    if tasks:
         remedy = "The weights may be damaged." if dtype == torch.float32 else "Try --dtype bfloat16 or float32."
-        raise FloatingPointError(f"Predictions are finite; {broken} are not, in {dtype}. {remedy}")
+        raise FloatingPointError(f"Predictions must be finite; {tasks} are not, in {dtype}. {remedy}")
 
 
-def parse_looks(words: list[str]) -> tuple[bool, tuple[float, ...]]:
-    """Reads `["flip", "0.75", ...]` as whether to flip and at which scales to look, 1 always among them.
+def parse_augmentations(words: list[str]) -> tuple[bool, tuple[float, ...]]:
+    """Parses the values of `--tta`, such as `["flip", "0.75"]`.
+
+    Returns:
+        `tuple[bool, tuple[float, ...]]`: whether to flip, and the sorted scales, which always include 1.
 
     Raises:
         ValueError: If a word is neither "flip" nor a scale from 0.25 to 4.

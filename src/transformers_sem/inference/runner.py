@@ -1,4 +1,4 @@
-"""Predicting many sources, each rank its share; what cannot be read is named, and everything else is done."""
+"""A prediction run over many items, split over ranks. An item that fails is reported and does not stop the others."""
 
 import itertools
 from collections.abc import Iterator
@@ -12,30 +12,30 @@ from accelerate.utils import gather_object
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..image_files import read_photo
+from ..pipeline_sem import read_image_file
 from ..utils.files import atomic_write
 from ..utils.processes import progress
 from ..visualization.inside import inside_panel
-from ..visualization.panels import Prediction, VideoPanel
-from .inputs import Source
-from .outputs import Results
+from ..visualization.panels import Prediction, VideoFrameRenderer
+from .inputs import InputItem
+from .outputs import OutputFolder
 from .predictor import Predictor
-from .video import ENDING, Frame, Video, open_video, video_writer
+from .video import VIDEO_ENDING, VideoFrame, VideoReader, create_video, open_video
 
 
-Photo = tuple[int, str | None, Tensor]  # number and fingerprint of its source, uint8 `(3, height, width)`
+LoadedImage = tuple[int, str | None, Tensor]  # number and fingerprint of the item, uint8 `(3, height, width)`
 
-PIXELS_OF_A_BATCH = 2**26  # photos that wait for each other in memory
+MAX_BATCH_PIXELS = 2**26  # of images that are in memory at once
 
 
 @dataclass(frozen=True)
-class Summary:
-    """What became of all sources, over all ranks.
+class RunSummary:
+    """The outcome of a run over all ranks.
 
     Args:
-        num_predicted (`int`): Sources predicted now.
-        num_done_before (`int`): Sources whose results were there.
-        failures (`list[str]`): What is wrong with each of the others, in the order of the sources.
+        num_predicted (`int`): Number of items predicted in this run.
+        num_done_before (`int`): Number of items whose outputs were complete already.
+        failures (`list[str]`): For each item that failed the reason, in the order of the items.
     """
 
     num_predicted: int
@@ -50,130 +50,128 @@ class Summary:
 
 
 @dataclass
-class PredictionRun:
-    """Predicts sources and writes their results.
+class PredictionRunner:
+    """Predicts items and writes their outputs.
 
     Args:
-        predictor (`Predictor`): The model and how it looks at photos.
-        results (`Results`): Where to write.
-        accelerator (`Accelerator`): Of the ranks.
-        inside (`bool`): Whether to draw what goes on inside the model.
-        max_frames (`int`, *optional*): Frames of a video or camera, of which there may be no end.
+        predictor (`Predictor`): The predictor.
+        outputs (`OutputFolder`): The output folder.
+        accelerator (`Accelerator`): The accelerator that the ranks share.
+        inside (`bool`): Whether to draw the internal states of the model.
+        max_frames (`int`, *optional*): Maximum number of frames of a video or camera.
     """
 
     predictor: Predictor
-    results: Results
+    outputs: OutputFolder
     accelerator: Accelerator
     inside: bool = False
     max_frames: int | None = None
     failures: list[tuple[int, str]] = field(default_factory=list)
 
-    def run(self, sources: list[Source]) -> Summary:
-        """Predicts those that are not done yet, and waits for all ranks."""
-        pending = self._find_pending(sources)
+    def run(self, items: list[InputItem]) -> RunSummary:
+        """Predicts the items whose outputs are not complete, and waits for all ranks."""
+        pending = self._find_pending(items)
         rank, num_ranks = self.accelerator.process_index, self.accelerator.num_processes
         share = pending[rank::num_ranks]
-        bar = tqdm(total=len(share), desc="predicting", disable=not self.accelerator.is_main_process)
-        with bar:
-            for is_photo, numbered in itertools.groupby(share, key=lambda item: sources[item[0]].kind == "photo"):
-                if is_photo:
-                    self._predict_photos(sources, numbered, bar)
+        with tqdm(total=len(share), desc="predicting", disable=not self.accelerator.is_main_process) as bar:
+            for is_image, numbered in itertools.groupby(share, key=lambda pair: items[pair[0]].kind == "image"):
+                if is_image:
+                    self._predict_images(items, numbered, bar)
                 else:
                     for number, fingerprint in numbered:
-                        self._predict_video(number, sources[number], fingerprint)
+                        self._predict_video(number, items[number], fingerprint)
                         bar.update()
         failures = sorted(gather_object(self.failures))
-        num_done = len(sources) - len(pending)
-        return Summary(len(pending) - len(failures), num_done, [reason for _, reason in failures])
+        return RunSummary(len(pending) - len(failures), len(items) - len(pending), [reason for _, reason in failures])
 
-    def _find_pending(self, sources: list[Source]) -> list[tuple[int, str | None]]:
-        """Number and fingerprint of what is to be predicted; every rank looks at a share."""
+    def _find_pending(self, items: list[InputItem]) -> list[tuple[int, str | None]]:
+        """Returns numbers and fingerprints of the items to predict; each rank checks its share."""
         rank, num_ranks = self.accelerator.process_index, self.accelerator.num_processes
-        numbers, pending = range(rank, len(sources), num_ranks), []
+        numbers, pending = range(rank, len(items), num_ranks), []
         for number in progress(numbers, len(numbers), "looking for earlier results", self.accelerator):
-            fingerprint = self.results.fingerprint(sources[number])
-            if not self.results.is_done(sources[number], fingerprint):
+            fingerprint = self.outputs.fingerprint(items[number])
+            if not self.outputs.is_complete(items[number], fingerprint):
                 pending.append((number, fingerprint))
-        return sorted(gather_object(pending), key=lambda item: item[0])
+        return sorted(gather_object(pending), key=lambda pair: pair[0])
 
-    def _predict_photos(self, sources: list[Source], numbered: Iterator[tuple[int, str | None]], bar: tqdm) -> None:
-        for batch in batches(self._read_photos(sources, numbered, bar), self.predictor.batch_size):
-            for (number, fingerprint, photo), maps in self._predict_batch(sources, batch):
-                panel = self._inside_panel(photo) if self.inside else None
-                prediction = Prediction(photo.permute(1, 2, 0).numpy(), maps)
-                self.results.write_photo(sources[number], fingerprint, prediction, panel)
+    def _predict_images(self, items: list[InputItem], numbered: Iterator[tuple[int, str | None]], bar: tqdm) -> None:
+        for batch in make_batches(self._read_images(items, numbered, bar), self.predictor.batch_size):
+            for (number, fingerprint, image), maps in self._predict_batch(items, batch):
+                panel = None
+                if self.inside:
+                    panel = inside_panel(self.predictor.model, self.predictor.image_processor, image)
+                self.outputs.write_image(items[number], fingerprint, Prediction(image, maps), panel)
             bar.update(len(batch))
 
-    def _predict_batch(self, sources: list[Source], batch: list[Photo]) -> list[tuple[Photo, dict[str, Tensor]]]:
-        """Photos with their maps; one that the model refuses, such as a single pixel, does not spoil those beside it."""
+    def _predict_batch(
+        self, items: list[InputItem], batch: list[LoadedImage]
+    ) -> list[tuple[LoadedImage, dict[str, Tensor]]]:
+        """Returns images with their maps. If the model rejects a batch, its images are predicted one by one."""
         try:
-            return list(zip(batch, self.predictor([photo for _, _, photo in batch]), strict=True))
+            return list(zip(batch, self.predictor([image for _, _, image in batch]), strict=True))
         except ValueError as error:
             if len(batch) > 1:
-                return [pair for item in batch for pair in self._predict_batch(sources, [item])]
-            self._note_failure(batch[0][0], ValueError(f"Cannot predict {sources[batch[0][0]].path}: {error}"))
+                return [pair for loaded in batch for pair in self._predict_batch(items, [loaded])]
+            self._note_failure(batch[0][0], ValueError(f"Cannot predict {items[batch[0][0]].path}: {error}"))
             return []
 
-    def _read_photos(
-        self, sources: list[Source], numbered: Iterator[tuple[int, str | None]], bar: tqdm
-    ) -> Iterator[Photo]:
-        """Photos that can be read."""
+    def _read_images(
+        self, items: list[InputItem], numbered: Iterator[tuple[int, str | None]], bar: tqdm
+    ) -> Iterator[LoadedImage]:
+        """Yields the images that can be read."""
         for number, fingerprint in numbered:
             try:
-                pixels = np.array(read_photo(sources[number].path))
+                pixels = np.array(read_image_file(items[number].path))
             except ValueError as error:
                 self._note_failure(number, error)
                 bar.update()
                 continue
             yield number, fingerprint, torch.from_numpy(pixels).permute(2, 0, 1)
 
-    def _inside_panel(self, photo: Tensor):
-        return inside_panel(self.predictor.model, self.predictor.image_processor, photo)
-
-    def _predict_video(self, number: int, source: Source, fingerprint: str | None) -> None:
-        path, panel = self.results.path("videos", source, ENDING), VideoPanel()
+    def _predict_video(self, number: int, item: InputItem, fingerprint: str | None) -> None:
+        path, renderer = self.outputs.path("videos", item, VIDEO_ENDING), VideoFrameRenderer()
         try:
-            with open_video(source) as video, atomic_write(path) as unfinished:
-                with video_writer(unfinished, video) as writer, self._until_stopped(source):
+            with open_video(item) as video, atomic_write(path) as unfinished:
+                frames_per_second = round(video.rate) or 1
+                with create_video(unfinished, video) as writer, self._until_stopped(item):
                     for frame, maps in self._predict_frames(video):
-                        writer.add(panel.draw(Prediction(frame.pixels, maps), round(video.rate) or 1), frame.time)
+                        writer.add(renderer.render(Prediction(frame.image, maps), frames_per_second), frame.time)
                 if writer.num_frames == 0:
-                    raise ValueError(f"Cannot read {source.path}: it was stopped before its first frame.")
+                    raise ValueError(f"Cannot read {item.path}: it was stopped before its first frame.")
         except ValueError as error:
             self._note_failure(number, error)
             return
-        facts = {"num_frames": writer.num_frames, "frames_per_second": float(video.rate)}
-        self.results.write_facts(source, fingerprint, [path], **facts)
+        description = {"num_frames": writer.num_frames, "frames_per_second": float(video.rate)}
+        self.outputs.write_description(item, fingerprint, [path], **description)
 
     @staticmethod
-    def _until_stopped(source: Source) -> AbstractContextManager:
-        """A camera goes on until Ctrl-C, which is then not the end of the program."""
-        return suppress(KeyboardInterrupt) if source.kind == "camera" else nullcontext()
+    def _until_stopped(item: InputItem) -> AbstractContextManager:
+        """Makes Ctrl-C end the recording of a camera instead of the program."""
+        return suppress(KeyboardInterrupt) if item.kind == "camera" else nullcontext()
 
-    def _predict_frames(self, video: Video) -> Iterator[tuple[Frame, dict[str, Tensor]]]:
-        """Frames with their maps."""
+    def _predict_frames(self, video: VideoReader) -> Iterator[tuple[VideoFrame, dict[str, Tensor]]]:
+        """Yields frames with their maps."""
         frames = itertools.islice(video.frames(), self.max_frames)
         total = min(filter(None, (video.num_frames, self.max_frames)), default=None)
-        title, disable = f"frames of {video.source.name}", not self.accelerator.is_main_process
+        title, disable = f"frames of {video.item.name}", not self.accelerator.is_main_process
         with tqdm(total=total, desc=title, leave=False, disable=disable) as bar:
             while batch := list(itertools.islice(frames, self.predictor.batch_size)):
-                photos = [torch.from_numpy(frame.pixels).permute(2, 0, 1) for frame in batch]
-                yield from zip(batch, self.predictor(photos), strict=True)
+                yield from zip(batch, self.predictor([frame.image for frame in batch]), strict=True)
                 bar.update(len(batch))
 
     def _note_failure(self, number: int, error: ValueError) -> None:
         self.failures.append((number, " ".join(str(error).split())))
 
 
-def batches(photos: Iterator[Photo], batch_size: int) -> Iterator[list[Photo]]:
-    """Groups photos, fewer where they are large."""
+def make_batches(images: Iterator[LoadedImage], batch_size: int) -> Iterator[list[LoadedImage]]:
+    """Groups images into batches of at most `batch_size` images and `MAX_BATCH_PIXELS` pixels; larger images stand alone."""
     batch, num_pixels = [], 0
-    for item in photos:
-        photo_pixels = item[-1].shape[-2] * item[-1].shape[-1]
-        if batch and (len(batch) == batch_size or num_pixels + photo_pixels > PIXELS_OF_A_BATCH):
+    for loaded in images:
+        image_pixels = loaded[-1].shape[-2] * loaded[-1].shape[-1]
+        if batch and (len(batch) == batch_size or num_pixels + image_pixels > MAX_BATCH_PIXELS):
             yield batch
             batch, num_pixels = [], 0
-        batch.append(item)
-        num_pixels += photo_pixels
+        batch.append(loaded)
+        num_pixels += image_pixels
     if batch:
         yield batch

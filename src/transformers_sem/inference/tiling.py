@@ -1,9 +1,9 @@
-"""Several looks at one photo, and one map per task from them: tiles, mirror images, other scales.
+"""Views of an image, and their fusion into one map per task: tiles, horizontal flips and scales.
 
-A view is what the model sees at once. Every pixel of a map is the mean over the views that show it, weighted inside their
-overlap, taken on what `TaskKind.prepare_mean` makes of the logits: of classes and probabilities the logits themselves, of
-depth metres, of normals unit vectors; then the mean is post-processed like any logits. Maps are made a band of rows at a
-time, so that a photo of 100 megapixels needs no more memory for its logits than a small one.
+A view is what the model receives at once. Each pixel of a map is the weighted mean over the views that contain it, where the
+weights fall off inside the overlap of tiles. The mean is taken over what `TaskKind.prepare_mean` makes of the logits: logits
+of classes and probabilities, metres of depth, unit vectors of normals. The mean is then post-processed like any logits. Maps
+are computed one band of rows at a time, so that the full-size logits of a large image are never in memory at once.
 """
 
 import math
@@ -20,18 +20,21 @@ from ..image_processing_sem import restore_map
 from ..tasks import flip_logits, get_task
 
 
-VALUES_OF_A_BAND = 2**24  # 64 MiB of float32
-VALUES_IN_MEMORY = 2**26  # a map of more lies in a file without a name, which is gone when the program is
+MAX_BAND_VALUES = 2**24  # 64 MiB of float32
+MAX_MEMORY_VALUES = 2**26  # larger maps are in a temporary file
 
 
 @dataclass(frozen=True, kw_only=True)
 class View:
-    """A look at a photo.
+    """A part of an image, as the model receives it.
 
     Args:
-        top (`int`), left (`int`), height (`int`), width (`int`): The part of the photo.
-        scale (`float`): How much larger than usually the model gets it.
-        flipped (`bool`): Whether it is mirrored.
+        top (`int`): First row.
+        left (`int`): First column.
+        height (`int`): Number of rows.
+        width (`int`): Number of columns.
+        scale (`float`): Size of the model's input relative to its usual size.
+        flipped (`bool`): Whether the part is flipped horizontally.
     """
 
     top: int
@@ -41,22 +44,22 @@ class View:
     scale: float = 1.0
     flipped: bool = False
 
-    def crop(self, photo: Tensor) -> Tensor:
-        """The part of a photo `(3, height, width)`, mirrored if so."""
-        part = photo[:, self.top : self.top + self.height, self.left : self.left + self.width]
+    def crop(self, image: Tensor) -> Tensor:
+        """Crops an image `(3, height, width)` to the view, and flips it if the view is flipped."""
+        part = image[:, self.top : self.top + self.height, self.left : self.left + self.width]
         return part.flip(-1) if self.flipped else part
 
 
 @dataclass
 class ViewLogits:
-    """What the model sees in a view: `logits` `{task: (num_labels, h, w)}`, not mirrored, metres those of the whole photo."""
+    """The logits of a view, `{task: (num_labels, h, w)}`, with flip and scale undone."""
 
     view: View
     logits: dict[str, Tensor]
 
 
 def tile_starts(length: int, tile: int, overlap: int) -> list[int]:
-    """Where tiles start that cover a length evenly, each overlapping the next by `overlap` or more."""
+    """Returns the starts of evenly spaced tiles that cover a length and overlap by at least `overlap`."""
     if length <= tile:
         return [0]
     num_tiles = math.ceil((length - overlap) / (tile - overlap))
@@ -64,7 +67,7 @@ def tile_starts(length: int, tile: int, overlap: int) -> list[int]:
 
 
 def tile_weights(length: int, overlap: int) -> Tensor:
-    """Weights along an edge of a tile: rising over the overlap, 1 in the middle, falling; all 1 without overlap."""
+    """Returns the weights along an edge of a tile: they rise over the overlap, are 1 in the middle, and fall; all 1 without overlap."""
     if overlap == 0:
         return torch.ones(length)
     positions = torch.arange(length) + 0.5
@@ -74,9 +77,16 @@ def tile_weights(length: int, overlap: int) -> Tensor:
 def undo_view(
     view: View, logits: dict[str, Tensor], content_size: tuple[int, int], padded_size: tuple[int, int]
 ) -> ViewLogits:
-    """Takes padding and mirroring off logits `{task: (num_labels, h, w)}` of a view, and brings them to its usual scale.
+    """Removes padding, flip and scale from the logits `{task: (num_labels, h, w)}` of a view.
 
-    By the rule of the training's zoom: what looks `scale` times larger was predicted `scale` times nearer.
+    The scale is undone by the rule of the zoom augmentation in training: objects `scale` times larger are predicted `scale`
+    times nearer.
+
+    Args:
+        view (`View`): The view.
+        logits (`dict[str, Tensor]`): Logits of the model.
+        content_size (`tuple[int, int]`): Height and width of the model's input without padding.
+        padded_size (`tuple[int, int]`): Height and width of the model's input.
     """
     undone = {}
     for task, values in logits.items():
@@ -87,28 +97,28 @@ def undo_view(
     return ViewLogits(view, undone)
 
 
-def match_depth_scale(seen: ViewLogits, whole: ViewLogits) -> ViewLogits:
-    """Brings what the model sees in a tile to the zoom of the whole photo.
+def match_depth_scale(tile: ViewLogits, whole: ViewLogits) -> ViewLogits:
+    """Scales the depth of a tile to the mean depth that the whole image has there.
 
-    A tile shows things larger than the training did, often so much that its depths are far off: the whole photo says how far
-    things are on average, the tile says where exactly.
+    A tile shows objects larger than training did, so its depths have the wrong scale. The whole image gives the scale, the
+    tile gives the detail.
     """
-    view, logits = seen.view, {}
-    for task, values in seen.logits.items():
-        spec, reference = get_task(task), whole.logits[task]
-        if spec.kind.measure_zoom is not None:
+    view, logits = tile.view, {}
+    for task, values in tile.logits.items():
+        kind, reference = get_task(task).kind, whole.logits[task]
+        if kind.measure_zoom is not None:
             scales = reference.shape[1] / whole.view.height, reference.shape[2] / whole.view.width
             rows, columns = (
                 slice(math.floor(start * scale), math.ceil((start + length) * scale))
                 for start, length, scale in zip((view.top, view.left), (view.height, view.width), scales, strict=True)
             )
-            values = spec.kind.zoom_values(values, 1 / spec.kind.measure_zoom(values, reference[:, rows, columns]))
+            values = kind.zoom_values(values, 1 / kind.measure_zoom(values, reference[:, rows, columns]))
         logits[task] = values
     return ViewLogits(view, logits)
 
 
 def upsample_rows(logits: Tensor, size: tuple[int, int], start: int, stop: int) -> Tensor:
-    """Rows `start` to `stop` of logits `(num_labels, h, w)` brought to `size`, bilinearly as post-processing does it all."""
+    """Upsamples logits `(num_labels, h, w)` to `size` and returns rows `start` to `stop`; bilinear, as in post-processing."""
     position = (torch.arange(start, stop, device=logits.device) + 0.5) * (logits.shape[1] / size[0]) - 0.5
     position = position.clamp(min=0)
     above = position.long().clamp(max=logits.shape[1] - 1)
@@ -119,57 +129,54 @@ def upsample_rows(logits: Tensor, size: tuple[int, int], start: int, stop: int) 
 
 @dataclass
 class MapCanvas:
-    """The maps of one photo, filled from the top down.
+    """The maps of one image, filled from top to bottom.
 
     Args:
-        size (`tuple[int, int]`): Height and width of the photo.
-        overlap (`int`): By how many pixels tiles overlap at least, 0 for views of the whole.
-        folder (`Path`, *optional*): Where the files of very large maps lie while they are in use.
+        size (`tuple[int, int]`): Height and width of the image.
+        overlap (`int`): Minimum overlap of tiles in pixels; 0 for views of the whole image.
+        folder (`Path`, *optional*): Folder for the temporary files of very large maps.
+        maps (`dict[str, Tensor]`): `{task: map}` in the physical units of post-processing.
     """
 
     size: tuple[int, int]
     overlap: int = 0
     folder: Path | None = None
-    arrays: dict[str, np.ndarray] = field(default_factory=dict)
+    maps: dict[str, Tensor] = field(default_factory=dict)
 
     def fill(self, views: list[ViewLogits], start: int, stop: int) -> None:
-        """Fills rows `start` to `stop` from all views that show some of them."""
+        """Fills rows `start` to `stop` from the views that contain them."""
         for task, logits in views[0].logits.items():
-            num_rows = max(1, VALUES_OF_A_BAND // (len(logits) * self.size[1]))
+            num_rows = max(1, MAX_BAND_VALUES // (len(logits) * self.size[1]))
             for top in range(start, stop, num_rows):
                 band = self._mean(task, views, top, min(top + num_rows, stop))
-                values = get_task(task).kind.predict(band[None])[0].cpu().numpy()
-                self._array(task, values)[..., top : top + values.shape[-2], :] = values
+                values = get_task(task).kind.predict(band[None])[0].cpu()
+                if task not in self.maps:
+                    self.maps[task] = allocate_map((*values.shape[:-2], *self.size), values.dtype, self.folder)
+                self.maps[task][..., top : top + values.shape[-2], :] = values
 
     def _mean(self, task: str, views: list[ViewLogits], start: int, stop: int) -> Tensor:
-        """Mean logits `(num_labels, stop - start, width)`."""
-        total, weight = 0.0, 0.0
-        for seen in views:
-            view, logits = seen.view, seen.logits[task]
+        """Returns the weighted mean over the views, `(num_labels, stop - start, width)`."""
+        total, total_weight = 0.0, 0.0
+        for view_logits in views:
+            view, logits = view_logits.view, view_logits.logits[task]
             top, bottom = max(start, view.top), min(stop, view.top + view.height)
             if top < bottom:
                 values = upsample_rows(logits, (view.height, view.width), top - view.top, bottom - view.top)
                 values = get_task(task).kind.prepare_mean(values[None])[0]
-                share = self._weights(view, top, bottom).to(logits.device)
+                weights = self._weights(view, top, bottom).to(logits.device)
                 padding = [view.left, self.size[1] - view.left - view.width, top - start, stop - bottom]
-                total = total + F.pad(values * share, padding)
-                weight = weight + F.pad(share, padding)
-        return total / weight
+                total = total + F.pad(values * weights, padding)
+                total_weight = total_weight + F.pad(weights, padding)
+        return total / total_weight
 
     def _weights(self, view: View, top: int, bottom: int) -> Tensor:
         rows = tile_weights(view.height, min(self.overlap, view.height))[top - view.top : bottom - view.top]
         return rows[:, None] * tile_weights(view.width, min(self.overlap, view.width))
 
-    def _array(self, task: str, values: np.ndarray) -> np.ndarray:
-        if task not in self.arrays:
-            shape = (*values.shape[:-2], *self.size)
-            if math.prod(shape) <= VALUES_IN_MEMORY:
-                self.arrays[task] = np.empty(shape, values.dtype)
-            else:
-                with tempfile.TemporaryFile(dir=self.folder) as file:
-                    self.arrays[task] = np.memmap(file, values.dtype, "w+", shape=shape)
-        return self.arrays[task]
 
-    def maps(self) -> dict[str, Tensor]:
-        """The maps, in physical units as post-processing gives them."""
-        return {task: torch.from_numpy(array) for task, array in self.arrays.items()}
+def allocate_map(shape: tuple[int, ...], dtype: torch.dtype, folder: Path | None) -> Tensor:
+    """Allocates an uninitialized map, in memory or, above `MAX_MEMORY_VALUES`, in an unnamed temporary file in `folder`."""
+    if math.prod(shape) <= MAX_MEMORY_VALUES:
+        return torch.empty(shape, dtype=dtype)
+    with tempfile.TemporaryFile(dir=folder) as file:
+        return torch.from_numpy(np.memmap(file, torch.empty((), dtype=dtype).numpy().dtype, "w+", shape=shape))

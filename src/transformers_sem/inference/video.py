@@ -1,4 +1,4 @@
-"""Videos and cameras through PyAV: frames in, one video out that shows each frame beside its maps."""
+"""Reading videos and cameras and writing videos, with PyAV."""
 
 import sys
 from collections.abc import Iterator
@@ -10,44 +10,46 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
-from .inputs import Source
+from .inputs import InputItem
 
 
-# How FFmpeg calls cameras, and one of them by its number
+# FFmpeg's input format for cameras, and its name for the camera of a number
 CAMERAS = {"linux": ("v4l2", "/dev/video{}"), "darwin": ("avfoundation", "{}")}
-DEFAULT_RATE = Fraction(30)  # where neither container nor camera tell
-ENDING = ".mp4"
+DEFAULT_RATE = Fraction(30)  # if neither the container nor the camera states one
+VIDEO_ENDING = ".mp4"
 
 
 @dataclass
-class Frame:
-    """A picture of a video, upright.
+class VideoFrame:
+    """A frame of a video, in upright orientation.
 
     Args:
-        pixels (`np.ndarray`): uint8 `(height, width, 3)`.
-        time (`int`): When it is shown, in units of the video's time base.
+        image (`Tensor`): uint8 `(3, height, width)`.
+        time (`int`): Presentation time in units of the video's time base.
     """
 
-    pixels: np.ndarray
+    image: Tensor
     time: int
 
 
 @dataclass
-class Video:
+class VideoReader:
     """An open video or camera.
 
     Args:
-        container: PyAV's.
-        source (`Source`): What was opened.
+        container: The PyAV container.
+        item (`InputItem`): The item that was opened.
     """
 
     container: Any
-    source: Source
+    item: InputItem
 
     def __post_init__(self):
         if not self.container.streams.video:
-            raise ValueError(f"Cannot read {self.source.path}: it has no pictures.")
+            raise ValueError(f"Cannot read {self.item.path}: it has no frames.")
         self.stream = self.container.streams.video[0]
         self.stream.thread_type = "AUTO"
         self.rate = self.stream.average_rate or self.stream.guessed_rate or DEFAULT_RATE
@@ -55,34 +57,35 @@ class Video:
 
     @property
     def num_frames(self) -> int | None:
-        """How many frames there are, as far as the container tells."""
+        """The number of frames, if the container states it."""
         return self.stream.frames or None
 
-    def frames(self) -> Iterator[Frame]:
-        """The frames in order; times start at 0 and rise.
+    def frames(self) -> Iterator[VideoFrame]:
+        """Yields the frames in order. Times start at 0 and increase strictly.
 
         Raises:
-            ValueError: If there is none, or the video is broken.
+            ValueError: If there are no frames, or the video is damaged.
         """
         first, last = None, -1
-        with readable(self.source):
+        with ffmpeg_errors(self.item):
             for frame in self.container.decode(self.stream):
                 step = max(1, round(1 / self.rate / self.time_base))
                 time = last + step if frame.pts is None else frame.pts
                 first = time if first is None else first
                 last = max(time - first, last + 1)
-                yield Frame(upright(frame), last)
+                yield VideoFrame(upright_image(frame), last)
         if first is None:
-            raise ValueError(f"Cannot read {self.source.path}: it has no pictures.")
+            raise ValueError(f"Cannot read {self.item.path}: it has no frames.")
 
 
-def upright(frame: Any) -> np.ndarray:
-    """Pixels of a frame of PyAV, uint8 `(height, width, 3)`, turned as the phone that took it says."""
-    return np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90) % 4))
+def upright_image(frame: Any) -> Tensor:
+    """Converts a PyAV frame to uint8 `(3, height, width)`, rotated as its metadata says."""
+    pixels = np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90) % 4)
+    return torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)
 
 
 def import_av() -> Any:
-    """PyAV, which only videos need.
+    """Imports PyAV, which only videos and cameras need.
 
     Raises:
         ValueError: If it is not installed.
@@ -95,40 +98,40 @@ def import_av() -> Any:
 
 
 @contextmanager
-def readable(source: Source) -> Iterator[None]:
-    """What FFmpeg has against a video, as a `ValueError` that names it."""
+def ffmpeg_errors(item: InputItem) -> Iterator[None]:
+    """Turns FFmpeg's errors into a `ValueError` that names the file."""
     import av
 
     try:
         yield
     except av.FFmpegError as error:
-        raise ValueError(f"Cannot read {source.path}: {error.strerror}.") from error
+        raise ValueError(f"Cannot read {item.path}: {error.strerror}.") from error
 
 
 @contextmanager
-def open_video(source: Source) -> Iterator[Video]:
-    """Opens a video file, or a camera.
+def open_video(item: InputItem) -> Iterator[VideoReader]:
+    """Opens a video file or a camera.
 
     Raises:
-        ValueError: If it is not there or no video, or PyAV is not installed.
+        ValueError: If it does not exist or is not a video, or PyAV is not installed.
     """
-    av, path, kind = import_av(), str(source.path), None
-    if source.kind == "camera":
+    av, path, input_format = import_av(), str(item.path), None
+    if item.kind == "camera":
         if sys.platform not in CAMERAS:
             raise ValueError(
-                f"Cameras are known on {list(CAMERAS)}; got {sys.platform}. Record a video and give that."
+                f"Cameras are supported on {list(CAMERAS)}; got {sys.platform}. Record a video file and use that."
             )
-        kind, pattern = CAMERAS[sys.platform]
-        path = pattern.format(source.path)
-    with readable(source):
-        container = av.open(path, format=kind)
+        input_format, pattern = CAMERAS[sys.platform]
+        path = pattern.format(item.path)
+    with ffmpeg_errors(item):
+        container = av.open(path, format=input_format)
     with container:
-        yield Video(container, source)
+        yield VideoReader(container, item)
 
 
 @contextmanager
-def video_writer(path: Path, like: Video) -> Iterator["VideoWriter"]:
-    """Opens a video to write, at the rate of another one.
+def create_video(path: Path, like: VideoReader) -> Iterator["VideoWriter"]:
+    """Opens a video for writing, with the frame rate and time base of another video.
 
     Raises:
         OSError: If it cannot be written.
@@ -141,20 +144,20 @@ def video_writer(path: Path, like: Video) -> Iterator["VideoWriter"]:
 
 @dataclass
 class VideoWriter:
-    """Writes frames as H.264, which every player knows, each shown when its model was.
+    """Writes frames as H.264 at given times.
 
     Args:
-        container: PyAV's.
-        like (`Video`): Gives rate and time base.
+        container: The PyAV container.
+        like (`VideoReader`): The video whose frame rate and time base are used.
     """
 
     container: Any
-    like: Video
+    like: VideoReader
     stream: Any = None
     num_frames: int = 0
 
     def add(self, pixels: np.ndarray, time: int) -> None:
-        """Writes a frame, uint8 `(height, width, 3)` of even height and width, the same for all."""
+        """Writes a frame, uint8 `(height, width, 3)`; height and width are even and the same for all frames."""
         import av
 
         if self.stream is None:
@@ -168,6 +171,6 @@ class VideoWriter:
         self.num_frames += 1
 
     def finish(self) -> None:
-        """Writes what the encoder still holds."""
+        """Writes the frames that the encoder still buffers."""
         if self.stream is not None:
             self.container.mux(self.stream.encode())

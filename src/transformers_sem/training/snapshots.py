@@ -24,8 +24,8 @@ from ..evaluation.sums import MetricSums
 from ..image_processing_sem import SEMImageProcessor
 from ..modeling_sem import SEMForMultiTaskDensePrediction, SEMModel, SEMStates, reference_grid
 from ..utils.files import atomic_write
-from ..visualization.colors import colorize_pair
-from ..visualization.panels import Prediction
+from ..visualization.colors import colorize_maps
+from ..visualization.panels import Prediction, to_channels_last
 
 
 SNAPSHOTS_NAME = "snapshots"
@@ -90,7 +90,7 @@ class Snapshots:
         maps = self.image_processor.post_process_dense_prediction(outputs, target_sizes=sizes)[0]
         maps = {task: value.cpu() for task, value in maps.items()}
         states = summarize_states(model.sem, outputs.sem_states, inputs["pixel_values"].shape[-2:])
-        return Prediction(image.permute(1, 2, 0).numpy(), maps, labels), states
+        return Prediction(image.as_subclass(Tensor), maps, labels), states
 
     def _score(self, config: SEMConfig, predictions: list[Prediction]) -> dict[str, float]:
         kwargs = self.benchmark.task_metric_kwargs
@@ -174,13 +174,14 @@ def mean_states(states: list[dict[str, dict[str, list[float]]]]) -> dict[str, di
 
 def draw_grid(predictions: list[Prediction]) -> Image.Image:
     """Two rows of equal cells for each image: the image and its predicted maps, then an empty cell and the labels."""
-    height, width = predictions[0].image.shape[:2]
+    height, width = predictions[0].image.shape[-2:]
     cell = CELL_WIDTH, round(CELL_WIDTH * height / width)
     rows = []
     for prediction in predictions:
-        pairs = [colorize_pair(task, prediction.maps[task], label) for task, label in prediction.labels.items()]
-        rows.append([prediction.image, *(predicted for predicted, _ in pairs)])
-        rows.append([np.full_like(prediction.image, 255), *(expected for _, expected in pairs)])
+        pairs = [colorize_maps(task, [prediction.maps[task], label]) for task, label in prediction.labels.items()]
+        image = to_channels_last(prediction.image)
+        rows.append([image, *(predicted for predicted, _ in pairs)])
+        rows.append([np.full_like(image, 255), *(expected for _, expected in pairs)])
     return Image.fromarray(np.concatenate([np.concatenate([fit(map, cell) for map in row], axis=1) for row in rows]))
 
 

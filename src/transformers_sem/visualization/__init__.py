@@ -1,1 +1,1 @@
-"""."""
+"""Color images of maps, of predictions and of the model's internal states."""

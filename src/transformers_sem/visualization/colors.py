@@ -1,29 +1,45 @@
-"""."""
+"""Maps and features as RGB images. The colors of a task are those of its kind."""
 
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 from torch import Tensor
 
-from transformers_sem.task_kinds import colorize_range
-from transformers_sem.tasks import get_task
+from ..task_kinds import colorize_range
+from ..tasks import get_task
 
 
-def colorize_features(feature_map: np.ndarray) -> np.ndarray:
-    """Colors the length of centered feature vectors `(channels, height, width)`, short dark and long bright."""
-    return colorize_range(np.linalg.norm(feature_map - feature_map.mean(axis=(1, 2), keepdims=True), axis=0))
+def colorize_maps(task: str, maps: Sequence[Tensor]) -> list[np.ndarray]:
+    """Colors maps of one size on a common scale.
+
+    Args:
+        task (`str`): Name of the task.
+        maps (`Sequence[Tensor]`): Labels or predictions, channels first.
+
+    Returns:
+        `list[np.ndarray]`: for each map uint8 `(height, width, 3)`.
+    """
+    squeezed = [values[0] if values.ndim == 3 and len(values) == 1 else values for values in maps]
+    # one call on all maps, so that a color stands for the same depth in each
+    joined = torch.cat([values.float().cpu() for values in squeezed], dim=-1)
+    return np.split(get_task(task).kind.colorize(joined.numpy()), len(maps), axis=1)
 
 
-def colorize_alike(task: str, maps: Sequence[Tensor]) -> list[np.ndarray]:
-    """Colours maps of one size on one scale, each uint8 `(height, width, 3)`."""
-    arrays = [value.float().cpu().numpy() for value in maps]
-    arrays = [value[0] if value.ndim == 3 and len(value) == 1 else value for value in arrays]
-    # side by side in one call, so that one colour means one depth in all
-    colors = get_task(task).kind.colorize(np.concatenate(arrays, axis=-1))
-    return np.split(colors, len(maps), axis=1)
+def colorize_map(task: str, values: Tensor) -> np.ndarray:
+    """Colors one label or prediction, channels first, as uint8 `(height, width, 3)`."""
+    return colorize_maps(task, [values])[0]
 
 
-def colorize_pair(task: str, prediction: Tensor, label: Tensor | None) -> list[np.ndarray | None]:
-    """Colours a prediction and its label on one scale, each uint8 `(height, width, 3)`."""
-    colors = colorize_alike(task, [value for value in (prediction, label) if value is not None])
-    return [*colors, None] if label is None else colors
+def colorize_features(feature_map: Tensor) -> np.ndarray:
+    """Colors features by the norm of their difference from the mean feature.
+
+    Args:
+        feature_map (`Tensor`): `(channels, height, width)`.
+
+    Returns:
+        `np.ndarray`: uint8 `(height, width, 3)`.
+    """
+    features = feature_map.float().cpu()
+    centered = features - features.mean(dim=(1, 2), keepdim=True)
+    return colorize_range(centered.norm(dim=0).numpy())

@@ -1,4 +1,4 @@
-"""Pictures of predictions: which task is coloured how comes from the task table."""
+"""Panels of images, predictions and labels: grids of color images with titles."""
 
 from collections import deque
 from collections.abc import Iterable, Sequence
@@ -11,100 +11,108 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from transformers_sem.utils.files import atomic_write
-from transformers_sem.visualization.colors import colorize_alike, colorize_pair
-
 from ..tasks import to_label
+from ..utils.files import atomic_write
+from .colors import colorize_map, colorize_maps
+
+
+FONT_SIZE = 16
 
 
 @dataclass
 class Prediction:
-    """One image, what the model sees in it and, where there are any, its labels.
+    """The predictions for one image and, if it is labeled, its labels.
 
     Args:
-        image (`np.ndarray`): uint8 `(height, width, 3)`.
+        image (`Tensor`): uint8 `(3, height, width)`.
         maps (`dict[str, Tensor]`): `{task: map}` in physical units, at the size of the image.
-        labels (`dict[str, Tensor]`): `{task: label}`, of the same size; none for a photo.
+        labels (`dict[str, Tensor]`): `{task: label}` of the same size; empty without labels.
     """
 
-    image: np.ndarray
+    image: Tensor
     maps: dict[str, Tensor]
     labels: dict[str, Tensor] = field(default_factory=dict)
 
 
-def shrink_prediction(prediction: Prediction, longest: int = 1024) -> Prediction:
-    """Every so many pixels of a large image and its maps, so that colouring it is quick; no value is mixed with another."""
-    step = -(-max(prediction.image.shape[:2]) // longest)
+def subsample_prediction(prediction: Prediction, max_side: int = 1024) -> Prediction:
+    """Keeps every n-th pixel of a large image and its maps, without labels, so that drawing is fast and no values are mixed."""
+    step = -(-max(prediction.image.shape[-2:]) // max_side)
     return Prediction(
-        prediction.image[::step, ::step],
+        prediction.image[..., ::step, ::step],
         {task: values[..., ::step, ::step] for task, values in prediction.maps.items()},
     )
 
 
-@dataclass
-class VideoPanel:
-    """Draws the frames of a video beside their predictions.
+def to_channels_last(image: Tensor) -> np.ndarray:
+    """Converts an image `(3, height, width)` to an array `(height, width, 3)`."""
+    return image.movedim(0, -1).cpu().numpy()
 
-    Colours are on one scale with a frame of each of the last four seconds, or they would flicker.
+
+@dataclass
+class VideoFrameRenderer:
+    """Draws the frames of a video next to their predictions.
+
+    The color scale covers the frame and one earlier frame from each of the last four seconds, so that colors do not flicker.
 
     Args:
-        kept (`deque[dict[str, Tensor]]`): Predictions of those frames.
-        num_frames (`int`): How many were drawn.
+        reference_maps (`deque[dict[str, Tensor]]`): Predictions of those earlier frames.
+        num_frames (`int`): Number of frames drawn so far.
     """
 
-    kept: deque[dict[str, Tensor]] = field(default_factory=lambda: deque(maxlen=4))
+    reference_maps: deque[dict[str, Tensor]] = field(default_factory=lambda: deque(maxlen=4))
     num_frames: int = 0
 
-    def draw(self, prediction: Prediction, frames_of_a_second: int = 25) -> np.ndarray:
-        """A frame, with all its predictions at the right, uint8 `(height, width, 3)` of even height and width."""
-        maps = shrink_prediction(prediction, longest=480).maps
-        if self.num_frames % frames_of_a_second == 0:
-            self.kept.append(maps)
+    def render(self, prediction: Prediction, frames_per_second: int = 25) -> np.ndarray:
+        """Draws a frame and, to its right, its predictions, as uint8 `(height, width, 3)` of even height and width."""
+        maps = subsample_prediction(prediction, max_side=480).maps
+        if self.num_frames % frames_per_second == 0:
+            self.reference_maps.append(maps)
         self.num_frames += 1
         cells = {
-            task: colorize_alike(task, [values, *(earlier[task] for earlier in self.kept)])[0]
+            task: colorize_maps(task, [values, *(earlier[task] for earlier in self.reference_maps)])[0]
             for task, values in maps.items()
         }
-        return draw_side_by_side(prediction.image, cells)
+        return draw_side_by_side(to_channels_last(prediction.image), cells)
 
 
 def prediction_panel(predictions: list[Prediction]) -> Image.Image:
-    """Draws images and all their predictions, with the ground truth below where there are labels.
+    """Draws images next to their predictions, with the labels below where there are any.
 
     Args:
         predictions (`list[Prediction]`): At least one; all of the same tasks.
 
     Returns:
-        `PIL.Image.Image`: one column for the image and each task.
+        `PIL.Image.Image`: a panel with one column for the image and one for each task.
     """
     rows, titles = [], []
     for prediction in predictions:
-        pairs = [
-            colorize_pair(task, task_map, prediction.labels.get(task)) for task, task_map in prediction.maps.items()
+        columns = [
+            colorize_maps(task, [values, *([prediction.labels[task]] if task in prediction.labels else [])])
+            for task, values in prediction.maps.items()
         ]
-        rows.append([prediction.image, *(predicted for predicted, _ in pairs)])
+        rows.append([to_channels_last(prediction.image), *(column[0] for column in columns)])
         titles.append("prediction")
         if prediction.labels:
-            rows.append([None, *(expected for _, expected in pairs)])
+            rows.append([None, *(column[1] if len(column) > 1 else None for column in columns)])
             titles.append("ground truth")
     return draw_panel(rows, titles, ["image", *predictions[0].maps])
 
 
 def comparison_panel(predictions: dict[str, list[Prediction]]) -> Image.Image:
-    """Draws what several models see in the same labelled images, with the ground truth below.
+    """Draws the predictions of several models for the same labeled images, with the labels below.
 
     Args:
         predictions (`dict[str, list[Prediction]]`): `{title of the model: its predictions}`, of the same images and tasks.
 
     Returns:
-        `PIL.Image.Image`: for each image a row for each model and one for the ground truth, a column for the image and each
-        task.
+        `PIL.Image.Image`: a panel with one row per image and model and one row of labels per image; one column for the
+        image and one for each task.
     """
     rows, tasks = [], None
     for same_image in zip(*predictions.values(), strict=True):
-        image, labels, tasks = same_image[0].image, same_image[0].labels, [*same_image[0].maps]
+        image, labels, tasks = to_channels_last(same_image[0].image), same_image[0].labels, [*same_image[0].maps]
         columns = [
-            colorize_alike(task, [*(prediction.maps[task] for prediction in same_image), labels[task]])
+            colorize_maps(task, [*(prediction.maps[task] for prediction in same_image), labels[task]])
             for task in tasks
         ]
         rows += [[image if index == 0 else None, *cells] for index, cells in enumerate(zip(*columns, strict=True))]
@@ -113,26 +121,27 @@ def comparison_panel(predictions: dict[str, list[Prediction]]) -> Image.Image:
 
 
 def contact_sheet(rows: list[dict[str, Any]], tasks: list[str]) -> Image.Image:
-    """Draws images of a data set beside their maps, for a person to see that all is aligned.
+    """Draws the images of a dataset next to their labels, to check that both are aligned.
 
     Args:
-        rows (`list[dict[str, Any]]`): "id", "image" and a map for each task, all pictures, as data sets give them.
-        tasks (`list[str]`): The maps to draw.
+        rows (`list[dict[str, Any]]`): Dataset rows with "id", "image" and a map for each task, all PIL images.
+        tasks (`list[str]`): The labels to draw.
 
     Returns:
-        `PIL.Image.Image`: a row for each image, a column for the image and each task; maps in colour over the grey image.
+        `PIL.Image.Image`: a panel with one row per dataset row; one column for the image and one for each task, in color
+        over the gray image.
     """
     cells = [
-        [np.asarray(row["image"].convert("RGB")), *(draw_over(row["image"], task, row[task]) for task in tasks)]
+        [np.asarray(row["image"].convert("RGB")), *(draw_overlay(row["image"], task, row[task]) for task in tasks)]
         for row in rows
     ]
     return draw_panel(cells, [row["id"] for row in rows], ["image", *tasks])
 
 
-def draw_over(image: Image.Image, task: str, label: Image.Image) -> np.ndarray:
-    """Colours a map, with the image shining through, uint8 `(height, width, 3)`."""
-    colors, _ = colorize_pair(task, to_label(task, label), None)
-    return np.asarray(Image.blend(Image.fromarray(colors), image.convert("L").convert("RGB"), 0.25))
+def draw_overlay(image: Image.Image, task: str, label: Image.Image) -> np.ndarray:
+    """Draws a label in color over the gray image, as uint8 `(height, width, 3)`."""
+    colors = Image.fromarray(colorize_map(task, to_label(task, label)))
+    return np.asarray(Image.blend(colors, image.convert("L").convert("RGB"), 0.25))
 
 
 def draw_panel(
@@ -141,18 +150,18 @@ def draw_panel(
     column_titles: Sequence[str],
     cell_width: int = 224,
 ) -> Image.Image:
-    """Draws a labelled grid of pictures.
+    """Draws a grid of images with titles.
 
     Args:
-        rows (`Sequence[Sequence[np.ndarray | None]]`): uint8 pictures `(height, width, 3)`; `None` leaves a cell empty.
+        rows (`Sequence[Sequence[np.ndarray | None]]`): uint8 images `(height, width, 3)`; `None` leaves a cell empty.
         row_titles (`Sequence[str]`): One per row.
         column_titles (`Sequence[str]`): One per column.
-        cell_width (`int`, *optional*, defaults to 224): Width of a cell in pixels; heights keep the aspect ratio.
+        cell_width (`int`, *optional*, defaults to 224): Width of a cell in pixels; the height keeps the aspect ratio.
 
     Returns:
         `PIL.Image.Image`: the panel.
     """
-    font = ImageFont.load_default(size=16)
+    font = ImageFont.load_default(size=FONT_SIZE)
     margin, gap, header = 128, 6, 28
     heights = [max(_cell_height(cell, cell_width) for cell in row if cell is not None) for row in rows]
     width = margin + len(column_titles) * (cell_width + gap)
@@ -166,31 +175,35 @@ def draw_panel(
         for column, cell in enumerate(row):
             if cell is not None:
                 size = (cell_width, _cell_height(cell, cell_width))
-                picture = Image.fromarray(cell).resize(size, Image.Resampling.LANCZOS)
-                panel.paste(picture, (margin + column * (cell_width + gap), top))
+                resized = Image.fromarray(cell).resize(size, Image.Resampling.LANCZOS)
+                panel.paste(resized, (margin + column * (cell_width + gap), top))
         top += height + gap
     return panel
 
 
+def _cell_height(cell: np.ndarray, cell_width: int) -> int:
+    return max(1, round(cell_width * cell.shape[0] / cell.shape[1]))
+
+
 def draw_side_by_side(image: np.ndarray, cells: dict[str, np.ndarray], max_height: int = 720) -> np.ndarray:
-    """Draws a picture at the left, and others of the same shape in a grid of the same height at the right.
+    """Draws an image on the left and a grid of the same height, of smaller images with titles, on the right.
 
     Args:
         image (`np.ndarray`): uint8 `(height, width, 3)`.
-        cells (`dict[str, np.ndarray]`): `{title: picture}`, uint8 `(height, width, 3)`.
-        max_height (`int`, *optional*, defaults to 720): A higher picture is shrunk.
+        cells (`dict[str, np.ndarray]`): `{title: image}`, uint8 `(height, width, 3)` of the same aspect ratio.
+        max_height (`int`, *optional*, defaults to 720): Height that a larger image is reduced to.
 
     Returns:
-        `np.ndarray`: uint8 of even height and width, as videos need it.
+        `np.ndarray`: uint8 `(height, width, 3)` of even height and width, as video encoders require.
     """
     num_rows = max(1, round(len(cells) ** 0.5))
     num_columns = -(-len(cells) // num_rows)
-    shrink = min(1.0, max_height / image.shape[0])
-    # an even size of a cell makes every other size even
-    height, width = (max(2, 2 * round(edge * shrink / num_rows / 2)) for edge in image.shape[:2])
+    scale = min(1.0, max_height / image.shape[0])
+    # even cell sizes make the total size even
+    height, width = (max(2, 2 * round(edge * scale / num_rows / 2)) for edge in image.shape[:2])
     canvas = Image.new("RGB", ((num_rows + num_columns) * width, num_rows * height))
     canvas.paste(Image.fromarray(image).resize((num_rows * width, num_rows * height), Image.Resampling.BILINEAR))
-    font, draw = ImageFont.load_default(size=16), ImageDraw.Draw(canvas)
+    font, draw = ImageFont.load_default(size=FONT_SIZE), ImageDraw.Draw(canvas)
     for index, (title, cell) in enumerate(cells.items()):
         corner = ((num_rows + index % num_columns) * width, index // num_columns * height)
         canvas.paste(Image.fromarray(cell).resize((width, height), Image.Resampling.BILINEAR), corner)
@@ -198,16 +211,12 @@ def draw_side_by_side(image: np.ndarray, cells: dict[str, np.ndarray], max_heigh
     return np.asarray(canvas)
 
 
-def _cell_height(cell: np.ndarray, cell_width: int) -> int:
-    return max(1, round(cell_width * cell.shape[0] / cell.shape[1]))
-
-
-def save_picture(path: Path, picture: Image.Image) -> None:
-    """Writes a picture, of the format that its name says."""
+def save_image(path: Path, image: Image.Image) -> None:
+    """Writes an image atomically, in the format of the file's ending."""
     with atomic_write(path) as unfinished:
-        picture.save(unfinished)
+        image.save(unfinished)
 
 
 def save_panel(path: Path, predictions: Iterable[Prediction], num_images: int = 4) -> None:
-    """Draws the first images with their predictions and their ground truth."""
-    save_picture(path, prediction_panel(list(islice(predictions, num_images))))
+    """Writes the prediction panel of the first `num_images` predictions."""
+    save_image(path, prediction_panel(list(islice(predictions, num_images))))

@@ -1,4 +1,4 @@
-// The values of all maps under the pointer. `element`, `props` and `watch` come from gr.HTML; props.value is pixel_table().
+// The values of all maps under the pointer. gr.HTML provides `element`, `props` and `watch`; props.value is pixel_table().
 let levels = null;
 
 const load = () => {
@@ -6,7 +6,7 @@ const load = () => {
   if (!table || !table.data) { levels = null; return; }
   const bytes = Uint8Array.from(atob(table.data), (character) => character.charCodeAt(0));
   levels = new Uint16Array(bytes.buffer);
-  element.querySelector(".values").textContent = "Point at a map, or tap it, to read its values there.";
+  element.querySelector(".values").textContent = "Point at a map or tap it to read its values.";
 };
 
 const describe = (row, column) => {
@@ -20,7 +20,7 @@ const describe = (row, column) => {
   });
 };
 
-// Where in the picture, in [0, 1): an image is fitted into its box, so there may be margins
+// The position in the image, in [0, 1); null in the margins that fitting it into its box may leave
 const locate = (event, image) => {
   const box = image.getBoundingClientRect();
   const scale = Math.min(box.width / image.naturalWidth, box.height / image.naturalHeight);
@@ -33,9 +33,9 @@ const locate = (event, image) => {
 const read = (event) => {
   const slider = event.target.closest?.(".map-slider");
   const image = slider?.querySelector("img");
-  const place = levels && image?.naturalWidth ? locate(event, image) : null;
-  if (!place) return;
-  const parts = describe(Math.floor(place.y * props.value.height), Math.floor(place.x * props.value.width));
+  const position = levels && image?.naturalWidth ? locate(event, image) : null;
+  if (!position) return;
+  const parts = describe(Math.floor(position.y * props.value.height), Math.floor(position.x * props.value.width));
   element.querySelector(".values").replaceChildren(
     ...parts.map(([title, value]) => {
       const entry = document.createElement("span");

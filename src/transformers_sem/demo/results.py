@@ -1,4 +1,4 @@
-"""What the page shows of one photo: coloured maps, legends, the values under the pointer, points in space, a download."""
+"""The results that the demo page shows for one image: color maps, legends, pixel values, a point cloud and a download."""
 
 import base64
 import html
@@ -12,35 +12,32 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from transformers_sem.task_kinds import METRES
-
 from ..evaluation.map_files import save_maps
-from ..task_kinds import class_palette
+from ..task_kinds import CLASS_IDS, METRES, class_palette
 from ..tasks import get_task
-from ..visualization.colors import colorize_pair
+from ..visualization.colors import colorize_map
 from .point_cloud import FIELD_OF_VIEW, to_points, write_ply
 
 
-# The table of values that the browser holds; a pointer is not finer than that
-MAX_TABLE_SIDE = 320
+MAX_TABLE_SIDE = 320  # of the table of values that is sent to the browser; pointing is not more precise
 MAX_LEGEND_CLASSES = 12
 NUM_LEGEND_STEPS = 24
 
 
 @dataclass(frozen=True, kw_only=True)
-class Views:
-    """What the page shows of one photo.
+class PageResults:
+    """The results that the page shows for one image.
 
     Args:
-        photo (`Path`): PNG.
-        maps (`dict[str, Path]`): `{task: PNG in colour}`.
+        image (`Path`): The image as PNG.
+        maps (`dict[str, Path]`): `{task: color map as PNG}`.
         legends (`dict[str, str]`): `{task: HTML}`.
-        table (`dict`): See [`pixel_table`].
-        cloud (`dict`, *optional*): See [`cloud_of`].
-        archive (`Path`): Zip of all of it.
+        table (`dict`): Pixel values, see [`pixel_table`].
+        cloud (`dict`, *optional*): Point cloud, see [`point_cloud`].
+        archive (`Path`): Zip file with all maps.
     """
 
-    photo: Path
+    image: Path
     maps: dict[str, Path]
     legends: dict[str, str]
     table: dict[str, Any]
@@ -48,54 +45,49 @@ class Views:
     archive: Path
 
 
-def write_views(
-    folder: Path, photo: Image.Image, maps: dict[str, Tensor], class_names: dict[str, dict[int, str]]
-) -> Views:
-    """Writes all that the page shows of one photo.
+def write_results(
+    folder: Path, image: Image.Image, maps: dict[str, Tensor], class_names: dict[str, dict[int, str]]
+) -> PageResults:
+    """Writes the files of the results and returns them with the data for the browser.
 
     Args:
-        folder (`Path`): Empty.
-        photo (`PIL.Image.Image`): RGB.
-        maps (`dict[str, Tensor]`): `{task: map}` in physical units, at the size of the photo.
+        folder (`Path`): An empty folder.
+        image (`PIL.Image.Image`): The RGB image.
+        maps (`dict[str, Tensor]`): `{task: map}` in physical units, at the size of the image.
         class_names (`dict[str, dict[int, str]]`): `{task: {id: name}}`, as `SEMConfig.task_id2label`.
     """
-    colors = {task: colorize_pair(task, values, None)[0] for task, values in maps.items()}
-    pictures = {task: folder / "colours" / f"{task}.png" for task in maps}
-    (folder / "colours").mkdir()
-    photo.save(folder / "photo.png")
-    for task, path in pictures.items():
+    colors = {task: colorize_map(task, values) for task, values in maps.items()}
+    color_paths = {task: folder / "colors" / f"{task}.png" for task in maps}
+    (folder / "colors").mkdir()
+    image.save(folder / "image.png")
+    for task, path in color_paths.items():
         Image.fromarray(colors[task]).save(path)
-    return Views(
-        photo=folder / "photo.png",
-        maps=pictures,
+    return PageResults(
+        image=folder / "image.png",
+        maps=color_paths,
         legends={task: legend(task, maps[task], colors[task], class_names.get(task, {})) for task in maps},
         table=pixel_table(maps, class_names),
-        cloud=cloud_of(photo, maps, colors),
-        archive=write_archive(folder, photo, maps),
+        cloud=point_cloud(image, maps, colors),
+        archive=write_archive(folder, image, maps),
     )
 
 
-def holds_classes(values: Tensor) -> bool:
-    """Whether a prediction is class ids."""
-    return not values.is_floating_point()
-
-
 def name_class(names: dict[int, str], class_id: int) -> str:
-    """Name of a class, or its number where nobody named it."""
+    """Returns the name of a class, or its number if it has none."""
     return names.get(class_id, f"class {class_id}")
 
 
 def legend(task: str, values: Tensor, colors: np.ndarray, names: dict[int, str]) -> str:
-    """How to read a map: its classes by area, or its scale and what its colours mean, as HTML."""
-    if holds_classes(values):
+    """Returns the legend of a map as HTML: its classes, or its scale and the meaning of its colors."""
+    kind = get_task(task).kind
+    if kind is CLASS_IDS:
         return class_legend(values, names)
-    spec = get_task(task)
-    scale = scale_legend(values.numpy(), colors, spec.kind.unit) if values.ndim == 2 else ""
-    return f"{scale}<div class='legend'>{html.escape(spec.kind.color_key or spec.kind.values)}</div>"
+    scale = scale_legend(values.numpy(), colors, kind.unit) if values.ndim == 2 else ""
+    return f"{scale}<div class='legend'>{html.escape(kind.color_key or kind.values)}</div>"
 
 
 def class_legend(ids: Tensor, names: dict[int, str]) -> str:
-    """The classes in a picture, largest first, with their colours and shares of the area."""
+    """Returns the classes of a map with their colors and shares of the area, largest first, as HTML."""
     present, counts = (part.numpy() for part in ids.unique(return_counts=True))
     order = np.argsort(-counts, kind="stable")
     entries = [
@@ -108,17 +100,17 @@ def class_legend(ids: Tensor, names: dict[int, str]) -> str:
 
 
 def percent(share: float) -> str:
-    """A share of the picture in whole percents."""
+    """Formats a share of the area in whole percents, as HTML."""
     return f"{share:.0%}" if share >= 0.01 else "&lt;1%"
 
 
 def scale_legend(values: np.ndarray, colors: np.ndarray, unit: str) -> str:
-    """A bar of the colours that the map really has, from its 2nd to its 98th percentile, with the numbers at its ends."""
+    """Returns a bar of the map's colors from its 2nd to its 98th percentile, with the values at both ends, as HTML."""
     order = np.argsort(values, axis=None)
     ascending = values.ravel()[order]
     low, high = np.percentile(ascending, [2, 98])
-    places = np.searchsorted(ascending, np.linspace(low, high, NUM_LEGEND_STEPS)).clip(max=len(order) - 1)
-    stops = ",".join(f"rgb({r},{g},{b})" for r, g, b in colors.reshape(-1, 3)[order[places]])
+    indices = np.searchsorted(ascending, np.linspace(low, high, NUM_LEGEND_STEPS)).clip(max=len(order) - 1)
+    stops = ",".join(f"rgb({r},{g},{b})" for r, g, b in colors.reshape(-1, 3)[order[indices]])
     ends = [f"<span>{value:.2f} {html.escape(unit)}</span>" for value in (low, high)]
     return (
         f"<div class='legend scale'>{ends[0]}<b style='background:linear-gradient(90deg,{stops})'></b>{ends[1]}</div>"
@@ -126,18 +118,19 @@ def scale_legend(values: np.ndarray, colors: np.ndarray, unit: str) -> str:
 
 
 def pixel_table(maps: dict[str, Tensor], class_names: dict[str, dict[int, str]]) -> dict[str, Any]:
-    """The values of all maps on a grid of pixels, small enough to be sent to the browser.
+    """Returns the values of all maps on a grid of pixels, small enough to be sent to the browser.
 
     Returns:
         `dict`: `height` and `width` of the grid; `data`, base64 of little-endian uint16 `(channels, height, width)`; `tasks`,
-        for each map its `title`, `unit`, `names` (`{"id": name}`, or `None` for measurements) and `channels`, for each the
-        value of level 0 and the step from level to level: value = low + level * step.
+        a list with the `title`, `unit`, `names` (`{"id": name}`, or `None` for measurements) and `channels` of each map.
+        `channels` holds for each channel the value of level 0 and the step between levels: value = low + level * step.
     """
-    rows, columns = (grid_places(size) for size in next(iter(maps.values())).shape[-2:])
+    rows, columns = (grid_indices(size) for size in next(iter(maps.values())).shape[-2:])
     levels, tasks = [], []
     for task, values in maps.items():
         grid = values.reshape(-1, *values.shape[-2:]).numpy()[:, rows[:, None], columns].astype(np.float64)
-        is_class = holds_classes(values)
+        spec = get_task(task)
+        is_class = spec.kind is CLASS_IDS
         names = (
             {str(int(id)): name_class(class_names.get(task, {}), int(id)) for id in np.unique(grid)}
             if is_class
@@ -148,51 +141,50 @@ def pixel_table(maps: dict[str, Tensor], class_names: dict[str, dict[int, str]])
             low, step = (0.0, 1.0) if is_class else (channel.min(), (np.ptp(channel) or 1.0) / 65535)
             channels.append([float(low), float(step)])
             levels.append(np.round((channel - low) / step).astype("<u2"))
-        spec = get_task(task)
         tasks.append({"title": spec.title, "unit": spec.kind.unit, "names": names, "channels": channels})
     return {"height": len(rows), "width": len(columns), "data": to_base64(np.stack(levels)), "tasks": tasks}
 
 
-def grid_places(size: int) -> np.ndarray:
-    """The pixels in the middle of at most `MAX_TABLE_SIDE` equal parts of an edge."""
+def grid_indices(size: int) -> np.ndarray:
+    """Returns the center pixels of at most `MAX_TABLE_SIDE` equal parts of an edge."""
     parts = min(size, MAX_TABLE_SIDE)
     return ((np.arange(parts) + 0.5) * size / parts).astype(int)
 
 
-def cloud_of(photo: Image.Image, maps: dict[str, Tensor], colors: dict[str, np.ndarray]) -> dict[str, Any] | None:
-    """The points of the first map of depth, on the same grid as [`pixel_table`], for the browser.
+def point_cloud(image: Image.Image, maps: dict[str, Tensor], colors: dict[str, np.ndarray]) -> dict[str, Any] | None:
+    """Returns the point cloud of the first depth map for the browser, on the grid of [`pixel_table`].
 
     Returns:
         `dict`: `points`, base64 of little-endian float32 `(num_points, 3)` in camera axes, metres; `spacing`, the distance of
-        neighbours at a depth of one metre; `paints`, `{what it is: base64 of uint8 (num_points, 3)}`, the photo first and then
-        each map of classes. `None` for a model without depth.
+        neighboring points at a depth of one metre; `colors`, `{title: base64 of uint8 (num_points, 3)}` for the image and
+        each map of class ids. `None` if the model does not predict depth.
     """
     depth = next((maps[task].numpy() for task in maps if get_task(task).kind is METRES), None)
     if depth is None:
         return None
-    rows, columns = (grid_places(size) for size in depth.shape)
-    paints = {"photo": np.asarray(photo)}
-    paints |= {get_task(task).title: colors[task] for task in maps if holds_classes(maps[task])}
+    rows, columns = (grid_indices(size) for size in depth.shape)
+    point_colors = {"image": np.asarray(image)}
+    point_colors |= {get_task(task).title: colors[task] for task in maps if get_task(task).kind is CLASS_IDS}
     return {
         "points": to_base64(to_points(depth)[rows[:, None], columns].astype("<f4")),
         "spacing": 2 * math.tan(math.radians(FIELD_OF_VIEW / 2)) / len(columns),
-        "paints": {title: to_base64(paint[rows[:, None], columns]) for title, paint in paints.items()},
+        "colors": {title: to_base64(values[rows[:, None], columns]) for title, values in point_colors.items()},
     }
 
 
 def to_base64(values: np.ndarray) -> str:
-    """The bytes of an array, as text."""
+    """Encodes the bytes of an array as base64."""
     return base64.b64encode(np.ascontiguousarray(values)).decode()
 
 
-def write_archive(folder: Path, photo: Image.Image, maps: dict[str, Tensor]) -> Path:
-    """Zips what is in the folder, the raw maps as `maps.npz`, their values as pictures, and every pixel as a point."""
-    save_maps(folder / "values", "photo", maps)
+def write_archive(folder: Path, image: Image.Image, maps: dict[str, Tensor]) -> Path:
+    """Zips the folder together with the raw maps, the encoded maps and a point cloud of every depth map."""
+    save_maps(folder / "values", "image", maps)
     np.savez_compressed(folder / "maps.npz", **{task: values.numpy() for task, values in maps.items()})
     for task, values in maps.items():
         if get_task(task).kind is METRES:
             points = to_points(values.numpy()).reshape(-1, 3)
-            write_ply(folder / f"{task}_points.ply", points, np.asarray(photo).reshape(-1, 3))
+            write_ply(folder / f"{task}_points.ply", points, np.asarray(image).reshape(-1, 3))
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     with zipfile.ZipFile(folder / "maps.zip", "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
         for path in files:

@@ -1,9 +1,9 @@
-// Points in space on a canvas, without WebGL. `element`, `props` and `watch` come from gr.HTML; props.value is cloud_of().
+// The point cloud on a canvas, without WebGL. gr.HTML provides `element`, `props` and `watch`; props.value is point_cloud().
 const canvas = element.querySelector("canvas");
 const BACKGROUND = 0xff2c2420; // little-endian alpha, blue, green, red
-const FIELD_OF_VIEW = 60; // of this view, along its shorter side; not that of the photo
+const FIELD_OF_VIEW = 60; // degrees of this view along its shorter side, not of the image
 const START = { yaw: 0.35, pitch: -0.2, distance: 1.2 };
-let points = null, paint = null, center = 1, view = { ...START };
+let points = null, colors = null, center = 1, view = { ...START };
 
 const decode = (text) => Uint8Array.from(atob(text), (character) => character.charCodeAt(0));
 
@@ -12,13 +12,13 @@ const draw = () => {
   if (!points || !width || !height) return;
   [canvas.width, canvas.height] = [width, height];
   const context = canvas.getContext("2d");
-  const picture = context.createImageData(width, height);
-  const pixels = new Uint32Array(picture.data.buffer).fill(BACKGROUND);
+  const imageData = context.createImageData(width, height);
+  const pixels = new Uint32Array(imageData.data.buffer).fill(BACKGROUND);
   const nearest = new Float32Array(width * height).fill(Infinity);
   const focal = Math.min(width, height) / 2 / Math.tan((FIELD_OF_VIEW / 360) * Math.PI);
   const [sy, cy, sp, cp] = [Math.sin(view.yaw), Math.cos(view.yaw), Math.sin(view.pitch), Math.cos(view.pitch)];
   for (let i = 0; i < points.length; i += 3) {
-    // turned about the point (0, 0, center), first around y, then around x
+    // rotated about the point (0, 0, center), first around y, then around x
     const depth = points[i + 2] - center;
     const x = cy * points[i] - sy * depth;
     const away = sy * points[i] + cy * depth;
@@ -27,14 +27,14 @@ const draw = () => {
     if (z < 0.05) continue;
     const size = Math.min(12, Math.ceil((1.15 * focal * props.value.spacing * points[i + 2]) / z));
     const [left, top] = [(focal * x) / z + (width - size) / 2, (focal * y) / z + (height - size) / 2].map(Math.round);
-    const color = 0xff000000 | (paint[i + 2] << 16) | (paint[i + 1] << 8) | paint[i];
+    const color = 0xff000000 | (colors[i + 2] << 16) | (colors[i + 1] << 8) | colors[i];
     for (let row = Math.max(0, top); row < Math.min(height, top + size); row++)
       for (let column = Math.max(0, left); column < Math.min(width, left + size); column++) {
-        const place = row * width + column;
-        if (z < nearest[place]) [nearest[place], pixels[place]] = [z, color];
+        const index = row * width + column;
+        if (z < nearest[index]) [nearest[index], pixels[index]] = [z, color];
       }
   }
-  context.putImageData(picture, 0, 0);
+  context.putImageData(imageData, 0, 0);
 };
 
 let waiting = false;
@@ -44,18 +44,18 @@ const redraw = () => {
   requestAnimationFrame(() => { waiting = false; draw(); });
 };
 
-const choose = (title) => { paint = decode(props.value.paints[title]); redraw(); };
+const choose = (title) => { colors = decode(props.value.colors[title]); redraw(); };
 
 const load = () => {
   if (!props.value?.points) { points = null; return; }
   points = new Float32Array(decode(props.value.points).buffer);
   center = points.filter((_, index) => index % 3 === 2).sort()[Math.floor(points.length / 6)];
   view = { ...START };
-  const titles = Object.keys(props.value.paints);
-  element.querySelector(".paints").replaceChildren(
+  const titles = Object.keys(props.value.colors);
+  element.querySelector(".choices").replaceChildren(
     ...titles.map((title, index) => {
       const [label, input] = [document.createElement("label"), document.createElement("input")];
-      Object.assign(input, { type: "radio", name: "paint", checked: index === 0 });
+      Object.assign(input, { type: "radio", name: "colors", checked: index === 0 });
       input.addEventListener("change", () => choose(title));
       label.append(input, title);
       return label;
@@ -73,7 +73,7 @@ canvas.addEventListener("pointerdown", (event) => { canvas.setPointerCapture(eve
 canvas.addEventListener("pointermove", (event) => {
   if (canvas.hasPointerCapture(event.pointerId)) turn(-event.movementX / 200, event.movementY / 200);
 });
-// The page scrolls, unless the canvas was clicked
+// Without focus, the wheel scrolls the page
 canvas.addEventListener("wheel", (event) => {
   if (document.activeElement !== canvas) return;
   event.preventDefault();
