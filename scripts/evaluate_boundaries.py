@@ -45,7 +45,7 @@ def main() -> None:
     arguments = parser.parse_args()
     with plain_errors():
         pairs = pair_files(arguments.predictions, arguments.labels, read_ids(arguments.ids))
-        counts_path = arguments.output.with_suffix(".sqlite")
+        counts_path = arguments.output.with_name(f"{arguments.output.stem}_counts")
         counts = count_boundaries(pairs, arguments.max_distance, counts_path, arguments.processes)
         scores = boundary_scores(list(counts.values()))
         save_report(arguments.output, scores=scores, num_images=len(counts), max_distance=arguments.max_distance)

@@ -1,18 +1,21 @@
-"""."""
+"""Predicted maps as files for other programs."""
 
 from pathlib import Path
 
 import numpy as np
 from torch import Tensor
 
-from transformers_sem.tasks import get_task
-from transformers_sem.utils.files import atomic_write
+from ..tasks import get_task
+from ..utils.files import atomic_write
 
 
 def save_maps(folder: Path, name: str, maps: dict[str, Tensor]) -> dict[str, Path]:
-    """Writes the predicted maps of one image, `folder/task/name.png`, values as `TaskKind.encode` lays them down.
+    """Writes the predicted maps of one image as `folder/task/name.png`, encoded as the kind of the task defines.
 
-    A task without `encode` has its values in `.npy`. Returns the files, `{task: path}`.
+    A task whose kind has no encoding is written as `.npy`.
+
+    Returns:
+        `dict[str, Path]`: `{task: path}` of the files.
     """
     paths = {}
     for task, values in maps.items():
