@@ -28,7 +28,7 @@ HERE = Path(__file__).parent
 INVITATION = "<div class='status'>Upload an image, paste one, or use your camera.</div>"
 MAX_SIDE = 1024
 MAX_WAITING = 32
-# Results are deleted when their page is closed; those of pages left open, after this time
+# Results are deleted when their page is closed, or after this time
 MAX_AGE_SECONDS = 3600
 SYSTEM_FONT = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif")
 MONOSPACE_FONT = ("ui-monospace", "Menlo", "Consolas", "monospace")

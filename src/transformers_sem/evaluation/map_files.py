@@ -1,27 +1,30 @@
-"""."""
+"""Files of predicted maps."""
 
 from pathlib import Path
 
 import numpy as np
 from torch import Tensor
 
-from transformers_sem.tasks import get_task
-from transformers_sem.utils.files import atomic_write
+from ..tasks import get_task
+from ..utils.files import atomic_write
 
 
 def save_maps(folder: Path, name: str, maps: dict[str, Tensor]) -> dict[str, Path]:
-    """Writes the predicted maps of one image, `folder/task/name.png`, values as `TaskKind.encode` lays them down.
+    """Writes the predicted maps of one image to `folder/TASK/NAME.png`, encoded as `TaskKind.encode` defines.
 
-    A task without `encode` has its values in `.npy`. Returns the files, `{task: path}`.
+    Maps of a kind without `encode` are written to `folder/TASK/NAME.npy`.
+
+    Returns:
+        `dict[str, Path]`: `{task: path of the file}`.
     """
     paths = {}
     for task, values in maps.items():
-        encode = get_task(task).kind.encode
+        encode, array = get_task(task).kind.encode, values.cpu().numpy()
         paths[task] = path = folder / task / f"{name}{'.png' if encode else '.npy'}"
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(path) as unfinished:
             if encode:
-                encode(values.numpy()).save(unfinished)
+                encode(array).save(unfinished)
             else:
-                np.save(unfinished, values.numpy())
+                np.save(unfinished, array)
     return paths
