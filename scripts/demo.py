@@ -17,7 +17,8 @@ from types import ModuleType
 
 import transformers_sem
 from transformers_sem import SEMForMultiTaskDensePrediction, SEMImageProcessor
-from transformers_sem.utils.errors import plain_errors, positive_integer
+from transformers_sem.utils.arguments import positive_integer
+from transformers_sem.utils.errors import plain_errors
 from transformers_sem.utils.files import save_trained
 
 

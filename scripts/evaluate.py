@@ -16,10 +16,10 @@ from accelerate import Accelerator
 
 from transformers_sem import SEMForMultiTaskDensePrediction, SEMImageProcessor
 from transformers_sem.data.benchmarks import get_benchmark
-from transformers_sem.evaluation.evaluator import evaluate_and_report
-from transformers_sem.training.config import SETTINGS_NAME, TrainingConfig
+from transformers_sem.evaluation.evaluator import EvaluationConfig, evaluate_and_report
+from transformers_sem.utils.arguments import json_path, positive_integer
 from transformers_sem.utils.environment import starting_commit
-from transformers_sem.utils.errors import json_path, plain_errors, positive_integer
+from transformers_sem.utils.errors import plain_errors
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -50,7 +50,7 @@ def main() -> None:
     starting_commit()  # before files change
     accelerator = Accelerator(cpu=not torch.accelerator.is_available())  # or ranks on CPUs would not find each other
     with plain_errors():
-        config = TrainingConfig.load_if_there(Path(arguments.model) / SETTINGS_NAME, arguments.overrides)
+        config = EvaluationConfig.load(arguments.model, arguments.overrides)
         model = SEMForMultiTaskDensePrediction.from_pretrained(arguments.model)
         image_processor = SEMImageProcessor.from_pretrained(arguments.model)
         with accelerator.main_process_first():

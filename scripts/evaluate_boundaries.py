@@ -12,13 +12,13 @@ are kept beside the output, so that the same command continues where it was inte
 import argparse
 from pathlib import Path
 
-from loky import cpu_count
-
 from transformers_sem.data.benchmarks import SCORED_BOUNDARY_IDS
 from transformers_sem.evaluation.boundary import boundary_scores
 from transformers_sem.evaluation.boundary_files import count_boundaries, pair_files
+from transformers_sem.utils.arguments import json_path, positive_integer
 from transformers_sem.utils.environment import save_report
-from transformers_sem.utils.errors import json_path, plain_errors, positive_integer
+from transformers_sem.utils.errors import plain_errors
+from transformers_sem.utils.processes import available_cpus
 
 
 def read_ids(source: str | None) -> list[str] | None:
@@ -40,12 +40,12 @@ def main() -> None:
         "--ids",
         help="file of the names to evaluate, or pascal_context for the 2,498 of the field's protocol (default: all)",
     )
-    parser.add_argument("--processes", type=positive_integer, default=cpu_count(), help="default: all cores")
+    parser.add_argument("--processes", type=positive_integer, default=available_cpus(), help="default: all cores")
     parser.add_argument("--output", type=json_path, default=Path("boundaries.json"), help="JSON file to write")
     arguments = parser.parse_args()
     with plain_errors():
         pairs = pair_files(arguments.predictions, arguments.labels, read_ids(arguments.ids))
-        counts_path = arguments.output.with_suffix(".sqlite")
+        counts_path = arguments.output.with_name(f"{arguments.output.stem}_counts")
         counts = count_boundaries(pairs, arguments.max_distance, counts_path, arguments.processes)
         scores = boundary_scores(list(counts.values()))
         save_report(arguments.output, scores=scores, num_images=len(counts), max_distance=arguments.max_distance)

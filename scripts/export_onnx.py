@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from torch.onnx import OnnxExporterError
 
 from transformers_sem import SEMForMultiTaskDensePrediction, SEMImageProcessor
-from transformers_sem.utils.errors import plain_errors, positive_integer
+from transformers_sem.utils.arguments import positive_integer
+from transformers_sem.utils.errors import plain_errors
 
 
 TOLERANCE = 1e-3

@@ -27,7 +27,8 @@ from transformers_sem.inference.inputs import find_inputs
 from transformers_sem.inference.outputs import OutputFolder
 from transformers_sem.inference.predictor import Predictor, parse_augmentations
 from transformers_sem.inference.runner import PredictionRunner
-from transformers_sem.utils.errors import plain_errors, positive_integer
+from transformers_sem.utils.arguments import positive_integer
+from transformers_sem.utils.errors import plain_errors
 
 
 def parse_arguments() -> argparse.Namespace:

@@ -22,8 +22,7 @@ from tqdm.auto import tqdm
 from transformers_sem import SEMConfig, SEMForMultiTaskDensePrediction, SEMImageProcessor
 from transformers_sem.data.benchmarks import Benchmark, get_benchmark
 from transformers_sem.data.transforms import TrainingAugmentation, TransformedDataset
-from transformers_sem.evaluation.evaluator import evaluate_and_report, predict_rows
-from transformers_sem.hub.card import TRAINING_NAME
+from transformers_sem.evaluation.evaluator import TRAINING_NAME, EvaluationConfig, evaluate_and_report, predict_rows
 from transformers_sem.training.accelerator import build_accelerator, start_trackers
 from transformers_sem.training.checkpoint import resume, save_checkpoint
 from transformers_sem.training.config import (
@@ -180,7 +179,9 @@ def main() -> None:
     model = SEMForMultiTaskDensePrediction.from_pretrained(output_dir, local_files_only=True)
     report_path = output_dir / "evaluation.json"
     with plain_errors():
-        report = evaluate_and_report(config, accelerator, model, image_processor, rows, report_path)
+        report = evaluate_and_report(
+            EvaluationConfig.load(output_dir), accelerator, model, image_processor, rows, report_path
+        )
     accelerator.print(report)
     if accelerator.is_main_process:
         panel_path = output_dir / "predictions.png"

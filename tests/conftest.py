@@ -10,19 +10,23 @@ import torch
 
 
 REPOSITORY = Path(__file__).parents[1]
-GOLDEN_DIR = Path(os.environ.get("SEM_GOLDEN_DIR", REPOSITORY.parent / "shared" / "golden"))
+GOLDEN_DIR = Path(__file__).parent / "golden"
+UNTRIMMED_GOLDEN_DIR = Path(os.environ.get("SEM_GOLDEN_DIR", REPOSITORY.parent / "shared" / "golden"))
 
 
 @pytest.fixture(scope="session")
 def golden() -> Callable[[str], dict[str, np.ndarray]]:
-    """`golden("losses")` reads `losses.npz`, or skips the test where the golden files are not on this machine."""
+    """`golden("losses")` reads `losses.npz`, untrimmed where that is available; see `golden/README.md`."""
 
     def read(name: str) -> dict[str, np.ndarray]:
-        path = GOLDEN_DIR / f"{name}.npz"
-        if not path.exists():
-            pytest.skip(f"{path} is absent; set SEM_GOLDEN_DIR to the folder of the golden files")
-        with np.load(path) as arrays:
-            return dict(arrays)
+        paths = [folder / f"{name}.npz" for folder in (UNTRIMMED_GOLDEN_DIR, GOLDEN_DIR)]
+        path = next((path for path in paths if path.exists()), None)
+        if path is None:
+            pytest.skip(f"{name}.npz is not public; set SEM_GOLDEN_DIR to a folder that has it")
+        with np.load(path) as file:
+            arrays = dict(file)
+        # text is the name of an equal array
+        return {key: arrays[value.item()] if value.dtype.kind == "U" else value for key, value in arrays.items()}
 
     return read
 

@@ -374,7 +374,7 @@ def test_the_scores_of_a_metric_have_a_gain(maps):
     ids=str,
 )
 def test_results_without_the_same_main_scores_raise(results, single_task_results):
-    with pytest.raises(ValueError, match=r"same main metrics of both; got \["):
+    with pytest.raises(ValueError, match=r"same main scores of both; got \["):
         multi_task_gain(results, single_task_results)
 
 

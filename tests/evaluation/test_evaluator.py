@@ -1,9 +1,8 @@
 """Evaluation on rooms of the embedded data set, with a model of random weights."""
 
 import json
-import sqlite3
+import shutil
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
 from copy import deepcopy
 from dataclasses import replace
 
@@ -11,8 +10,10 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+import yaml
 from accelerate import Accelerator
 from datasets import Dataset, DatasetDict, Features, Image, Value
+from huggingface_hub.errors import StrictDataclassError
 from PIL import Image as PILImage
 
 from transformers_sem import SEMForMultiTaskDensePrediction, SEMImageProcessor
@@ -24,6 +25,7 @@ from transformers_sem.evaluation import evaluator as evaluating
 from transformers_sem.evaluation.boundary import boundary_counts, boundary_scores
 from transformers_sem.evaluation.evaluator import (
     Evaluation,
+    EvaluationConfig,
     count_scored,
     evaluate_and_report,
     finish,
@@ -33,9 +35,7 @@ from transformers_sem.evaluation.evaluator import (
     predict_rows,
     unflatten,
 )
-from transformers_sem.evaluation.statistics_file import StatisticsFile
 from transformers_sem.evaluation.sums import ConstantPredictor, MetricSums
-from transformers_sem.training.config import TrainingConfig
 
 from ..tiny import tiny_config
 
@@ -93,7 +93,7 @@ def evaluate(rows, model, image_processor, tmp_path_factory):
         folder=None, *, benchmark=BENCHMARK, rows=rows, model=model, processes=None, predictions=None, **settings
     ):
         path = (folder or tmp_path_factory.mktemp("evaluation")) / "evaluation.json"
-        config = TrainingConfig(dataset="mine", **{"batch_size": 2, "seed": 5, **settings})
+        config = EvaluationConfig(dataset="mine", **{"batch_size": 2, "seed": 5, **settings})
         with pytest.MonkeyPatch.context() as patch:
             patch.setitem(BENCHMARKS, "mine", benchmark)
             if processes is None:  # threads take no second to start
@@ -351,15 +351,9 @@ def interrupted(evaluate, seen, tmp_path):
     return tmp_path / "unfinished_evaluation"
 
 
-def read_files(folder):
-    """Fingerprint and statistics of what is finished, from all ranks."""
-    finished = {}
-    for path in sorted(folder.glob("rank*.sqlite")):
-        with closing(sqlite3.connect(path)) as connection:
-            (fingerprint,) = connection.execute("SELECT value FROM fingerprint").fetchone()
-        with StatisticsFile(path, fingerprint) as file:
-            finished.update(file)
-    return fingerprint, finished
+def finished_images(folder):
+    """Names of the images that are finished."""
+    return {path.stem for path in folder.glob("*/*.npz")}
 
 
 def sizes_without(finished):
@@ -378,24 +372,22 @@ def assert_same_outcome(found, expected):
 
 
 def test_an_interrupted_evaluation_goes_on_where_it_was(plain, evaluate, seen, interrupted, tmp_path):
-    _, finished = read_files(interrupted)
+    finished = finished_images(interrupted)
     assert 0 < len(finished) < 4
     assert_same_outcome(evaluate(tmp_path), plain)
     assert seen == sizes_without(finished)
     assert not interrupted.exists()
 
 
-def test_what_several_ranks_left_is_used_by_one(evaluate, seen, interrupted, tmp_path):
-    fingerprint, finished = read_files(interrupted)
-    statistics = finished.popitem()[1]
-    for name, rank in (("4", 10), ("3", 1)):
-        with StatisticsFile(interrupted / f"rank{rank}.sqlite", fingerprint) as file:
-            file.add(name, statistics)
-    _, finished = read_files(interrupted)
+def test_images_that_other_ranks_finished_are_used(evaluate, seen, interrupted, tmp_path):
+    first = next(interrupted.glob("*/0.npz"))
+    for name in ("4", "3"):
+        shutil.copyfile(first, first.with_name(f"{name}.npz"))
+    finished = finished_images(interrupted)
     report, table = evaluate(tmp_path)
     assert seen == sizes_without(finished)
     assert report["num_images"] == 5
-    assert table[3]["depth/rmse"] == table[4]["depth/rmse"]
+    assert table[3]["depth/rmse"] == table[4]["depth/rmse"] == table[0]["depth/rmse"]
     assert not interrupted.exists()
 
 
@@ -412,16 +404,17 @@ def test_another_model_starts_anew(evaluate, seen, interrupted, model, tmp_path,
         next(other.parameters()).view(-1)[0] += 1e-3
     found = evaluate(tmp_path, model=other)
     assert seen == SIZES
-    assert "started anew" in caplog.text
+    assert "another model or other settings" in caplog.text
     assert found[1] == evaluate(model=other)[1]
 
 
-def test_a_damaged_file_starts_anew(plain, evaluate, seen, interrupted, tmp_path, caplog):
-    kept = interrupted / "rank0.sqlite"
-    kept.write_bytes(kept.read_bytes()[:-1024])
-    assert evaluate(tmp_path)[1] == plain[1]
-    assert seen == SIZES
-    assert "rank0.sqlite is damaged" in caplog.text
+def test_a_damaged_image_is_evaluated_again(plain, evaluate, seen, interrupted, tmp_path, caplog):
+    path = next(interrupted.glob("*/0.npz"))
+    path.write_bytes(path.read_bytes()[:-100])
+    finished = finished_images(interrupted) - {"0"}
+    assert_same_outcome(evaluate(tmp_path), plain)
+    assert seen == sizes_without(finished)
+    assert "0.npz is damaged" in caplog.text
 
 
 def test_pictures_of_the_predictions_are_complete_after_an_interruption(evaluate, seen, tmp_path):
@@ -517,3 +510,38 @@ def test_what_other_processes_work_on_is_waited_for():
         assert finish({"model": {"boundary": later, "depth": {"sum": 2}}}) == {
             "model": {"boundary": {"counts": 1}, "depth": {"sum": 2}}
         }
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Settings
+
+
+def test_settings_of_a_run_are_read_and_replaced(tmp_path):
+    settings = {
+        "dataset": "scenes",
+        "dataset_kwargs": {"num_train": 8},
+        "batch_size": 6,
+        "learning_rate": 1.0,
+        "seed": 3,
+    }
+    (tmp_path / "training.yaml").write_text(yaml.safe_dump({**settings, "gradient_accumulation_steps": 2}))
+    config = EvaluationConfig.load(tmp_path, ["dataset_kwargs.num_validation=2", "num_evaluation_images=1"])
+    expected = {"dataset_kwargs": {"num_train": 8, "num_validation": 2}, "num_evaluation_images": 1}
+    assert config == EvaluationConfig(dataset="scenes", batch_size=3, seed=3, **expected)
+
+
+def test_a_model_without_a_run_has_the_defaults(tmp_path):
+    assert EvaluationConfig.load(tmp_path, ["data_dir=/data"]) == EvaluationConfig(data_dir="/data")
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("learning_rate=1", r"learning_rate.*known.*batch_size"),
+        ("batch_size=0", "`batch_size` is 1 or more; got 0"),
+        ("num_evaluation_images=many", "num_evaluation_images"),
+    ],
+)
+def test_a_wrong_setting_is_named(tmp_path, override, words):
+    with pytest.raises((ValueError, StrictDataclassError), match=words):
+        EvaluationConfig.load(tmp_path, [override])

@@ -3,13 +3,11 @@ from dataclasses import replace
 import pytest
 import timm
 import yaml
-from datasets.exceptions import DatasetGenerationError
 
 from transformers_sem import SEMConfig
 from transformers_sem.data.benchmarks import BENCHMARKS
 from transformers_sem.training import config as configuration
 from transformers_sem.training.config import TrainingConfig, claim_output_dir, lock_output_dir
-from transformers_sem.utils.errors import plain_errors
 
 
 @pytest.fixture
@@ -39,7 +37,7 @@ def test_file_and_overrides(write):
     path = write(max_steps=7, model={"hidden_size": 64, "backbone_config": {"model_name": "a", "out_indices": [1]}})
     overrides = [
         "batch_size=6",
-        "learning_rate=2.0e-4",
+        "learning_rate=2e-4",
         "model.num_bases=32",
         "model.backbone_config.model_name=b",
         "dataset_kwargs.num_train=8",
@@ -83,7 +81,6 @@ def test_whole_numbers_are_numbers(write):
 @pytest.mark.parametrize(
     ("override", "words"),
     [
-        ("learning_rate=1e-5", ["`learning_rate`", "float", "'1e-5'", "1.0e-5"]),
         ("snapshot_every=0", ["`snapshot_every`", "1 or more", "0"]),
         ("num_evaluation_images=0", ["`num_evaluation_images`", "1 or more", "0"]),
         ("max_steps=ten", ["`max_steps`", "int", "'ten'"]),
@@ -121,7 +118,7 @@ def test_unknown_keys_of_a_file_are_named(write):
 
 
 def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"absent\.yaml.*scripts/configs"):
+    with pytest.raises(FileNotFoundError, match=r"absent\.yaml"):
         TrainingConfig.load(tmp_path / "absent.yaml")
 
 
@@ -175,38 +172,6 @@ def test_another_runs_folder_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"learning_rate 1e-05 -> 0\.5; seed 1 -> 2.*another output_dir"):
         claim_output_dir(other)
     assert TrainingConfig.load(tmp_path / "training.yaml") == config
-
-
-@pytest.mark.parametrize(
-    "error", [ValueError("bad value"), FileNotFoundError("no such folder"), OSError("disk full")], ids=repr
-)
-def test_what_a_person_can_mend_is_one_line(error):
-    with pytest.raises(SystemExit) as exit_info, plain_errors():
-        raise error
-    assert exit_info.value.code == f"error: {error}"
-
-
-def test_the_cause_of_a_failed_data_set_is_shown():
-    with pytest.raises(SystemExit) as exit_info, plain_errors():
-        raise DatasetGenerationError("generic") from ValueError("depth must be metres")
-    assert exit_info.value.code == "error: depth must be metres"
-
-
-def test_a_wrong_model_setting_is_one_line():
-    with pytest.raises(SystemExit, match=r"error: .*num_bases"), plain_errors():
-        SEMConfig(num_bases="many")
-
-
-def test_ctrl_c_is_one_line(capsys):
-    with pytest.raises(SystemExit) as leaving, plain_errors():
-        raise KeyboardInterrupt
-    assert leaving.value.code == 130
-    assert capsys.readouterr().err.count("\n") == 1
-
-
-def test_defects_of_the_program_keep_their_traceback():
-    with pytest.raises(KeyError), plain_errors():
-        raise KeyError("x")
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -21,12 +21,11 @@ import datasets
 import pyarrow
 import pyarrow.parquet
 from huggingface_hub import DatasetCard, DatasetCardData
-from loky import cpu_count
 from tqdm.auto import tqdm
 
 from ..hub.upload import create_repository, upload
 from ..tasks import TASKS
-from ..utils.processes import process_pool
+from ..utils.processes import available_cpus, process_pool
 from ..visualization.panels import contact_sheet
 from .files import BrokenFrameError, describe_file
 from .row_format import ENCODINGS
@@ -317,7 +316,7 @@ def build_parser(description: str) -> argparse.ArgumentParser:
     parser.add_argument("--verify", action="store_true", help="read every file, list what is wrong, write nothing")
     parser.add_argument("--preview", type=Path, metavar="PNG", help="draw frames beside all their maps in colour")
     parser.add_argument("--skip-broken", action="store_true", help="leave broken frames out; the card names them")
-    parser.add_argument("--processes", type=int, default=cpu_count(), help="default: all cores")
+    parser.add_argument("--processes", type=int, default=available_cpus(), help="default: all cores")
     parser.add_argument("--push-to-hub", metavar="USER/NAME", help="upload OUTPUT as a private data set")
     return parser
 

@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import gradio as gr
 import torch
 from PIL import Image
 
@@ -19,9 +18,12 @@ from ..image_processing_sem import SEMImageProcessor
 from ..modeling_sem import SEMForMultiTaskDensePrediction
 from ..pipeline_sem import MultiTaskDensePredictionPipeline, UnreadableImageError, read_image_file
 from ..tasks import get_task
+from ..utils.extras import require
 from .point_cloud import FIELD_OF_VIEW
 from .results import PageResults, write_results
 
+
+gr = require("gradio", "demo")
 
 TITLE = "One image, all dense predictions"
 HERE = Path(__file__).parent

@@ -4,17 +4,16 @@
                                                                           ├── one-to-one matching ── counts
     label map ─── boundaries between its regions ───────────── thinning ──┘
 
-Counts add up over images, and P, R, F, ODS, OIS and AP follow from the sums. Non-maximum suppression, thresholds,
-boundaries and thinning agree bit for bit with the reference program; the matching is the optimum that its randomised
-solver comes close to from below, by 0.3 of some thousand pairs on average.
+Counts add up over images; P, R, F, ODS, OIS and AP are computed from the sums. Non-maximum suppression, thresholds,
+boundaries and thinning agree bit for bit with the reference program. The matching is the optimum, which its randomized
+solver misses by 0.3 of some thousand pairs on average.
 
-The 101 masks of an image are nested, so a pixel is a word of 101 bits, and one pass of Boolean algebra thins all masks.
+The 101 masks of an image are nested. A pixel is a word of 101 bits, and Boolean algebra on words thins all masks at once.
 """
-
-from importlib import import_module
 
 import numpy as np
 from numpy import ndarray
+from scipy.sparse import csgraph, csr_array
 
 from ..losses import INVALID_ID
 from ..task_kinds import probability_to_levels
@@ -28,24 +27,24 @@ FADING_WIDTH = 5  # pixels along each side of the image in which a boundary coun
 
 
 def boundary_counts(prediction: ndarray, label: ndarray, max_distance: float) -> ndarray:
-    """Counts of one image at the 101 `THRESHOLDS`.
+    """Counts matched and unmatched boundary pixels of one image at the 101 `THRESHOLDS`.
 
     Args:
         prediction (`np.ndarray` of shape `(height, width)`): Strength of a boundary: floating point in
-            [0, 1], truncated to 8 bits as the reference reads it; or uint8, those 8 bits; or bool, a mask that is thinned
-            and matched as it is.
-        label (`np.ndarray` of shape `(height, width)`): Ground truth. Integers are a label map, whose
-            regions, of any ids, the boundaries separate; SEISM reads a thin edge map in the same way. Floating point is
-            the label of the boundary task, [0, 1] and 255 invalid: invalid pixels count nowhere.
-        max_distance (`float`): How far apart a predicted and a true pixel may lie, inclusive, as a share of the diagonal
-            of the image: 0.011 on NYUD-v2, 0.0075 on PASCAL-Context.
+            [0, 1], truncated to 8 bits as the reference reads it; uint8 levels; or a bool mask, which is thinned and
+            matched as it is.
+        label (`np.ndarray` of shape `(height, width)`): Ground truth. Integers are a label map of any ids, and boundaries
+            are between its regions; SEISM reads a thin edge map in the same way. Floating point is the label of the
+            boundary task in [0, 1], 255 invalid; invalid pixels are not counted.
+        max_distance (`float`): Largest distance of a predicted and a true pixel that match, inclusive, as a share of the
+            diagonal of the image: 0.011 on NYUD-v2, 0.0075 on PASCAL-Context.
 
     Returns:
         `np.ndarray` of shape `(101, 4)`, int64: matched true pixels, true pixels, matched predicted pixels, predicted
-        pixels; the first and the third are the same number of pairs.
+        pixels. The first and the third are both the number of pairs.
 
     Raises:
-        ValueError: If the maps differ in size or hold what they should not, or `max_distance` is no share.
+        ValueError: If the maps differ in size or hold values that are not allowed, or `max_distance` is not in (0, 1).
     """
     prediction, label = np.asarray(prediction), np.asarray(label)
     _check(prediction, label, max_distance)
@@ -89,7 +88,7 @@ def _check(prediction: ndarray, label: ndarray, max_distance: float) -> None:
 
 
 def check_max_distance(max_distance: float) -> None:
-    """Raises a ValueError unless it is a share of the diagonal of an image."""
+    """Raises a ValueError unless `max_distance` is a share of the diagonal of an image."""
     if not 0 < max_distance < 1:
         raise ValueError(
             f"max_distance is a share of the diagonal of the image, above 0 and below 1; got {max_distance}. The field uses "
@@ -98,16 +97,16 @@ def check_max_distance(max_distance: float) -> None:
 
 
 def to_levels(prediction: ndarray) -> ndarray:
-    """8-bit levels of a prediction in [0, 1], truncated, not rounded; uint8 is returned as it is."""
+    """Converts a prediction in [0, 1] to 8-bit levels, truncated and not rounded; uint8 is returned as it is."""
     if prediction.dtype == np.uint8:
         return prediction
     return probability_to_levels(prediction)
 
 
 def suppress_non_maxima(levels: ndarray) -> ndarray:
-    """Sets to 0 what is weaker than a neighbour across the boundary, and fades the rim of the image.
+    """Sets pixels that are weaker than a neighbor across the boundary to 0, and fades the rim of the image.
 
-    Float32 throughout and in the order of the reference: the result is then the same bit for bit.
+    Computes in float32 and in the order of the reference, so that the result is the same bit for bit.
 
     Args:
         levels (`np.ndarray` of shape `(height, width)`): uint8.
@@ -122,8 +121,8 @@ def suppress_non_maxima(levels: ndarray) -> ndarray:
     strengthened = SUPPRESSION_MARGIN * values
     is_maximum = np.ones(values.shape, dtype=bool)
     for side in (np.float32(-1), np.float32(1)):
-        neighbour = _sample(values, rows + side * row_step, columns + side * column_step)
-        is_maximum &= strengthened >= neighbour
+        neighbor = _sample(values, rows + side * row_step, columns + side * column_step)
+        is_maximum &= strengthened >= neighbor
     return _fade_rim(np.where(is_maximum, values, np.float32(0)))
 
 
@@ -139,7 +138,7 @@ def _orientation(values: ndarray) -> ndarray:
 
 
 def _gradient(values: ndarray) -> tuple[ndarray, ndarray]:
-    """Centred differences along rows and columns, one-sided at the ends; 0 along a side of one pixel."""
+    """Centered differences along rows and columns, one-sided at the ends; 0 along a side of one pixel."""
     return tuple(
         np.gradient(values, axis=axis) if values.shape[axis] > 1 else np.zeros_like(values) for axis in (0, 1)
     )
@@ -182,7 +181,7 @@ def _fade_rim(values: ndarray) -> ndarray:
 
 
 def threshold_words(strength: ndarray) -> ndarray:
-    """The nested masks `strength > threshold` as words of bits.
+    """Packs the nested masks `strength > threshold` into words of bits.
 
     Args:
         strength (`np.ndarray` of shape `(height, width)`): float32.
@@ -196,7 +195,7 @@ def threshold_words(strength: ndarray) -> ndarray:
 
 
 def find_boundaries(label: ndarray, valid: ndarray) -> ndarray:
-    """Pixels whose label differs from that of the right, the lower or the lower right neighbour, both being valid."""
+    """Returns the pixels whose label differs from the right, lower or lower right neighbor, where both are valid."""
     boundaries = np.zeros(label.shape, dtype=bool)
     height, width = label.shape
     for down, right in ((0, 1), (1, 0), (1, 1)):
@@ -206,36 +205,36 @@ def find_boundaries(label: ndarray, valid: ndarray) -> ndarray:
 
 
 def thin(words: ndarray) -> ndarray:
-    """Thins masks until they no longer change: Guo and Hall's algorithm in two alternating steps (Lam, Lee and Suen 1992).
+    """Thins masks until they no longer change, by Guo and Hall's two alternating steps (Lam, Lee and Suen 1992).
 
     Args:
-        words (`np.ndarray` of shape `(height, width)`): uint64; every bit position is a mask of its own.
+        words (`np.ndarray` of shape `(height, width)`): uint64; every bit position is one mask.
 
     Returns:
         `np.ndarray` of shape `(height, width)`: uint64.
     """
     padded = np.pad(words, 1)
     flat, row = padded.reshape(-1), padded.shape[1]
-    neighbours = np.array([1, 1 - row, -row, -row - 1, -1, row - 1, row, row + 1])  # anticlockwise from the right
+    neighbors = np.array([1, 1 - row, -row, -row - 1, -1, row - 1, row, row + 1])  # counterclockwise from the right
     candidates = np.flatnonzero(flat)
     last_changes, changes, step = candidates, candidates, 0
     while len(last_changes) or len(changes):
-        removed = _removable(flat[candidates], [flat[candidates + offset] for offset in neighbours], step)
+        removed = _removable(flat[candidates], [flat[candidates + offset] for offset in neighbors], step)
         flat[candidates] ^= removed
         last_changes, changes = changes, candidates[removed != 0]
         step = 1 - step
-        # the next step last looked two steps ago: only what has changed since can make a difference
+        # a step of this parity ran two steps ago: only neighbors of pixels that changed since can change now
         is_near = np.zeros(len(flat), dtype=bool)
         for changed in (last_changes, changes):
-            is_near[(changed[:, np.newaxis] + neighbours).ravel()] = True
+            is_near[(changed[:, np.newaxis] + neighbors).ravel()] = True
             is_near[changed] = True
         candidates = np.flatnonzero(is_near & (flat != 0))
     return padded[1:-1, 1:-1]
 
 
-def _removable(pixels: ndarray, neighbours: list[ndarray], step: int) -> ndarray:
-    """The bits of `pixels` that a step of thinning removes: conditions G1, G2 and G3 of the algorithm, 64 masks at once."""
-    x1, x2, x3, x4, x5, x6, x7, x8 = neighbours
+def _removable(pixels: ndarray, neighbors: list[ndarray], step: int) -> ndarray:
+    """Returns the bits of `pixels` that a step removes: conditions G1, G2 and G3 of the algorithm, for 64 masks at once."""
+    x1, x2, x3, x4, x5, x6, x7, x8 = neighbors
     starts = (~x1 & (x2 | x3), ~x3 & (x4 | x5), ~x5 & (x6 | x7), ~x7 & (x8 | x1))
     one_run = (starts[0] ^ starts[1] ^ starts[2] ^ starts[3]) & ~(starts[0] & starts[1] | starts[2] & starts[3])
     pairs = (x1 | x2, x3 | x4, x5 | x6, x7 | x8), (x2 | x3, x4 | x5, x6 | x7, x8 | x1)
@@ -254,12 +253,12 @@ def _all_four(a: ndarray, b: ndarray, c: ndarray, d: ndarray) -> ndarray:
 
 
 def _match(predicted: ndarray, true: ndarray, radius: float) -> tuple[ndarray, ndarray]:
-    """Numbers of matched pairs and of predicted pixels for every threshold.
+    """Returns the numbers of matched pairs and of predicted pixels at every threshold.
 
     Args:
         predicted (`np.ndarray` of shape `(2, height, width)`): Thinned masks, as `threshold_words` lays them out.
         true (`np.ndarray` of shape `(height, width)`): Thinned boundaries, bool.
-        radius (`float`): Greatest distance of a pair, in pixels.
+        radius (`float`): Largest distance of a pair, in pixels.
     """
     is_predicted = predicted.any(axis=0)
     true_ids, predicted_ids = _candidate_pairs(true, is_predicted, radius)
@@ -275,7 +274,7 @@ def _match(predicted: ndarray, true: ndarray, radius: float) -> tuple[ndarray, n
 
 
 def _candidate_pairs(true: ndarray, predicted: ndarray, radius: float) -> tuple[ndarray, ndarray]:
-    """Ids of true and of predicted pixels no further apart than `radius`, sorted by the former; ids count along rows."""
+    """Returns the ids of true and predicted pixels within `radius`, sorted by the true ones; ids count along rows."""
     reach = min(int(radius), max(true.shape))
     rows, columns = np.mgrid[-reach : reach + 1, -reach : reach + 1]
     is_within = rows**2 + columns**2 <= radius**2
@@ -294,23 +293,21 @@ def _candidate_pairs(true: ndarray, predicted: ndarray, radius: float) -> tuple[
 
 
 def _max_matching(left: ndarray, right: ndarray, num_left: int, num_right: int) -> int:
-    """Size of the greatest one-to-one matching among pairs `(left[i], right[i])`, sorted by `left`.
+    """Returns the size of the largest one-to-one matching among pairs `(left[i], right[i])`, sorted by `left`.
 
-    It is the greatest flow from a source through the left and the right nodes to a sink, all capacities 1.
+    It is the maximum flow from a source through the left and the right nodes to a sink, with all capacities 1.
     """
     if not len(left):
         return 0
-    # imported here, by name: this file travels with a model to the Hub, where loading the model must not need SciPy
-    sparse, csgraph = import_module("scipy.sparse"), import_module("scipy.sparse.csgraph")
     is_paired = np.zeros(num_right, dtype=bool)
     is_paired[right] = True
-    numbers = np.cumsum(is_paired)  # 1, 2 ... of the right nodes that have a pair: most have none
+    numbers = np.cumsum(is_paired)  # 1, 2, ... for the right nodes that have a pair; most have none
     num_paired = numbers[-1]
     source, sink = 0, num_left + num_paired + 1
     targets = np.concatenate([np.arange(1, num_left + 1), num_left + numbers[right], np.full(num_paired, sink)])
     out_degrees = [[0, num_left], np.bincount(left, minlength=num_left), np.ones(num_paired, dtype=np.intp), [0]]
     row_starts = np.concatenate(out_degrees).cumsum()
-    network = sparse.csr_array(
+    network = csr_array(
         (np.ones(len(targets), np.int32), targets.astype(np.int32), row_starts.astype(np.int32)),
         shape=(sink + 1, sink + 1),
     )
@@ -321,17 +318,17 @@ def _max_matching(left: ndarray, right: ndarray, num_left: int, num_right: int) 
 def boundary_statistics(
     prediction: ndarray, label: ndarray, num_labels: int, max_distance: float = 0.011
 ) -> dict[str, ndarray]:
-    """Summable counts of one image; an image without any valid pixel counts nothing.
+    """Returns the summable statistics of one image; those of an image without a valid pixel are 0.
 
     Args:
         prediction (`np.ndarray` of shape `(height, width)`): As in `boundary_counts`.
         label (`np.ndarray` of shape `(height, width)`): As in `boundary_counts`.
-        num_labels (`int`): Unused: the same signature as that of every other metric.
+        num_labels (`int`): Unused; every metric has this signature.
         max_distance (`float`): As in `boundary_counts`.
 
     Returns:
-        `dict[str, np.ndarray]`: `counts` of shape `(101, 4)`; `best_counts` of shape `(4,)`, those of the threshold with
-        the best F of this image; `num_images`, 1 or 0.
+        `dict[str, np.ndarray]`: `counts` of shape `(101, 4)`; `best_counts` of shape `(4,)`, at the threshold with the
+        best F of this image; `num_images`, 1 or 0.
     """
     counts = boundary_counts(prediction, label, max_distance)
     label = np.asarray(label)
@@ -344,7 +341,7 @@ def boundary_statistics(
 
 
 def precision_and_recall(counts: ndarray) -> tuple[ndarray, ndarray]:
-    """Of counts of shape `(..., 4)`. Without true pixels they are 0 and 1, else without predicted pixels 1 and 0."""
+    """Returns precision and recall of counts `(..., 4)`: 0 and 1 without true pixels, else 1 and 0 without predicted ones."""
     matched_true, num_true, matched_predicted, num_predicted = np.moveaxis(np.asarray(counts, dtype=float), -1, 0)
     precision, recall = matched_predicted / np.maximum(num_predicted, 1), matched_true / np.maximum(num_true, 1)
     precision = np.where(num_true == 0, 0.0, np.where(num_predicted == 0, 1.0, precision))
@@ -352,18 +349,19 @@ def precision_and_recall(counts: ndarray) -> tuple[ndarray, ndarray]:
 
 
 def f_measure(counts: ndarray) -> ndarray:
-    """2 P R / (P + R) of counts of shape `(..., 4)`, 0 where both are 0."""
+    """Returns 2 P R / (P + R) of counts of shape `(..., 4)`, and 0 where both are 0."""
     precision, recall = precision_and_recall(counts)
     total = precision + recall
     return 2 * precision * recall / np.where(total > 0, total, 1)
 
 
 def average_precision(counts: ndarray) -> float:
-    """Mean of the precision, interpolated at recalls 0, 0.01 ... 1, those out of the range of recalls counting 0.
+    """Returns the mean precision, interpolated at recalls 0, 0.01, ..., 1; it is 0 outside the range of the recalls.
+
+    Of equal recalls the first threshold is used. The sum is divided by 100 and not by 101, as in the reference.
 
     Args:
-        counts (`np.ndarray` of shape `(101, 4)`): Sums over images. Among equal recalls the first threshold counts. The
-            sum is divided by 100, as the reference does.
+        counts (`np.ndarray` of shape `(101, 4)`): Sums over images.
     """
     precision, recall = precision_and_recall(counts)
     recall, first = np.unique(recall, return_index=True)
@@ -371,14 +369,14 @@ def average_precision(counts: ndarray) -> float:
 
 
 def boundary_scores(counts: ndarray) -> dict[str, float]:
-    """Scores of a set of images.
+    """Computes the scores of a set of images.
 
     Args:
         counts (`np.ndarray` of shape `(num_images, 101, 4)`): As `boundary_counts` returns them for each image.
 
     Returns:
         `dict[str, float]`: `ods`, the best F at one threshold for all images (odsF); `ods_threshold`, that threshold, the
-        lowest of several; `ods_precision` and `ods_recall`; `ois`, F when every image has its own best threshold; `ap`,
+        lowest of equal ones; `ods_precision` and `ods_recall`; `ois`, F where each image has its own best threshold; `ap`,
         average precision.
 
     Raises:
@@ -394,7 +392,7 @@ def boundary_scores(counts: ndarray) -> dict[str, float]:
 
 
 def summed_scores(counts: ndarray, best_counts: ndarray) -> dict[str, float]:
-    """The same from sums over images: counts `(101, 4)`, and `best_counts` `(4,)` at the best threshold of each image."""
+    """Computes the same from sums: counts `(101, 4)`, and `best_counts` `(4,)` at the best threshold of each image."""
     measure = f_measure(counts)
     best = measure.argmax()
     precision, recall = precision_and_recall(counts[best])

@@ -1,5 +1,6 @@
-"""The boundary F-measure of pictures on disk, whoever made them: many processes, and resumable."""
+"""Boundary counts of images on disk, in several processes and resumable."""
 
+import hashlib
 from collections.abc import Callable, Iterable
 from importlib.metadata import version
 from pathlib import Path
@@ -10,31 +11,30 @@ from PIL import Image
 from scipy.io import loadmat
 from tqdm.auto import tqdm
 
-from transformers_sem.utils.processes import process_pool
-
+from ..utils.processes import process_pool
 from .boundary import boundary_counts, check_max_distance
-from .statistics_file import StatisticsFile
+from .statistics_folder import StatisticsFolder
 
 
 Pair = tuple[Path, Path]
 
 
 def read_map(path: Path) -> ndarray:
-    """Reads a label map `(height, width)`: a picture of one channel, or the `LabelMap` of a PASCAL-Context `.mat` file.
+    """Reads a label map `(height, width)`: an image of one channel, or the `LabelMap` of a PASCAL-Context `.mat` file.
 
     Raises:
         ValueError: If the file cannot be read, or holds something else.
     """
-    return _read(path, _read_label_map if path.suffix == ".mat" else _read_picture)
+    return _read(path, _read_label_map if path.suffix == ".mat" else _read_image)
 
 
 def read_prediction(path: Path) -> ndarray:
-    """Reads the grey levels, uint8 `(height, width)`, of a picture; those of black and white are 0 and 255.
+    """Reads a predicted boundary as gray levels, uint8 `(height, width)`; black and white are 0 and 255.
 
     Raises:
-        ValueError: If the file cannot be read, or is another picture.
+        ValueError: If the file cannot be read, or is not an 8-bit gray image.
     """
-    return _read(path, _read_grey)
+    return _read(path, _read_gray)
 
 
 def _read(path: Path, reader: Callable[[Path], ndarray]) -> ndarray:
@@ -44,21 +44,21 @@ def _read(path: Path, reader: Callable[[Path], ndarray]) -> ndarray:
         raise ValueError(f"Cannot read {path}: {error}. Write the file again.") from error
     if values.ndim != 2:
         raise ValueError(
-            f"A boundary or label map has one channel; {path} is {values.shape}. Convert it to grey or ids."
+            f"A boundary or label map has one channel; {path} is {values.shape}. Convert it to gray levels or ids."
         )
     return values
 
 
-def _read_picture(path: Path) -> ndarray:
-    with Image.open(path) as picture:
-        return np.asarray(picture)
+def _read_image(path: Path) -> ndarray:
+    with Image.open(path) as image:
+        return np.asarray(image)
 
 
-def _read_grey(path: Path) -> ndarray:
-    with Image.open(path) as picture:
-        if picture.mode not in ("L", "1"):
-            raise ValueError(f"a predicted boundary is 8-bit grey, mode L; got mode {picture.mode}")
-        return np.asarray(picture.convert("L"))
+def _read_gray(path: Path) -> ndarray:
+    with Image.open(path) as image:
+        if image.mode not in ("L", "1"):
+            raise ValueError(f"a predicted boundary is an 8-bit gray image, mode L; got mode {image.mode}")
+        return np.asarray(image.convert("L"))
 
 
 def _read_label_map(path: Path) -> ndarray:
@@ -69,10 +69,10 @@ def _read_label_map(path: Path) -> ndarray:
 
 
 def count_pair(pair: Pair, max_distance: float) -> ndarray:
-    """`boundary_counts` of a prediction and a label on disk.
+    """Returns the `boundary_counts` of a prediction and a label on disk.
 
     Raises:
-        ValueError: If a file cannot be read, or the two do not go together.
+        ValueError: If a file cannot be read, or the two differ in size.
     """
     prediction, label = read_prediction(pair[0]), read_map(pair[1])
     try:
@@ -82,19 +82,19 @@ def count_pair(pair: Pair, max_distance: float) -> ndarray:
 
 
 def pair_files(predictions: Path, labels: Path, names: Iterable[str] | None = None) -> dict[str, Pair]:
-    """Pairs the files of two folders by their names without endings.
+    """Pairs the files of two folders by their names without suffixes.
 
     Args:
         predictions (`Path`): Folder of predictions.
         labels (`Path`): Folder of labels.
-        names (`Iterable[str]`, *optional*): The images wanted; `None` is all, and then both folders hold the same.
+        names (`Iterable[str]`, *optional*): The images to pair; `None` is all images of both folders.
 
     Returns:
-        `dict[str, tuple[Path, Path]]`: By name, in order.
+        `dict[str, tuple[Path, Path]]`: Prediction and label of each image, sorted by name.
 
     Raises:
-        FileNotFoundError: If a folder is not there, or an image lacks its prediction or label.
-        ValueError: If there is no image, or two files of a folder go by one name.
+        FileNotFoundError: If a folder, a prediction or a label is missing.
+        ValueError: If there is no image, or two files of a folder have the same name.
     """
     files = [_files_by_name(folder) for folder in (predictions, labels)]
     wanted = set(files[0]) | set(files[1]) if names is None else set(names)
@@ -107,7 +107,7 @@ def pair_files(predictions: Path, labels: Path, names: Iterable[str] | None = No
         if missing:
             raise FileNotFoundError(
                 f"Every image needs a prediction and a label of its name; {folder} lacks {len(missing)} of {len(wanted)}: "
-                f"{missing[:5]}. Write them, or list the images wanted."
+                f"{missing[:5]}. Write them, or list the images to evaluate."
             )
     return {name: (files[0][name], files[1][name]) for name in sorted(wanted)}
 
@@ -119,48 +119,51 @@ def _files_by_name(folder: Path) -> dict[str, Path]:
     for path in sorted(folder.iterdir()):
         if path.is_file() and not path.name.startswith("."):
             if path.stem in files:
-                raise ValueError(f"An image has one file; {files[path.stem]} and {path} go by one name. Remove one.")
+                raise ValueError(
+                    f"An image has one file; {files[path.stem]} and {path} have the same name. Remove one."
+                )
             files[path.stem] = path
     return files
 
 
 def count_boundaries(
-    pairs: dict[str, Pair], max_distance: float, counts_path: Path, num_processes: int = 1
+    pairs: dict[str, Pair], max_distance: float, counts_dir: Path, num_processes: int = 1
 ) -> dict[str, ndarray]:
-    """Counts of a set of images, for `boundary_scores`.
+    """Counts a set of images, for `boundary_scores`.
 
-    The counts of each image are kept in `counts_path` as soon as they are known, so that the same call continues where an
-    earlier one was killed. Files that have changed since are counted again.
+    The counts of each image are kept in `counts_dir` as soon as they are known, so that the same call continues after an
+    interruption. An image whose files have changed since is counted again.
 
     Args:
         pairs (`dict[str, tuple[Path, Path]]`): Prediction and label of each image.
         max_distance (`float`): As in `boundary_counts`.
-        counts_path (`Path`): Small file, made where there is none.
-        num_processes (`int`): Processes to work with.
+        counts_dir (`Path`): Folder for the counts; it is created where it is missing.
+        num_processes (`int`, *optional*, defaults to 1): Number of processes.
 
     Returns:
         `dict[str, np.ndarray]`: int64 `(101, 4)` of each image.
 
     Raises:
-        ValueError: If a file cannot be read, or a prediction and its label do not go together.
+        ValueError: If a file cannot be read, or a prediction and its label differ in size.
     """
     check_max_distance(max_distance)
-    keys = {f"{name} {[_state(path) for path in pair]}": name for name, pair in pairs.items()}
-    with StatisticsFile(
-        counts_path, fingerprint=f"max_distance {max_distance}, transformers-sem {version('transformers-sem')}"
-    ) as file:
-        done = file.names()
-        missing = {key: pairs[name] for key, name in keys.items() if key not in done}
-        bar = tqdm(initial=len(keys) - len(missing), total=len(keys), desc="boundaries", unit="image")
-        with bar, process_pool(num_processes) as pool:
-            results = pool.map(count_pair, missing.values(), [max_distance] * len(missing))
-            for key, counts in zip(missing, results, strict=True):
-                file.add(key, {"counts": counts})
-                bar.update()
-        counts = {keys[key]: statistics["counts"] for key, statistics in file if key in keys}
+    folder = StatisticsFolder(
+        counts_dir, f"max_distance {max_distance}, transformers-sem {version('transformers-sem')}"
+    )
+    keys = {name: _pair_key(name, pair) for name, pair in pairs.items()}
+    counts = {name: statistics["counts"] for name in pairs if (statistics := folder.read(keys[name])) is not None}
+    missing = {name: pair for name, pair in pairs.items() if name not in counts}
+    bar = tqdm(initial=len(counts), total=len(pairs), desc="boundaries", unit="image")
+    with bar, process_pool(num_processes) as pool:
+        results = pool.map(count_pair, missing.values(), [max_distance] * len(missing))
+        for name, image_counts in zip(missing, results, strict=True):
+            folder.add(keys[name], {"counts": image_counts})
+            counts[name] = image_counts
+            bar.update()
     return {name: counts[name] for name in pairs}
 
 
-def _state(path: Path) -> tuple[str, int, int]:
-    facts = path.stat()
-    return str(path.resolve()), facts.st_size, facts.st_mtime_ns
+def _pair_key(name: str, pair: Pair) -> str:
+    """A file name that changes with the name of an image and with its files, by path, size and time."""
+    states = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in pair]
+    return hashlib.sha256(f"{name} {states}".encode()).hexdigest()[:24]

@@ -11,21 +11,21 @@ from .sums import MetricSums, multi_task_gain
 
 
 DESCRIPTION = """\
-Scores of multi-task dense prediction: sums of statistics over images, for every task that has a metric. Nothing but the
-sums is kept, so that a set of any size streams through."""
+Scores of multi-task dense prediction, from sums of statistics over images. Only the sums are kept, so a set of any size
+streams through."""
 INPUTS_DESCRIPTION = """
 Args:
     predictions (`dict[str, Sequence[Tensor]]`): For each task one map per image, in physical units. Other tasks than the
-        metric's own are left alone.
+        metric's own are ignored.
     references (`dict[str, Sequence[Tensor]]`): For each task one label per image, in the task's format and of the
         prediction's size; for boundaries an integer label map too.
 Raises:
-    ValueError: If a task is missing, numbers of images or sizes differ, or a map holds what it should not.
+    ValueError: If a task is missing, numbers of images or sizes differ, or a map holds values that are not allowed.
 """
 
 
 class MultiTaskMetric(evaluate.Metric):
-    """All scores of a set of images, as a metric of the `evaluate` library.
+    """All scores of a set of images as a metric of the `evaluate` library.
 
     ```python
     metric = MultiTaskMetric(model.config.task_num_labels)
@@ -34,8 +34,7 @@ class MultiTaskMetric(evaluate.Metric):
     scores = metric.compute()  # {"semseg/miou": 0.57, "depth/rmse": 0.49, ...}: fractions, metres, degrees
     ```
 
-    A metric of one task takes its own from the same predictions and references, also in
-    `evaluate.combine`.
+    A metric of some tasks takes these from the predictions and references, also in `evaluate.combine`.
 
     Args:
         task_num_labels (`dict[str, int]`): Head width of each task; tasks without a metric are left out.
@@ -44,7 +43,7 @@ class MultiTaskMetric(evaluate.Metric):
         **kwargs: As `evaluate.Metric` takes them.
 
     Raises:
-        ValueError: If a task is unknown, or has keyword arguments but is none of the metric's.
+        ValueError: If a task is unknown, or keyword arguments are given for a task that is not scored.
     """
 
     def __init__(
@@ -63,12 +62,12 @@ class MultiTaskMetric(evaluate.Metric):
         )
 
     def __len__(self) -> int:
-        """Number of images added so far."""
+        """Returns the number of images added so far."""
         return self.metric_sums.num_images
 
     def add(self, prediction: Mapping | None = None, reference: Mapping | None = None, **kwargs) -> None:
         """Adds one image: `{task: map}` and `{task: label}`."""
-        # `evaluate.combine` passes plural names here too
+        # `evaluate.combine` uses plural names here, too
         prediction, reference = kwargs.get("predictions", prediction), kwargs.get("references", reference)
         check_dicts(prediction, reference)
         self.add_batch(
@@ -79,7 +78,7 @@ class MultiTaskMetric(evaluate.Metric):
     def add_batch(
         self, predictions: Mapping[str, Sequence[Tensor]], references: Mapping[str, Sequence[Tensor]]
     ) -> None:
-        """Adds images; a batch that raises adds none."""
+        """Adds images. A batch that raises adds none."""
         check_dicts(predictions, references)
         pairs = {task: self._pairs(task, predictions, references) for task in self.metric_sums.task_num_labels}
         numbers = {task: len(task_pairs) for task, task_pairs in pairs.items()}
@@ -112,10 +111,10 @@ class MultiTaskMetric(evaluate.Metric):
         references: Mapping[str, Sequence[Tensor]] | None = None,
         accelerator: Accelerator | None = None,
     ) -> dict[str, float]:
-        """All scores as `{"task/score": value}`, after adding `predictions` and `references` where given; then resets.
+        """Returns all scores as `{"task/score": value}` and resets; `predictions` and `references` are added first.
 
-        With an `accelerator`, the images of all its ranks count, and every rank returns the same. A task without a single
-        valid pixel has no scores, and a warning says so.
+        With an `accelerator`, the images of all its ranks are counted, and every rank returns the same. A task without a
+        valid pixel has no scores, and a warning names it.
         """
         if predictions is not None or references is not None:
             self.add_batch(predictions, references)

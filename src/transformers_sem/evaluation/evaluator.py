@@ -1,12 +1,13 @@
-"""Running a model over labelled rows: the field's protocol, every image at its native size, padding ignored."""
+"""Evaluation of a model on labeled rows, by the field's protocol: every image at its native size, padding ignored."""
 
 import hashlib
+import json
 import shutil
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor, Future
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from importlib.metadata import version
 from operator import itemgetter
 from pathlib import Path
@@ -18,39 +19,87 @@ import pyarrow.parquet as pq
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
-from loky import cpu_count
+from huggingface_hub.dataclasses import strict
 from torch import Tensor
-
-from transformers_sem.utils.files import atomic_write
-from transformers_sem.utils.processes import progress
 
 from ..data.benchmarks import Benchmark, get_benchmark
 from ..data.transforms import row_to_tensors
-from ..hub.card import read_training
 from ..image_processing_sem import SEMImageProcessor
 from ..modeling_sem import SEMForMultiTaskDensePrediction
-from ..training.config import TrainingConfig
 from ..utils.environment import save_report
-from ..utils.processes import process_pool
+from ..utils.errors import check_keys
+from ..utils.files import atomic_write
+from ..utils.processes import available_cpus, process_pool, progress
+from ..utils.settings import apply_overrides, read_settings
 from ..visualization.panels import Prediction
 from .map_files import save_maps
-from .statistics_file import StatisticsFile
+from .statistics_folder import StatisticsFolder
 from .sums import ConstantPredictor, MetricSums, Sums, format_report, main_scores, scores_of
 
 
 MODEL, CONSTANT = "model", "constant"  # whose statistics they are
+TRAINING_NAME = "training.json"  # what a training notes beside the weights
+SETTINGS_NAME = "training.yaml"
+
+
+@strict
+@dataclass(kw_only=True)
+class EvaluationConfig:
+    """Settings of an evaluation.
+
+    Args:
+        dataset (`str`): Name of the dataset.
+        data_dir (`str`, *optional*): Folder of the data, for datasets that are read from disk.
+        dataset_kwargs (`dict`): Fields of the builder configuration of the dataset.
+        batch_size (`int`): Images that a rank predicts at once.
+        num_evaluation_images (`int`, *optional*): Number of validation images; `None` is all.
+        seed (`int`): Seed of the training, noted in the report.
+    """
+
+    dataset: str = "nyud_v2"
+    data_dir: str | None = None
+    dataset_kwargs: dict = field(default_factory=dict)
+    batch_size: int = 4
+    num_evaluation_images: int | None = None
+    seed: int = 0
+
+    def validate_counts(self):
+        """Counts are 1 or more."""
+        for name in ("batch_size", "num_evaluation_images"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"`{name}` is 1 or more; got {value}.")
+
+    @classmethod
+    def load(cls, folder: str | Path, overrides: Sequence[str] = ()) -> "EvaluationConfig":
+        """Reads the settings of the run in a folder, or the defaults where there is none, and `key=value` overrides.
+
+        Raises:
+            ValueError: If a key is unknown or a value of another type.
+        """
+        path, names = Path(folder) / SETTINGS_NAME, [spec.name for spec in fields(cls)]
+        run = read_settings(path) if path.is_file() else {}
+        values = {name: run[name] for name in names if name in run}
+        if "gradient_accumulation_steps" in run:  # `batch_size` of a run counts all micro-batches
+            values["batch_size"] = run.get("batch_size", cls.batch_size) // run["gradient_accumulation_steps"]
+        apply_overrides(values, overrides)
+        check_keys("settings", values, names)
+        return cls(**values)
 
 
 @torch.no_grad()
 def predict(
     model: SEMForMultiTaskDensePrediction, image_processor: SEMImageProcessor, images: list[Tensor]
 ) -> list[dict[str, Tensor]]:
-    """Predictions in physical units, at the size of each image.
+    """Predicts images, in physical units and at the size of each image.
 
     Args:
         model (`SEMForMultiTaskDensePrediction`): In evaluation mode.
         image_processor (`SEMImageProcessor`): Of the model.
-        images (`list[Tensor]`): uint8 `(3, height, width)`, of any sizes that the processor brings to one.
+        images (`list[Tensor]`): uint8 `(3, height, width)`, of sizes that the processor brings to a common one.
+
+    Returns:
+        `list[dict[str, torch.Tensor]]`: `{task: prediction}` of each image, on the CPU.
     """
     inputs = image_processor(images, return_tensors="pt").to(model.device, model.dtype)
     sizes = [tuple(image.shape[-2:]) for image in images]
@@ -64,17 +113,17 @@ def predict_rows(
     rows: datasets.Dataset,
     batch_size: int,
 ) -> Iterator[Prediction]:
-    """Predicts labelled rows in order, a batch at a time."""
+    """Predicts labeled rows in order, `batch_size` at a time."""
     tasks = model.config.tasks
     for start in range(0, len(rows), batch_size):
         samples = [row_to_tensors(rows[index], tasks) for index in range(start, min(start + batch_size, len(rows)))]
-        maps = predict(model, image_processor, [image.as_subclass(Tensor) for image, _ in samples])
+        maps = predict(model, image_processor, [image for image, _ in samples])
         for (image, labels), image_maps in zip(samples, maps, strict=True):
             yield Prediction(image.as_subclass(Tensor), image_maps, labels)
 
 
 def hash_model(model: SEMForMultiTaskDensePrediction, image_processor: SEMImageProcessor) -> "hashlib._Hash":
-    """A SHA-256, to be updated further, of all that predictions depend on: weights, configuration, processing."""
+    """Returns a SHA-256 object, to be updated further, of weights, configuration and image processor."""
     digest = hashlib.sha256()
     for name, tensor in model.state_dict().items():
         digest.update(name.encode())
@@ -86,19 +135,19 @@ def hash_model(model: SEMForMultiTaskDensePrediction, image_processor: SEMImageP
 
 @dataclass(kw_only=True)
 class Evaluation:
-    """An evaluation of a model on labelled rows, each rank on its share; killed, it continues where it was.
+    """An evaluation of a model on labeled rows. Each rank evaluates its share; an interrupted evaluation continues.
 
     Args:
         model (`SEMForMultiTaskDensePrediction`): The model, on its device.
         image_processor (`SEMImageProcessor`): Of the model.
-        rows (`datasets.Dataset`): The labelled images.
-        benchmark (`Benchmark`): Where the rows are from; it knows on which labels and images a task is judged.
-        constant (`ConstantPredictor`): What the model must beat.
+        rows (`datasets.Dataset`): The labeled images.
+        benchmark (`Benchmark`): Where the rows come from; it defines on which labels and images a task is judged.
+        constant (`ConstantPredictor`): The baseline that is evaluated beside the model.
         accelerator (`Accelerator`): Of the ranks.
-        batch_size (`int`): Images that a rank sees at once.
-        num_processes (`int`): Processes of each rank that work on slow metrics beside the model.
+        batch_size (`int`): Images that a rank predicts at once.
+        num_processes (`int`): Processes of each rank that compute slow metrics while the model predicts.
         unfinished_dir (`Path`): Folder for the statistics of finished images; remove it when the scores are written.
-        predictions_dir (`Path`, *optional*): Where to write the predicted maps.
+        predictions_dir (`Path`, *optional*): Folder to write the predicted maps to.
     """
 
     model: SEMForMultiTaskDensePrediction
@@ -129,48 +178,38 @@ class Evaluation:
             image, `{"id": name, "task/score": value}`, in the order of the rows.
 
         Raises:
-            ValueError: If the model predicts what cannot be scored, such as NaN.
+            ValueError: If a prediction cannot be scored, for example because it holds NaN.
         """
+        folder = StatisticsFolder(self.unfinished_dir, self.fingerprint())
+        image_scores = self._add_finished(folder) if self.accelerator.is_main_process else []
+        (finished,) = broadcast_object_list([{index for index, _ in image_scores}])
         rank, num_ranks = self.accelerator.process_index, self.accelerator.num_processes
-        fingerprint = self.fingerprint()
-        done = self._collect_done(fingerprint)
-        share = [index for index in range(len(self.rows)) if str(index) not in done][rank::num_ranks]
-        path = self.unfinished_dir / f"rank{rank}.sqlite"
-        if rank > 0:
-            path.unlink(missing_ok=True)  # rank 0 has what was in it, or, on another machine, it is computed again
-        with StatisticsFile(path, fingerprint) as file, closing(self.image_statistics(share)) as statistics:
+        share = [index for index in range(len(self.rows)) if index not in finished][rank::num_ranks]
+        with closing(self.image_statistics(share)) as statistics:
             statistics = progress(statistics, len(share), "evaluating", self.accelerator)
             for index, image_statistics in zip(share, statistics, strict=True):
-                file.add(str(index), flatten(image_statistics))
-            image_scores = [self._add(int(name), unflatten(arrays)) for name, arrays in file]
+                folder.add(str(index), flatten(image_statistics))
+                image_scores.append(self._add(index, image_statistics))
         for metric in self.metrics.values():
             metric.merge(self.accelerator)
         image_scores = sorted(gather_object(image_scores), key=itemgetter(0))
         return *self.metrics.values(), [{"id": self.ids[index], **scores} for index, scores in image_scores]
 
     def fingerprint(self) -> str:
-        """Changes with whatever the statistics of an image depend on."""
+        """Returns a digest of everything that the statistics of an image depend on."""
         digest = hash_model(self.model, self.image_processor)
         constant = {task: (sums.tolist(), self.constant.counts[task]) for task, sums in self.constant.sums.items()}
         rows = self.rows._fingerprint, self.ids, self.batch_size, self.benchmark.task_metric_kwargs
         digest.update(repr((constant, rows, self.predictions_dir, version("transformers-sem"))).encode())
         return digest.hexdigest()
 
-    def _collect_done(self, fingerprint: str) -> set[str]:
-        """Names of the images that an earlier run finished, on however many ranks; rank 0 has their statistics now."""
-        names = [set()]
-        if self.accelerator.is_main_process:
-            with StatisticsFile(self.unfinished_dir / "rank0.sqlite", fingerprint) as file:
-                for path in sorted(self.unfinished_dir.glob("rank*[1-9]*.sqlite")):
-                    with StatisticsFile(path, fingerprint) as other:
-                        for name, statistics in other:
-                            file.add(name, statistics)
-                    path.unlink()
-                names = [file.names()]
-        return broadcast_object_list(names)[0]
+    def _add_finished(self, folder: StatisticsFolder) -> list[tuple[int, dict[str, float]]]:
+        """Adds the images that an earlier run finished, on any number of ranks."""
+        finished = ((int(name), folder.read(name)) for name in sorted(folder.names(), key=int))
+        return [self._add(index, unflatten(arrays)) for index, arrays in finished if arrays is not None]
 
     def image_statistics(self, indices: list[int]) -> Iterator[dict[str, Sums]]:
-        """`{owner: {task: statistics}}` of images, in order; slow metrics run in other processes meanwhile."""
+        """Yields `{owner: {task: statistics}}` of images, in order; slow metrics are computed in other processes."""
         predictions = predict_rows(self.model, self.image_processor, self.rows.select(indices), self.batch_size)
         pending: deque[dict] = deque()
         with process_pool(self.num_processes) as pool:
@@ -203,7 +242,7 @@ class Evaluation:
 
 
 def finish(statistics: dict[str, dict[str, dict | Future]]) -> dict[str, Sums]:
-    """Waits for what other processes still work on."""
+    """Waits for the statistics that other processes compute."""
     return {
         owner: {task: value.result() if isinstance(value, Future) else value for task, value in tasks.items()}
         for owner, tasks in statistics.items()
@@ -211,7 +250,7 @@ def finish(statistics: dict[str, dict[str, dict | Future]]) -> dict[str, Sums]:
 
 
 def flatten(statistics: dict[str, Sums]) -> dict[str, np.ndarray]:
-    """`{owner: {task: {name: tensor}}}` as `{"owner/task/name": array}`."""
+    """Converts `{owner: {task: {name: tensor}}}` to `{"owner/task/name": array}`."""
     return {
         f"{owner}/{task}/{name}": np.asarray(value)
         for owner, tasks in statistics.items()
@@ -221,7 +260,7 @@ def flatten(statistics: dict[str, Sums]) -> dict[str, np.ndarray]:
 
 
 def unflatten(arrays: dict[str, np.ndarray]) -> dict[str, Sums]:
-    """The inverse of `flatten`."""
+    """Inverts `flatten`."""
     statistics: dict[str, Sums] = {}
     for key, array in arrays.items():
         owner, task, name = key.split("/")
@@ -230,7 +269,7 @@ def unflatten(arrays: dict[str, np.ndarray]) -> dict[str, Sums]:
 
 
 def evaluate_and_report(
-    config: TrainingConfig,
+    config: EvaluationConfig,
     accelerator: Accelerator,
     model: SEMForMultiTaskDensePrediction,
     image_processor: SEMImageProcessor,
@@ -240,10 +279,23 @@ def evaluate_and_report(
     num_processes: int | None = None,
     predictions_dir: Path | None = None,
 ) -> str:
-    """Evaluates on the validation rows and returns the table for the terminal.
+    """Evaluates a model on the validation rows, and writes the scores.
 
-    Writes the scores to `path`, with what a model card says of the weights, and the scores of each image beside it as
-    Parquet. `num_processes` is that of `Evaluation`; by default every core but one has one.
+    Writes the scores as JSON to `path`, with everything that a model card says of the weights, and the scores of each image
+    beside it as Parquet.
+
+    Args:
+        config ([`EvaluationConfig`]): The settings.
+        accelerator (`Accelerator`): Of the ranks.
+        model (`SEMForMultiTaskDensePrediction`): The model.
+        image_processor (`SEMImageProcessor`): Of the model.
+        rows (`datasets.DatasetDict`): The splits `train`, for the constant predictor, and `validation`.
+        path (`Path`): JSON file to write.
+        num_processes (`int`, *optional*): As in [`Evaluation`]; all cores but one by default.
+        predictions_dir (`Path`, *optional*): Folder to write the predicted maps to.
+
+    Returns:
+        `str`: A table of the scores for the terminal.
     """
     benchmark = get_benchmark(config.dataset, config.data_dir)
     check_widths(model.config.task_num_labels, benchmark)
@@ -258,8 +310,8 @@ def evaluate_and_report(
         benchmark=benchmark,
         constant=fit_constant(rows["train"], model.config.task_num_labels, accelerator),
         accelerator=accelerator,
-        batch_size=config.images_per_forward(1),
-        num_processes=num_processes or max(1, cpu_count() // accelerator.num_processes - 1),
+        batch_size=config.batch_size,
+        num_processes=num_processes or max(1, available_cpus() // accelerator.num_processes - 1),
         unfinished_dir=unfinished_dir,
         predictions_dir=predictions_dir,
     ).run()
@@ -286,7 +338,7 @@ def evaluate_and_report(
 
 
 def check_widths(task_num_labels: dict[str, int], benchmark: Benchmark) -> None:
-    """Refuses a model whose classes are not those of the data.
+    """Checks that the classes of a model are those of the data.
 
     Raises:
         ValueError: If a task has no labels there, or another number of classes.
@@ -295,12 +347,12 @@ def check_widths(task_num_labels: dict[str, int], benchmark: Benchmark) -> None:
     if widths != dict(task_num_labels):
         raise ValueError(
             f"A model is evaluated on the classes it has learned, {dict(task_num_labels)}; the data has {widths}. Choose "
-            "the data set that it was trained on."
+            "the dataset that it was trained on."
         )
 
 
 def name_classes(class_scores: dict[str, list[float]], task_id2label: dict[str, dict]) -> dict[str, dict[str, float]]:
-    """`{task: {class name: score}}`; classes without a name go by their ids."""
+    """Returns `{task: {class name: score}}`; the name of a class without one is its id."""
     return {
         task: {str(task_id2label.get(task, {}).get(index, index)): value for index, value in enumerate(values)}
         for task, values in class_scores.items()
@@ -308,14 +360,14 @@ def name_classes(class_scores: dict[str, list[float]], task_id2label: dict[str, 
 
 
 def count_scored(image_scores: list[dict], scores: dict[str, float]) -> dict[str, int]:
-    """`{task: number of images}` with labels of the task that counted."""
+    """Returns `{task: number of images}` with a valid label of the task."""
     return {task: sum(key in image for image in image_scores) for task, key in main_scores(scores).items()}
 
 
 def fit_constant(
     rows: datasets.Dataset, task_num_labels: dict[str, int], accelerator: Accelerator
 ) -> ConstantPredictor:
-    """The best constant predictor of the training rows, the same on every rank."""
+    """Fits the constant predictor to the training rows; it is the same on every rank."""
     constant = ConstantPredictor(task_num_labels)
     for row in progress(rows, len(rows), "constant predictor", accelerator):
         _, labels = row_to_tensors(row, task_num_labels)
@@ -328,3 +380,9 @@ def save_image_scores(path: Path, image_scores: list[dict]) -> None:
     columns = dict.fromkeys(key for scores in image_scores for key in scores)
     with atomic_write(path) as unfinished:
         pq.write_table(pa.table({key: [scores.get(key) for scores in image_scores] for key in columns}), unfinished)
+
+
+def read_training(folder: str | Path) -> dict | None:
+    """Returns what a training noted beside the weights in a folder, and `None` where there is nothing."""
+    path = Path(folder) / TRAINING_NAME
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None

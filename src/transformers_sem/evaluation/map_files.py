@@ -1,4 +1,4 @@
-"""Files of predicted maps."""
+"""Predicted maps as files for other programs."""
 
 from pathlib import Path
 
@@ -10,21 +10,21 @@ from ..utils.files import atomic_write
 
 
 def save_maps(folder: Path, name: str, maps: dict[str, Tensor]) -> dict[str, Path]:
-    """Writes the predicted maps of one image to `folder/TASK/NAME.png`, encoded as `TaskKind.encode` defines.
+    """Writes the predicted maps of one image as `folder/task/name.png`, encoded as the kind of the task defines.
 
-    Maps of a kind without `encode` are written to `folder/TASK/NAME.npy`.
+    A task whose kind has no encoding is written as `.npy`.
 
     Returns:
-        `dict[str, Path]`: `{task: path of the file}`.
+        `dict[str, Path]`: `{task: path}` of the files.
     """
     paths = {}
     for task, values in maps.items():
-        encode, array = get_task(task).kind.encode, values.cpu().numpy()
+        encode = get_task(task).kind.encode
         paths[task] = path = folder / task / f"{name}{'.png' if encode else '.npy'}"
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(path) as unfinished:
             if encode:
-                encode(array).save(unfinished)
+                encode(values.numpy()).save(unfinished)
             else:
-                np.save(unfinished, array)
+                np.save(unfinished, values.numpy())
     return paths

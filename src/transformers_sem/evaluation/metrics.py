@@ -1,10 +1,10 @@
-"""Metrics as sums: each is a pair of pure functions, `*_statistics` of one image and `*_scores` of summed statistics.
+"""Metrics as sums: a pair of pure functions each, `*_statistics` of one image and `*_scores` of summed statistics.
 
-The statistics of a set are the sum of the statistics of its images, so a metric streams, merges over ranks by one sum,
-and does not depend on how a set is cut into batches. A prediction and a label are maps in physical units of one image
-(see `tasks.py`). Scores of a set without a single valid pixel are an empty dict: there is nothing to say.
+The statistics of a set are the sum of the statistics of its images. So a metric streams, merges over ranks by one sum, and
+does not depend on how a set is split into batches. Predictions and labels are maps of one image in physical units (see
+`task_kinds.py`). The scores of a set without a valid pixel are an empty dictionary.
 
-The conventions are those of the field's published meters: all pixels of a set are pooled, never averaged per image.
+The conventions are those of the field's published code: all pixels of a set are pooled, never averaged per image.
 """
 
 from collections.abc import Callable
@@ -20,11 +20,11 @@ from .boundary import boundary_statistics, summed_scores
 
 
 SALIENCY_THRESHOLDS = torch.arange(1, 20, dtype=torch.float64) / 20  # 0.05 ... 0.95
-LEAST_DEPTH = 1e-9  # metres; what is not positive counts as this, so that logarithms and ratios exist
+MIN_DEPTH = 1e-9  # metres; values that are not positive are replaced by it, so that logarithms and ratios exist
 DEPTH_RATIOS = (1.25, 1.25**2, 1.25**3)
 ANGLES = (11.25, 22.5, 30.0)  # degrees
 BINS_PER_DEGREE = 100  # the median angle is known to 0.01 degrees
-BETA_SQUARED = 0.3  # salient object detection weighs precision higher than recall
+BETA_SQUARED = 0.3  # weighs precision higher than recall, as usual in salient object detection
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +88,7 @@ def _check_ids(ids: Tensor, num_labels: int, what: str) -> None:
 
 
 def class_statistics(prediction: Tensor, label: Tensor, num_labels: int) -> dict[str, Tensor]:
-    """Pixel counts per class.
+    """Counts pixels per pair of classes.
 
     Args:
         prediction (`torch.Tensor` of shape `(height, width)`): Class ids.
@@ -99,7 +99,7 @@ def class_statistics(prediction: Tensor, label: Tensor, num_labels: int) -> dict
         `dict[str, Tensor]`: `confusion` of shape `(num_labels, num_labels)`, label in rows and prediction in columns.
 
     Raises:
-        ValueError: If sizes differ, or an id is no class.
+        ValueError: If sizes differ, or an id is not a class.
     """
     _check_shapes(prediction, label, (), ())
     valid = label != INVALID_ID
@@ -111,7 +111,7 @@ def class_statistics(prediction: Tensor, label: Tensor, num_labels: int) -> dict
 
 
 def class_ious(statistics: dict[str, Tensor]) -> Tensor:
-    """Intersection over union of each class, float64 `(num_labels,)`; 0 for a class in neither prediction nor label."""
+    """Returns the intersection over union of each class, float64 `(num_labels,)`; 0 for a class that does not occur."""
     confusion = statistics["confusion"].double()
     intersection = confusion.diagonal()
     union = confusion.sum(dim=0) + confusion.sum(dim=1) - intersection
@@ -119,7 +119,7 @@ def class_ious(statistics: dict[str, Tensor]) -> Tensor:
 
 
 def class_scores(statistics: dict[str, Tensor]) -> dict[str, float]:
-    """Mean intersection over union over all classes, an absent class counting 0, and the share of right pixels."""
+    """Returns the mean intersection over union over all classes, absent ones counted as 0, and the pixel accuracy."""
     confusion = statistics["confusion"].double()
     if not confusion.any():
         return {}
@@ -130,12 +130,12 @@ def class_scores(statistics: dict[str, Tensor]) -> dict[str, float]:
 
 
 def depth_statistics(prediction: Tensor, label: Tensor, num_labels: int) -> dict[str, Tensor]:
-    """Sums of errors of a measurement, and counts of pixels whose ratio to the label is small.
+    """Sums the errors of metres, and counts the pixels whose ratio to the label is small.
 
     Args:
         prediction (`torch.Tensor` of shape `(height, width)`): Metres.
         label (`torch.Tensor` of shape `(1, height, width)`): Metres, NaN invalid.
-        num_labels (`int`): Unused: the same signature as that of every other metric.
+        num_labels (`int`): Unused; every metric has this signature.
 
     Raises:
         ValueError: If sizes differ, or the prediction holds NaN or infinity.
@@ -144,7 +144,7 @@ def depth_statistics(prediction: Tensor, label: Tensor, num_labels: int) -> dict
     _check_finite(prediction)
     valid = label[0].isfinite()
     prediction, label = (values[valid].double() for values in (prediction, label[0]))
-    prediction, label = (torch.where(values > 0, values, LEAST_DEPTH) for values in (prediction, label))
+    prediction, label = (torch.where(values > 0, values, MIN_DEPTH) for values in (prediction, label))
     error = prediction - label
     ratio = torch.maximum(prediction / label, label / prediction)
     return {
@@ -158,7 +158,7 @@ def depth_statistics(prediction: Tensor, label: Tensor, num_labels: int) -> dict
 
 
 def depth_scores(statistics: dict[str, Tensor]) -> dict[str, float]:
-    """Errors over all valid pixels of the set.
+    """Computes the errors over all valid pixels of the set.
 
     Returns:
         `dict[str, float]`: `rmse` in metres; `log_rmse` of natural logarithms; `abs_rel`; `sq_rel` in metres; `delta1`,
@@ -180,15 +180,15 @@ def depth_scores(statistics: dict[str, Tensor]) -> dict[str, float]:
 
 
 def normal_statistics(prediction: Tensor, label: Tensor, num_labels: int) -> dict[str, Tensor]:
-    """Sums and a histogram of the angles between prediction and label.
+    """Sums the angles between prediction and label, and counts them in a histogram.
 
     The angle is 2 atan2(|p - g|, |p + g|), exact for small angles where arccos is not.
 
     Args:
-        prediction (`torch.Tensor` of shape `(3, height, width)`): Vectors, whose directions count; no direction, the
-            zero vector, is 90 degrees off.
+        prediction (`torch.Tensor` of shape `(3, height, width)`): Vectors of any length; the error of a zero vector is
+            90 degrees.
         label (`torch.Tensor` of shape `(3, height, width)`): Unit vectors, NaN or length zero invalid.
-        num_labels (`int`): Unused: the same signature as that of every other metric.
+        num_labels (`int`): Unused; every metric has this signature.
 
     Raises:
         ValueError: If sizes differ, or the prediction holds NaN or infinity.
@@ -215,7 +215,7 @@ def _length(vectors: Tensor) -> Tensor:
 
 
 def _histogram_median(histogram: Tensor) -> float:
-    """Median in bins, a bin's values being spread evenly over it."""
+    """Returns the median in bins; the values of a bin are assumed to be spread evenly over it."""
     counts_up_to = histogram.cumsum(dim=0)
     half = counts_up_to[-1] / 2
     middle = torch.searchsorted(counts_up_to, half).item()
@@ -224,7 +224,7 @@ def _histogram_median(histogram: Tensor) -> float:
 
 
 def normal_scores(statistics: dict[str, Tensor]) -> dict[str, float]:
-    """Angles over all valid pixels of the set.
+    """Computes the angular errors over all valid pixels of the set.
 
     Returns:
         `dict[str, float]`: `mean_error`, `median_error` and `rmse` in degrees, the median from a histogram of bins of
@@ -245,15 +245,16 @@ def normal_scores(statistics: dict[str, Tensor]) -> dict[str, float]:
 
 
 def saliency_statistics(prediction: Tensor, label: Tensor, num_labels: int) -> dict[str, Tensor]:
-    """Counts of a probability map cut at the 19 `SALIENCY_THRESHOLDS`, and of its sigmoid cut there.
+    """Counts the pixels of a probability map above the 19 `SALIENCY_THRESHOLDS`, and those of its sigmoid.
 
-    Most published code applies a sigmoid to what is a probability already. It lies in [0.5, 0.731] then, so that only four
-    thresholds do anything, at probabilities of 0.20, 0.41, 0.62 and 0.85. The `legacy_*` counts repeat that, to compare.
+    Most published code applies a sigmoid to values that are probabilities already. The result is in [0.5, 0.731], so only
+    four thresholds have an effect, at probabilities of 0.20, 0.41, 0.62 and 0.85. The `legacy_*` counts reproduce this for
+    comparison.
 
     Args:
         prediction (`torch.Tensor` of shape `(height, width)`): Probability of being salient.
         label (`torch.Tensor` of shape `(height, width)`): 0 or 1, 255 invalid.
-        num_labels (`int`): Unused: the same signature as that of every other metric.
+        num_labels (`int`): Unused; every metric has this signature.
 
     Raises:
         ValueError: If sizes differ, a label is neither 0 nor 1, or the prediction holds NaN or leaves [0, 1].
@@ -267,7 +268,7 @@ def saliency_statistics(prediction: Tensor, label: Tensor, num_labels: int) -> d
     valid = label != INVALID_ID
     prediction, label = prediction[valid].float(), label[valid]
     _check_ids(label, 2, "label")
-    # to 8-bit levels and back, as the peers' post-processing does: it changes the last bit of some
+    # times 255 and back, as in published post-processing: it changes the last bit of some values
     doubled = (prediction * 255 / 255).sigmoid()
     return {
         **_counts_at_thresholds(prediction, label),
@@ -278,7 +279,7 @@ def saliency_statistics(prediction: Tensor, label: Tensor, num_labels: int) -> d
 
 
 def _counts_at_thresholds(values: Tensor, label: Tensor) -> dict[str, Tensor]:
-    # float32 on both sides, as the field cuts: a float64 0.05 is not a float32 0.05
+    # float32 on both sides, as in published code: a float64 0.05 is not a float32 0.05
     thresholds = SALIENCY_THRESHOLDS.to(values.device).float()
     num_reached = torch.bucketize(values, thresholds, right=True)  # 0 ... 19 of value >= threshold
     counts = torch.bincount(2 * num_reached + label, minlength=2 * len(thresholds) + 2).view(-1, 2)
@@ -287,7 +288,7 @@ def _counts_at_thresholds(values: Tensor, label: Tensor) -> dict[str, Tensor]:
 
 
 def max_f_measure(true_positives: Tensor, predicted_positives: Tensor, actual_positives: Tensor) -> float:
-    """Best F-measure over the thresholds, beta^2 = 0.3, 0 where precision or recall is 0 / 0."""
+    """Returns the best F-measure over the thresholds with beta^2 = 0.3; 0 where precision or recall is 0 / 0."""
     precision = true_positives / predicted_positives.clamp(min=1)
     recall = true_positives / actual_positives.clamp(min=1)
     denominator = BETA_SQUARED * precision + recall
@@ -296,7 +297,7 @@ def max_f_measure(true_positives: Tensor, predicted_positives: Tensor, actual_po
 
 
 def saliency_scores(statistics: dict[str, Tensor]) -> dict[str, float]:
-    """`maxf`, the best F-measure of salient object detection; `maxf_legacy`, with the second sigmoid of most papers."""
+    """Returns `maxf`, the best F-measure, and `maxf_legacy`, that with the second sigmoid of most published code."""
     if statistics["num_valid"] == 0:
         return {}
     actual = statistics["actual_positives"].double()
@@ -307,7 +308,7 @@ def saliency_scores(statistics: dict[str, Tensor]) -> dict[str, float]:
 
 
 def odsf_scores(statistics: dict[str, Tensor]) -> dict[str, float]:
-    """`odsf`, the boundary F-measure of the field, its threshold, precision and recall; `ois`; `ap`. See `boundary.py`."""
+    """Returns `odsf`, its threshold, precision and recall, `ois` and `ap`; see `boundary.py`."""
     if statistics["num_images"] == 0:
         return {}
     scores = summed_scores(np.asarray(statistics["counts"]), np.asarray(statistics["best_counts"]))

@@ -1,8 +1,4 @@
-"""From predictions to numbers: sums of statistics over images, the constant predictor, the multi-task gain.
-
-Nothing here needs the `evaluate` library: scripts/evaluate.py would hide it from the scripts beside it. `evaluation.py`
-makes an `evaluate.Metric` of it.
-"""
+"""Sums of statistics over images, the constant predictor, and the multi-task gain."""
 
 import logging
 from collections.abc import Callable, Mapping
@@ -26,23 +22,21 @@ logger = logging.getLogger(__name__)
 Sums = dict[str, dict[str, Tensor]]  # {task: {name: value}}, of one image, or summed over images in float64
 
 
-def _has_metric(task: str) -> bool:
-    return get_task(task).name in METRICS
-
-
 class MetricSums:
-    """Sums of statistics over images, for every task that has a metric; of the images nothing else is kept.
+    """Sums of statistics over images, for every task that has a metric. Only the sums are kept.
 
     Args:
         task_num_labels (`dict[str, int]`): Head width of each task; tasks without a metric are left out.
         task_metric_kwargs (`dict[str, dict]`, *optional*): Keyword arguments of the statistics of a task.
 
     Raises:
-        ValueError: If a task is unknown, or has keyword arguments but is none of the metric's.
+        ValueError: If a task is unknown, or keyword arguments are given for a task that is not scored.
     """
 
     def __init__(self, task_num_labels: Mapping[str, int], task_metric_kwargs: Mapping[str, Mapping] | None = None):
-        self.task_num_labels = {task: width for task, width in task_num_labels.items() if _has_metric(task)}
+        self.task_num_labels = {
+            task: width for task, width in task_num_labels.items() if get_task(task).name in METRICS
+        }
         self.task_metric_kwargs = dict(task_metric_kwargs or {})
         unknown = sorted(set(self.task_metric_kwargs) - set(self.task_num_labels))
         if unknown:
@@ -52,19 +46,19 @@ class MetricSums:
         self.reset()
 
     def reset(self) -> None:
-        """Forgets all images."""
+        """Removes all images."""
         self.num_images = 0
         self.sums: Sums = {}
 
     def image_statistics(self, task: str, prediction: Tensor, reference: Tensor) -> dict[str, Tensor]:
-        """The statistics of one task of one image."""
+        """Returns the statistics of one task of one image."""
         try:
             return self._call(task, prediction, reference)()
         except ValueError as error:
             raise ValueError(f"Cannot score {task}: {error}") from error
 
     def start(self, task: str, prediction: Tensor, reference: Tensor, pool: Executor) -> dict[str, Tensor] | Future:
-        """The same for metrics that are quick; those that are slow are left to a process of the `pool`."""
+        """Returns the statistics, or for a slow metric their future in a process of the `pool`."""
         if METRICS[task].is_slow:
             return pool.submit(self._call(task, prediction, reference))
         return self.image_statistics(task, prediction, reference)
@@ -77,7 +71,7 @@ class MetricSums:
         return partial(metric.statistics, *pair, self.task_num_labels[task], **self.task_metric_kwargs.get(task, {}))
 
     def add(self, statistics: Mapping[str, Mapping[str, Tensor]]) -> None:
-        """Adds one image by its statistics, `{task: statistics}`."""
+        """Adds the statistics of one image, `{task: statistics}`."""
         self.num_images += 1
         self._add_up(statistics)
 
@@ -88,7 +82,7 @@ class MetricSums:
                 totals[name] = totals.get(name, 0) + torch.as_tensor(value).double().cpu()
 
     def merge(self, accelerator: Accelerator) -> None:
-        """Adds up what all ranks have, on all ranks; some may have nothing."""
+        """Adds up the sums of all ranks, on all ranks. A rank without an image is allowed."""
         if accelerator.num_processes > 1:
             parts = gather_object([(self.num_images, self.sums)])
             self.reset()
@@ -97,7 +91,10 @@ class MetricSums:
                 self._add_up(sums)
 
     def scores(self) -> dict[str, float]:
-        """`{"task/score": value}`: fractions, metres, degrees. A task without a valid pixel has none, and a warning says so."""
+        """Returns `{"task/score": value}` in fractions, metres and degrees.
+
+        A task without a valid pixel has no scores, and a warning names it.
+        """
         scores = scores_of(self.sums)
         for task in self.task_num_labels:
             if not any(key.startswith(f"{task}/") for key in scores):
@@ -105,7 +102,7 @@ class MetricSums:
         return scores
 
     def class_scores(self) -> dict[str, list[float]]:
-        """`{task: [score of each class]}`, for tasks with classes that occur."""
+        """Returns `{task: [score of each class]}` for the tasks with a score per class."""
         metrics = {task: METRICS[task] for task in self.sums}
         return {
             task: metric.per_class(self.sums[task]).tolist()
@@ -115,10 +112,10 @@ class MetricSums:
 
 
 def as_map(values: Tensor | np.ndarray) -> Tensor:
-    """A tensor of what the user passes; integers as int64, because torch can do little with unsigned ones.
+    """Converts a map to a tensor; unsigned integers become int64, because torch supports few operations on them.
 
     Raises:
-        ValueError: If it is neither a tensor nor an array.
+        ValueError: If the map is neither a tensor nor an array.
     """
     if not isinstance(values, (Tensor, np.ndarray)):
         raise ValueError(f"A map is a tensor or a NumPy array; got {type(values).__name__}. Convert it.")
@@ -128,13 +125,13 @@ def as_map(values: Tensor | np.ndarray) -> Tensor:
 
 
 def to_array(values: Tensor) -> np.ndarray:
-    """A tensor of any device as a NumPy array; NumPy knows no bfloat16."""
+    """Converts a tensor of any device to a NumPy array; bfloat16, which NumPy lacks, becomes float32."""
     values = values.detach().cpu()
     return (values.float() if values.is_floating_point() else values).numpy()
 
 
 def scores_of(sums: Mapping[str, Mapping[str, Tensor]]) -> dict[str, float]:
-    """`{"task/score": value}` of sums over images, or of the statistics of one."""
+    """Returns `{"task/score": value}` of sums over images, or of the statistics of one image."""
     return {
         f"{task}/{name}": value
         for task, statistics in sums.items()
@@ -143,20 +140,20 @@ def scores_of(sums: Mapping[str, Mapping[str, Tensor]]) -> dict[str, float]:
 
 
 def multi_task_gain(results: Mapping[str, float], single_task_results: Mapping[str, float]) -> float:
-    """Delta_m: the mean over tasks of how much better the main metric is than that of a model of this task alone.
+    """Computes Delta_m, the mean relative improvement of the main scores over single-task models.
 
-    The paper's Sec. 4.1: 100 / T * sum over tasks of (-1)^l (M - M_single) / M_single, l = 1 where lower is better.
+    Paper, Sec. 4.1: 100 / T * sum over tasks of (-1)^l (M - M_single) / M_single, l = 1 where lower is better.
 
     Args:
-        results (`dict[str, float]`): `{metric name: value}` as `MultiTaskMetric` returns it; of the scores of a task only
-            the main one counts.
-        single_task_results (`dict[str, float]`): The same of the single-task models.
+        results (`dict[str, float]`): `{"task/score": value}` as `MultiTaskMetric` returns it. Only the main score of each
+            task is used.
+        single_task_results (`dict[str, float]`): The same for the single-task models.
 
     Returns:
-        `float`: Percent.
+        `float`: The gain in percent.
 
     Raises:
-        ValueError: If there is no main metric, one is missing on either side, or a value is no basis for a ratio.
+        ValueError: If there is no main score, one is missing on either side, or a ratio is not finite.
     """
     results, single_task_results = (
         {key: values[key] for key in main_scores(values).values() if key in values}
@@ -164,7 +161,7 @@ def multi_task_gain(results: Mapping[str, float], single_task_results: Mapping[s
     )
     if not results or set(results) != set(single_task_results):
         raise ValueError(
-            f"The gain compares the same main metrics of both; got {sorted(results)} and {sorted(single_task_results)}."
+            f"The gain compares the same main scores of both; got {sorted(results)} and {sorted(single_task_results)}."
         )
     gains = []
     for key, single in single_task_results.items():
@@ -176,7 +173,9 @@ def multi_task_gain(results: Mapping[str, float], single_task_results: Mapping[s
 
 
 class ConstantPredictor:
-    """The best prediction that does not look at the image: majority class, mean depth, mean normal, boundary rate.
+    """The best constant prediction: the majority class, the mean of measurements and probabilities.
+
+    It is the baseline that ignores the image.
 
     Args:
         task_num_labels (`dict[str, int]`): Head width of each task.
@@ -188,7 +187,7 @@ class ConstantPredictor:
         self.counts = dict.fromkeys(task_num_labels, 0)
 
     def add(self, labels: dict[str, Tensor]) -> None:
-        """Learns from the labels of one image."""
+        """Adds the labels of one image."""
         for task in self.task_num_labels:
             label = labels[task]
             if get_task(task).kind is CLASS_IDS:
@@ -201,7 +200,7 @@ class ConstantPredictor:
                 self.counts[task] += values.shape[1]
 
     def predict(self, size: tuple[int, int]) -> dict[str, Tensor]:
-        """The same map `(height, width)` or `(channels, height, width)` for every image of that size."""
+        """Returns the constant maps `(height, width)` or `(channels, height, width)` of an image of `size`."""
         return {task: self._constant(task).expand(-1, *size).squeeze(0) for task in self.task_num_labels}
 
     def _constant(self, task: str) -> Tensor:
@@ -211,13 +210,13 @@ class ConstantPredictor:
 
 
 def main_scores(scores: dict[str, float]) -> dict[str, str]:
-    """`{task: key of its main score}` for the tasks in `scores`."""
+    """Returns `{task: key of its main score}` for the tasks in `scores`."""
     tasks = dict.fromkeys(map(task_of, scores))
     return {task: f"{task}/{METRICS[task].main}" for task in tasks if task in METRICS}
 
 
 def format_report(scores: dict[str, float], constant_scores: dict[str, float]) -> str:
-    """A table: every score beside that of the best constant predictor, the main score of each task marked."""
+    """Formats a table of all scores beside those of the constant predictor; main scores are marked with a star."""
     main_keys = set(main_scores(scores).values())
     lines = [f"{'':2}{'score':<28}{'model':>10}{'constant':>10}"]
     for key, value in scores.items():

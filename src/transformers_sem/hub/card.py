@@ -15,9 +15,6 @@ from ..configuration_sem import SEMConfig
 from ..tasks import get_task
 
 
-TRAINING_NAME = "training.json"
-
-
 TEMPLATE = Path(__file__).with_name("model_card.md.jinja")  # code that comes with a checkpoint has none
 PIPELINE_TAG = "multi-task-dense-prediction"
 PAPER_URL = (
@@ -219,9 +216,3 @@ def circumstances(environment: dict[str, str | None]) -> str:
 
 
 __all__ = ["card_of_folder", "make_card"]
-
-
-def read_training(folder: str | Path) -> dict | None:
-    """How the weights in a folder came about, as the training noted it; `None` where it did not."""
-    path = Path(folder) / TRAINING_NAME
-    return json.loads(path.read_text()) if path.is_file() else None

@@ -1,1 +1,1 @@
-"""The parts of a training run, which `scripts/train.py` assembles."""
+"""Training of a model: settings, data order, optimizer, checkpoints and the training loop."""

@@ -9,11 +9,11 @@ from typing import Any, get_args
 import yaml
 from filelock import FileLock, Timeout
 
-from transformers_sem.utils.errors import check_keys
-
 from ..configuration_sem import SEMConfig
 from ..data.benchmarks import Benchmark
+from ..utils.errors import check_keys
 from ..utils.files import atomic_write
+from ..utils.settings import apply_overrides, read_settings
 
 
 SETTINGS_NAME = "training.yaml"
@@ -176,26 +176,21 @@ class TrainingConfig:
             FileNotFoundError: If there is no such file.
             ValueError: If a key is unknown, or a value of another type.
         """
-        if not Path(path).is_file():
-            raise FileNotFoundError(
-                f"There is no configuration {str(path)!r}; those of the project are in scripts/configs."
-            )
-        return cls._build(_parse_yaml(Path(path).read_text(), str(path)) or {}, overrides)
+        return cls.from_dict(apply_overrides(read_settings(path), overrides))
 
     @classmethod
     def load_if_there(cls, path: str | Path, overrides: Sequence[str] = ()) -> "TrainingConfig":
         """The same, from the defaults where there is no such file."""
-        return cls.load(path, overrides) if Path(path).is_file() else cls._build({}, overrides)
+        return cls.load(path, overrides) if Path(path).is_file() else cls.from_dict(apply_overrides({}, overrides))
 
     @classmethod
-    def _build(cls, values: dict, overrides: Sequence[str]) -> "TrainingConfig":
-        for override in overrides:
-            key, separator, value = override.partition("=")
-            if not separator:
-                raise ValueError(f"An override has the form key=value; got {override!r}.")
-            _set_nested(values, key.split("."), _parse_yaml(value, override))
-        known = [spec.name for spec in fields(cls)]
-        check_keys("settings", values, known)
+    def from_dict(cls, values: dict[str, Any]) -> "TrainingConfig":
+        """Builds the settings from a dictionary.
+
+        Raises:
+            ValueError: If a key is unknown.
+        """
+        check_keys("settings", values, [spec.name for spec in fields(cls)])
         return cls(**values)
 
     def describe(self) -> dict[str, Any]:
@@ -230,21 +225,6 @@ def label_fields(config: TrainingConfig, benchmark: Benchmark) -> dict[str, dict
         "task_num_labels": {task: benchmark.num_labels(task) for task in tasks},
         "task_id2label": {task: dict(enumerate(names[task])) for task in names if task in tasks},
     }
-
-
-def _parse_yaml(text: str, source: str) -> Any:
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ValueError(f"{source!r} is not YAML: {error}") from error
-
-
-def _set_nested(values: dict, keys: list[str], value: Any) -> None:
-    for key in keys[:-1]:
-        values = values.setdefault(key, {})
-        if not isinstance(values, dict):
-            raise ValueError(f"`{'.'.join(keys)}` reaches inside `{key}`, which is {values!r} and has no inside.")
-    values[keys[-1]] = value
 
 
 def read_command_line(description: str) -> tuple[TrainingConfig, bool]:

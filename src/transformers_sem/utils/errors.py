@@ -1,51 +1,54 @@
-"""."""
+"""Errors of users as one plain line: which rule, which value, which remedy."""
 
-import argparse
 import signal
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 
 from datasets.exceptions import DatasetGenerationError
 from huggingface_hub.errors import StrictDataclassError
 
+from .extras import MissingExtraError
+
 
 def check_keys(kind: str, given: Iterable[str], known: Sequence[str]) -> None:
-    """Names what is given but not known.
+    """Checks that all names are known.
+
+    Args:
+        kind (`str`): What the names are, for the error message.
+        given (`Iterable[str]`): The names to check.
+        known (`Sequence[str]`): The known names.
 
     Raises:
-        ValueError: If there is any.
+        ValueError: If a name is unknown.
     """
     unknown = sorted(set(given) - set(known))
     if unknown:
         raise ValueError(f"Unknown {kind} {unknown}; known are {list(known)}.")
 
 
-def positive_integer(text: str) -> int:
-    """For `argparse`: 1 or more."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"a number from 1 is needed; got {text!r}")
-    return int(text)
-
-
-def json_path(text: str) -> Path:
-    """For `argparse`: a file that ends in .json; other files of the same name go beside it."""
-    path = Path(text)
-    if path.suffix != ".json" or path.is_dir():
-        raise argparse.ArgumentTypeError(f"a file that ends in .json is needed; got {text!r}")
-    return path
-
-
 @contextmanager
 def plain_errors() -> Iterator[None]:
-    """Around the parts of a script: what a person can mend is one line that says how, not a traceback."""
+    """Ends the program with one line, not a traceback, where an error is the user's to correct."""
     try:
         yield
-    except (ValueError, OSError, FloatingPointError, StrictDataclassError) as error:
-        sys.exit("error: " + " ".join(str(error).split()))
+    except (ValueError, OSError, FloatingPointError, MissingExtraError, StrictDataclassError) as error:
+        sys.exit(f"error: {describe_error(error)}")
     except DatasetGenerationError as error:
-        sys.exit("error: " + " ".join(str(error.__cause__ or error).split()))
+        sys.exit(f"error: {describe_error(error.__cause__ or error)}")
     except KeyboardInterrupt:
-        sys.stderr.write("Interrupted. The same command goes on where this one was.\n")
+        sys.stderr.write("Interrupted. The same command continues where this one stopped.\n")
         sys.exit(128 + signal.SIGINT)
+
+
+def describe_error(error: BaseException) -> str:
+    """Returns the message of an error on one line.
+
+    huggingface_hub wraps what a field or a validator of a dataclass raised; the wrapped messages are the readable ones.
+    """
+    if isinstance(error, StrictDataclassError) and error.__cause__ is not None:
+        return describe_error(error.__cause__)
+    message = " ".join(str(error).split())
+    if isinstance(error, TypeError) and isinstance(error.__cause__, TypeError):  # an item of a list or a dictionary
+        return f"{message}: {describe_error(error.__cause__)}"
+    return message

@@ -1,4 +1,4 @@
-"""What a run leaves behind; every file is written beside and then renamed, so none is ever half there."""
+"""Files that are written whole or not at all."""
 
 import os
 import shutil
@@ -13,7 +13,10 @@ from transformers.image_processing_base import ImageProcessingMixin
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """Gives the path of an unfinished file in the same folder, of the same kind, and moves it to `path` once it is written."""
+    """Yields the path of a temporary file in the same folder, with the same suffix, and then renames it to `path`.
+
+    After an error or a kill `path` is as it was before.
+    """
     unfinished = path.with_name(f"unfinished_{path.name}")
     try:
         yield unfinished
@@ -28,9 +31,13 @@ def save_trained(
     folder: Path,
     weights: dict[str, Tensor] | None = None,
 ) -> None:
-    """Writes model and image processor, so that `from_pretrained(folder)` finds both.
+    """Saves a model and its image processor in one folder, each file atomically.
 
-    `weights` are saved in the place of the model's own.
+    Args:
+        model (`PreTrainedModel`): The model.
+        image_processor (`ImageProcessingMixin`): Its image processor.
+        folder (`Path`): Where `from_pretrained` will find both.
+        weights (`dict[str, Tensor]`, *optional*): A state dict to save in place of the model's own.
     """
     unfinished = folder / "unfinished_model"
     shutil.rmtree(unfinished, ignore_errors=True)

@@ -1,26 +1,65 @@
-"""."""
+"""Pools of worker processes, and progress bars."""
 
+import multiprocessing
+import os
+import signal
+import threading
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Executor
+from concurrent.futures import Executor, ProcessPoolExecutor
 from contextlib import contextmanager
+from multiprocessing.connection import wait
 
 from accelerate import Accelerator
-from loky import ProcessPoolExecutor
 from tqdm.auto import tqdm
+
+
+# Imported once by the fork server, whose workers share its memory.
+PRELOADED_MODULES = ["transformers_sem.evaluation.boundary"]
 
 
 @contextmanager
 def process_pool(num_processes: int) -> Iterator[Executor]:
-    """Processes that do not import the running script, and so cost megabytes instead of gigabytes."""
-    pool = ProcessPoolExecutor(num_processes, timeout=5)  # or they would outlive a killed parent
+    """Starts a pool of processes for CPU work.
+
+    Workers are forked from a small server process and not from this one, whose threads and GPU context must not be
+    copied. A worker ends when this process does, even if that is killed. An error or Ctrl-C in the `with` block cancels
+    what is queued, and waits only for the calls that have started.
+
+    Args:
+        num_processes (`int`): Number of worker processes.
+    """
+    pool = ProcessPoolExecutor(num_processes, mp_context=_process_context(), initializer=_initialize_worker)
     try:
         yield pool
     except BaseException:
-        pool.shutdown(kill_workers=True)  # or Ctrl-C would wait for all that is queued
+        pool.shutdown(cancel_futures=True)
         raise
     pool.shutdown()
 
 
+def _process_context() -> multiprocessing.context.BaseContext:
+    if "forkserver" not in multiprocessing.get_all_start_methods():  # Windows
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED_MODULES)
+    return context
+
+
+def _initialize_worker() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends its workers
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
+
+
+def _exit_with_parent() -> None:
+    wait([multiprocessing.parent_process().sentinel])
+    os._exit(1)
+
+
+def available_cpus() -> int:
+    """Returns the number of CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def progress(items: Iterable, total: int, title: str, accelerator: Accelerator) -> Iterable:
-    """A bar, on the main process only."""
+    """Wraps an iterable in a progress bar that only the main process shows."""
     return tqdm(items, total=total, desc=title, disable=not accelerator.is_main_process, mininterval=1.0)

@@ -1,0 +1,60 @@
+import pytest
+
+from transformers_sem.utils.settings import apply_overrides, parse_yaml, read_settings
+
+
+def test_a_file_is_nested_settings(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text("max_steps: 7\nmodel:\n  hidden_size: 64\n  layers: [1, 2]\n")
+    assert read_settings(path) == {"max_steps": 7, "model": {"hidden_size": 64, "layers": [1, 2]}}
+    path.write_text("# nothing\n")
+    assert read_settings(path) == {}
+
+
+def test_overrides_reach_inside():
+    values = {"max_steps": 7, "model": {"hidden_size": 64, "backbone": {"name": "a", "indices": [1]}}}
+    overrides = ["max_steps=8", "model.backbone.name=b", "model.num_bases=32", "data.num_train=null", "name=x=y.z"]
+    assert apply_overrides(values, overrides) == {
+        "max_steps": 8,
+        "model": {"hidden_size": 64, "backbone": {"name": "b", "indices": [1]}, "num_bases": 32},
+        "data": {"num_train": None},
+        "name": "x=y.z",
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("1e-5", 1e-5), ("1E5", 1e5), ("-2.5e3", -2500.0), ("1.0e-5", 1e-5), ("+1e+2", 100.0), (".5", 0.5), ("3", 3)],
+)
+def test_numbers_are_numbers(text, value):
+    number = parse_yaml(text, "here")
+    assert (number, type(number)) == (value, type(value))
+    assert parse_yaml(f"[{text}]", "here") == [value]
+
+
+@pytest.mark.parametrize("text", ["e5", "1e", "1e-", "a1e5", "1e5b", "'1e-5'", "1e-5.0"])
+def test_other_text_stays_text(text):
+    assert parse_yaml(text, "here") == text.strip("'")
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("max_steps", ["key=value", "'max_steps'"]),
+        ("tasks=[depth", ["'tasks=[depth'", "not YAML"]),
+        ("max_steps.x=3", ["`max_steps.x`", "`max_steps`", "7", "no fields"]),
+        ("model.hidden_size.x=3", ["`model.hidden_size.x`", "`hidden_size`", "64"]),
+    ],
+)
+def test_a_wrong_override_is_explained(override, words):
+    with pytest.raises(ValueError) as error:
+        apply_overrides({"max_steps": 7, "model": {"hidden_size": 64}}, [override])
+    assert [word for word in words if word not in str(error.value)] == []
+
+
+def test_a_file_that_is_missing_or_holds_no_settings_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"absent\.yaml"):
+        read_settings(tmp_path / "absent.yaml")
+    (tmp_path / "list.yaml").write_text("[1, 2]")
+    with pytest.raises(ValueError, match=r"list\.yaml.*\[1, 2\]"):
+        read_settings(tmp_path / "list.yaml")
