@@ -255,10 +255,10 @@ def test_one_image_cannot_be_split(root):
 
 BROKEN_FILES = {
     "unknown class": ("semseg", np.full(SHAPE, 3, np.uint8), r"\[7, 300, 0\], or the ignored 9; got \[3\]"),
-    "colours for ids": ("semseg", np.zeros((*SHAPE, 3), np.uint8), "must be whole numbers"),
+    "colors for ids": ("semseg", np.zeros((*SHAPE, 3), np.uint8), "must be whole numbers"),
     "another size": ("parsing", np.zeros((3, 4), np.uint8), "size of its image"),
-    "grey normals": ("normal", np.zeros(SHAPE, np.uint8), "must be 8-bit RGB"),
-    "colours for depth": ("depth", np.zeros((*SHAPE, 3), np.uint8), "must be numbers"),
+    "gray normals": ("normal", np.zeros(SHAPE, np.uint8), "must be 8-bit RGB"),
+    "colors for depth": ("depth", np.zeros((*SHAPE, 3), np.uint8), "must be numbers"),
     "mask of 0 and 1": ("saliency", np.eye(*SHAPE, dtype=np.uint8), "multiply them by 255"),
 }
 

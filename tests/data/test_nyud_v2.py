@@ -179,17 +179,17 @@ def test_missing_folder(prepare, tmp_path):
 def test_missing_sub_folders(prepare, tmp_path):
     (tmp_path / "other" / "images").mkdir(parents=True)
     with pytest.raises(
-        FileNotFoundError, match=r"Pass the folder .* that has .*other is none, and holds \['images'\]"
+        FileNotFoundError, match=r"Pass the folder .* that has .*other is no such folder and holds \['images'\]"
     ):
         prepare(tmp_path / "other")
     (tmp_path / "other" / "gt_sets").mkdir()
-    with pytest.raises(FileNotFoundError, match=r"cannot do without .*other lacks \['segmentation', 'depth'\]"):
+    with pytest.raises(FileNotFoundError, match=r"needs the folders .*other lacks \['segmentation', 'depth'\]"):
         prepare(tmp_path / "other")
 
 
 def test_missing_list(prepare, root):
     (root / "gt_sets" / "val.txt").unlink()
-    with pytest.raises(FileNotFoundError, match="split needs the list .*val.txt, and there is none; write"):
+    with pytest.raises(FileNotFoundError, match="split needs the list .*val.txt, which does not exist; write"):
         prepare()
 
 
@@ -211,7 +211,7 @@ BROKEN_FRAMES = {
     "no image": ("images/0001.png", b"<html>", "cannot identify image"),
     "cut image": ("images/0001.png", None, "truncated"),
     "cut depth": ("depth/0001.npy", None, "(reading array|cannot reshape)"),
-    "grey image": (
+    "gray image": (
         "images/0001.png",
         np.zeros((HEIGHT, WIDTH), np.uint8),
         r"must be 8-bit RGB .*; got uint8 \(10, 14\)",
@@ -219,10 +219,10 @@ BROKEN_FRAMES = {
     "class 41": (
         "segmentation/0001.png",
         np.full((HEIGHT, WIDTH), 41, np.uint8),
-        "0..40, and 0 where unlabelled; got 41",
+        "0..40, and 0 where unlabeled; got 41",
     ),
     "16 bit classes": ("segmentation/0001.png", np.full((HEIGHT, WIDTH), 300, np.uint16), "must be .* got 300"),
-    "colour classes": ("segmentation/0001.png", np.ones((HEIGHT, WIDTH, 3), np.uint8), r"got uint8 \(10, 14, 3\)"),
+    "color classes": ("segmentation/0001.png", np.ones((HEIGHT, WIDTH, 3), np.uint8), r"got uint8 \(10, 14, 3\)"),
     "small classes": (
         "segmentation/0001.png",
         np.ones((HEIGHT, 7), np.uint8),
@@ -234,7 +234,7 @@ BROKEN_FRAMES = {
     "pickled depth": ("depth/0001.npy", np.array([None]), "allow_pickle=False"),
     "empty depth": ("depth/0001.npy", b"", "must be a .npy file"),
     "other depth": ("depth/0001.npy", b"1.5 2.5", "must be a .npy file"),
-    "normals as grey": (
+    "normals as gray": (
         "normals/0001.png",
         np.zeros((HEIGHT, WIDTH), np.uint8),
         r"must be 8-bit RGB .*; got uint8 \(10, 14\)",

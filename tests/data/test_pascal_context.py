@@ -402,7 +402,7 @@ def test_missing_folder(prepare, tmp_path):
 def test_missing_sub_folders(prepare, tmp_path):
     (tmp_path / "other" / "JPEGImages").mkdir(parents=True)
     with pytest.raises(
-        FileNotFoundError, match=r"Pass the folder .* that has .*other is none, and holds \['JPEGImages'\]"
+        FileNotFoundError, match=r"Pass the folder .* that has .*other is no such folder and holds \['JPEGImages'\]"
     ):
         prepare(tmp_path / "other")
 
@@ -416,7 +416,7 @@ def test_images_alone_are_not_enough(prepare, root):
 
 def test_missing_list(prepare, root):
     (root / "ImageSets" / "Context" / "val.txt").unlink()
-    with pytest.raises(FileNotFoundError, match="split needs the list .*val.txt, and there is none; write"):
+    with pytest.raises(FileNotFoundError, match="split needs the list .*val.txt, which does not exist; write"):
         prepare()
 
 
@@ -458,10 +458,10 @@ BROKEN_FILES = {
     "no image": (f"JPEGImages/{NAME}.jpg", b"<html>", "cannot identify image"),
     "empty image": (f"JPEGImages/{NAME}.jpg", b"", "cannot identify image"),
     "cut image": (f"JPEGImages/{NAME}.jpg", None, "truncated"),
-    "grey image": (f"JPEGImages/{NAME}.jpg", np.zeros(SHAPE, np.uint8), r"must be 8-bit RGB .*; got uint8 \(12, 16\)"),
-    "class 21": (f"semseg/VOC12/{NAME}.png", np.full(SHAPE, 21, np.uint8), "0..20, and 255 where unlabelled; got 21"),
+    "gray image": (f"JPEGImages/{NAME}.jpg", np.zeros(SHAPE, np.uint8), r"must be 8-bit RGB .*; got uint8 \(12, 16\)"),
+    "class 21": (f"semseg/VOC12/{NAME}.png", np.full(SHAPE, 21, np.uint8), "0..20, and 255 where unlabeled; got 21"),
     "16 bit classes": (f"semseg/VOC12/{NAME}.png", np.full(SHAPE, 300, np.uint16), "must be .* got 300"),
-    "colour classes": (f"semseg/VOC12/{NAME}.png", np.ones((*SHAPE, 3), np.uint8), r"got uint8 \(12, 16, 3\)"),
+    "color classes": (f"semseg/VOC12/{NAME}.png", np.ones((*SHAPE, 3), np.uint8), r"got uint8 \(12, 16, 3\)"),
     "small classes": (
         f"semseg/VOC12/{NAME}.png",
         np.ones(OTHER_SHAPE, np.uint8),
@@ -469,14 +469,14 @@ BROKEN_FILES = {
     ),
     "empty classes": (f"semseg/VOC12/{NAME}.png", b"", "cannot identify image"),
     "cut saliency": (f"sal_distill/{NAME}.png", None, "(truncated|broken|Truncated)"),
-    "1 bit saliency": (f"sal_distill/{NAME}.png", np.ones(SHAPE, bool), "8-bit grey .*; got bool"),
-    "colour saliency": (
+    "1 bit saliency": (f"sal_distill/{NAME}.png", np.ones(SHAPE, bool), "8-bit gray .*; got bool"),
+    "color saliency": (
         f"sal_distill/{NAME}.png",
         np.ones((*SHAPE, 3), np.uint8),
-        r"8-bit grey .*; got uint8 \(12, 16, 3\)",
+        r"8-bit gray .*; got uint8 \(12, 16, 3\)",
     ),
     "small saliency": (f"sal_distill/{NAME}.png", np.ones(OTHER_SHAPE, np.uint8), r"got \(12, 7\)"),
-    "grey normals": (
+    "gray normals": (
         f"normals_distill/{NAME}.png",
         np.ones(SHAPE, np.uint8),
         r"must be 8-bit RGB .*; got uint8 \(12, 16\)",

@@ -69,7 +69,7 @@ def test_the_card_says_what_is_in_the_folder(root, tmp_path):
     assert card.data.pretty_name == "NYUDv2"
     assert "| train | 7 | 795 |" in card.text and "| validation | 2 | 654 |" in card.text
     boundary = next(line for line in card.text.split("\n") if line.startswith("| `boundary`"))
-    assert "**derived**: drawn from the map of 40 classes, gaps filled" in boundary
+    assert "**derived**: computed from the map of 40 classes, gaps filled" in boundary
     assert card.text.count("**derived**") == 1
     assert "broken: none" in card.text
     assert str(tmp_path) not in card.content
@@ -179,7 +179,7 @@ def test_an_empty_folder_is_as_good_as_none(root, tmp_path, monkeypatch):
 
 
 def test_a_name_that_cannot_be_loaded(root, tmp_path):
-    with pytest.raises(ValueError, match="choose another than .*nyu"):
+    with pytest.raises(ValueError, match="choose another name than .*nyu"):
         prepare(find_source(root), tmp_path / "nyu[2]", num_processes=1)
     assert not (tmp_path / "unfinished_nyu[2]").exists()
 
@@ -220,7 +220,7 @@ def test_what_a_kill_leaves_is_removed(root, tmp_path):
     folder = tmp_path / "unfinished_prepared" / "data"
     folder.mkdir(parents=True)
     (folder / "train-00000-of-00003-0123456789ab.parquet").write_bytes(b"of other files")
-    (folder / "train-00001-of-00003-0123456789ab.unfinished").write_bytes(b"PAR1")
+    (folder / "unfinished_train-00001-of-00003-0123456789ab.parquet").write_bytes(b"PAR1")
     prepare(find_source(root), tmp_path / "prepared", num_processes=1)
     assert datasets.load_dataset(str(tmp_path / "prepared"))["train"]["id"][:] == IDS["train"]
 
@@ -242,7 +242,7 @@ def test_verify_finds_every_broken_file_and_writes_nothing(root):
     Image.fromarray(np.zeros((9, 14), np.uint8)).save(root / "edge" / "0005.png")
     (root / "gt_sets" / "val.txt").write_text("0010\n0099\n")
     before = sorted(root.rglob("*"))
-    problems = verify(find_source(root), num_processes=2)
+    problems = verify(find_source(root), num_processes=1)
     assert sorted(root.rglob("*")) == before
     for name, message in broken.items():
         (line,) = [line for line in problems if name in line]
