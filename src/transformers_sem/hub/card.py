@@ -12,11 +12,11 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from transformers_sem.evaluation.metrics import METRICS
 
 from ..configuration_sem import SEMConfig
+from ..pipeline_sem import PIPELINE_TAG
 from ..tasks import get_task
 
 
 TEMPLATE = Path(__file__).with_name("model_card.md.jinja")  # code that comes with a checkpoint has none
-PIPELINE_TAG = "multi-task-dense-prediction"
 PAPER_URL = (
     "https://openaccess.thecvf.com/content/CVPR2024/html/"
     "Huang_Going_Beyond_Multi-Task_Dense_Prediction_with_Synergy_Embedding_Models_CVPR_2024_paper.html"
