@@ -57,7 +57,7 @@ def plot_curves(history: list[dict]) -> "Figure":
     for axes in panels[: 2 + len(keys)]:
         axes.set_xlim(left=0)
     handles, names = panels[0].get_legend_handles_labels()
-    figure.legend(handles, names, title="losses", loc="outside upper left", ncols=8, frameon=False)
+    figure.legend(handles, names, loc="outside upper left", ncols=8, frameon=False)
     return figure
 
 
