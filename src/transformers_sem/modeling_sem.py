@@ -1,18 +1,16 @@
-"""SEM, from the image to the tasks, in the order of the paper's Fig. 2.
+"""PyTorch SEM model, in the order of Fig. 2 of "Going Beyond Multi-Task Dense Prediction with Synergy Embedding Models" (CVPR 2024).
 
-Letters: B batch, T tasks, S encoder stages (shallow to deep), C channels, N points or tokens, K bases, R EM iterations.
+    image -> backbone -> (reassembly) -> intra-task module per task -> decoder with inter-task EM modules -> heads
 
-    image -> backbone -> (reassembly) -> intra-task module, per task -> decoder with inter-task EM modules -> heads
-
-"Going Beyond Multi-Task Dense Prediction with Synergy Embedding Models", CVPR 2024.
+Letters in shapes: B batch, T tasks, S encoder stages (shallow to deep), C channels, N points or tokens, K bases, R EM iterations.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
-from pathlib import Path
-from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -22,15 +20,16 @@ from torch import Tensor, nn
 from transformers import AutoBackbone, AutoModel, AutoModelForSemanticSegmentation, PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import BackboneOutput
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.processing_utils import Unpack
 from transformers.utils import ModelOutput, TransformersKwargs, logging
 from transformers.utils.generic import can_return_tuple, maybe_autocast
+from transformers.utils.output_capturing import CompileableContextVar
 
+from .backbone import build_backbone, inspect_backbone, load_backbone_weights, parameters_to_buffers
 from .backbone_timm import SEMTimmBackbone
 from .configuration_sem import SEMConfig, SEMTimmBackboneConfig
-from .hub.card import TEMPLATE, make_card
-from .losses import INVALID_ID
 from .tasks import get_task
 
 
@@ -39,23 +38,22 @@ logger = logging.get_logger(__name__)
 
 @dataclass
 class SEMStates(ModelOutput):
-    """What goes on inside: where each task looks, which stages it weighs, and how the tasks meet.
+    """Intermediate states of SEM, returned with `output_sem_states=True`.
 
     Args:
         features (`dict[str, torch.FloatTensor]`):
-            What each head gets, `(batch_size, channels, height / 4, width / 4)`.
+            Input of each head, `(batch_size, channels, height / 4, width / 4)`.
         points (`dict[str, tuple[torch.FloatTensor]]`):
-            Deformed points of Eq. (1), for each task and encoder stage `(batch_size, num_points, 2)`, as (y, x); -1 and 1 are
-            the edges of the image, and beyond 1 is padding.
+            Deformed points of Eq. (1), for each task and encoder stage `(batch_size, num_points, 2)`, as (y, x). The edges of
+            the image are at -1 and 1; points above 1 lie in the padding.
         stage_weights (`dict[str, torch.FloatTensor]`):
-            Weights of Eq. (3), `(batch_size, num_points of all stages, num_stages)`, of sum 1 over the stages.
+            Weights of Eq. (3), `(batch_size, num_points of all stages, num_stages)`. They sum to 1 over the stages.
         intra_task_attentions (`dict[str, torch.FloatTensor]`):
-            How much each pixel of the deepest map attends to each point,
-            `(batch_size, num_heads, height * width / 32^2, num_points of all stages)`; `None` for other attention
-            implementations than eager, which do not give it.
+            Attention weights of the pixels of the deepest map over the points, `(batch_size, num_heads, height * width / 32^2,
+            num_points of all stages)`. `None` unless the attention implementation is `"eager"`.
         responsibilities (`tuple[dict[str, torch.FloatTensor]]`):
-            A of Eq. (8), for each decoder stage with an inter-task module and each task
-            `(batch_size, num_bases, height, width)` at the size of that stage, of sum 1 over the bases.
+            A of Eq. (8), for each decoder stage with an inter-task module and each task `(batch_size, num_bases, height,
+            width)` at the size of that stage. They sum to 1 over the bases.
         bases (`tuple[torch.FloatTensor]`):
             Consensus bases of Eq. (10), for each of these stages `(batch_size, num_bases, channels)`.
     """
@@ -74,7 +72,7 @@ class SEMModelOutput(ModelOutput):
 
     Args:
         last_hidden_state (`torch.FloatTensor` of shape `(batch_size, channels, height, width)`):
-            Deepest feature map of the encoder, of the padded image.
+            Deepest feature map of the encoder, for the padded image.
         task_hidden_states (`dict[str, torch.FloatTensor]`):
             Decoded features of each task, `(batch_size, decoder_hidden_sizes[-1], height / 4, width / 4)`.
         intra_task_hidden_states (`dict[str, torch.FloatTensor]`, *optional*):
@@ -82,9 +80,9 @@ class SEMModelOutput(ModelOutput):
         hidden_states (`tuple[torch.FloatTensor]`, *optional*):
             Hidden states of the encoder, with `output_hidden_states=True`.
         attentions (`tuple[torch.FloatTensor]`, *optional*):
-            Attentions of the encoder, with `output_attentions=True` and an encoder that has them.
+            Attentions of the encoder, with `output_attentions=True`, if the encoder returns them.
         sem_states ([`SEMStates`], *optional*):
-            Points, weights and responsibilities, with `output_sem_states=True`.
+            Points, stage weights and responsibilities, with `output_sem_states=True`.
     """
 
     last_hidden_state: torch.FloatTensor | None = None
@@ -101,19 +99,19 @@ class SEMMultiTaskOutput(ModelOutput):
 
     Args:
         loss (`torch.FloatTensor` of shape `()`, *optional*):
-            Weighted sum over the tasks that have labels, with intermediate supervision.
+            Weighted sum of the losses of the tasks that have labels, with intermediate supervision.
         losses (`dict[str, torch.FloatTensor]`, *optional*):
-            Loss of each task on its final logits, unweighted.
+            Unweighted loss of each task on its final logits.
         logits (`dict[str, torch.FloatTensor]`):
             Raw predictions of each task, `(batch_size, num_labels, height / 4, width / 4)`.
         auxiliary_logits (`dict[str, torch.FloatTensor]`, *optional*):
-            Predictions from the intra-task features, in training and where labels are given.
+            Predictions from the intra-task features, returned in training and where labels are given.
         hidden_states (`tuple[torch.FloatTensor]`, *optional*):
             Hidden states of the encoder, with `output_hidden_states=True`.
         attentions (`tuple[torch.FloatTensor]`, *optional*):
-            Attentions of the encoder, with `output_attentions=True` and an encoder that has them.
+            Attentions of the encoder, with `output_attentions=True`, if the encoder returns them.
         sem_states ([`SEMStates`], *optional*):
-            Points, weights and responsibilities, with `output_sem_states=True`.
+            Points, stage weights and responsibilities, with `output_sem_states=True`.
     """
 
     loss: torch.FloatTensor | None = None
@@ -139,31 +137,83 @@ def to_map(tokens: Tensor, size: tuple[int, int]) -> Tensor:
     return tokens.transpose(1, 2).unflatten(2, size)
 
 
-def cover(feature_map: Tensor, size: tuple[int, int], stride: Fraction) -> Tensor:
-    """Takes the padding off a map of stride `stride`, so that its cells cover an image of `size`, no more and no less."""
-    # rounded up; ONNX rounds quotients of negative numbers the other way
-    cells = [(edge * stride.denominator + stride.numerator - 1) // stride.numerator for edge in size]
-    # An exported graph holds for every size, so it always resamples; whole numbers, since compiled sizes know no fractions
-    if not torch.compiler.is_exporting() and all(
-        edge * stride.denominator == count * stride.numerator for edge, count in zip(size, cells, strict=True)
-    ):
-        return feature_map[..., : cells[0], : cells[1]]
-    # The last cells reach beyond the image: narrower cells, or every resizing to the image would shift what it shows
-    rows, columns = (
-        (torch.arange(count, device=feature_map.device) + 0.5) * (2 * edge / (count * float(stride) * full)) - 1
-        for edge, count, full in zip(size, cells, feature_map.shape[-2:], strict=True)
-    )
-    grid = torch.stack(torch.meshgrid(rows, columns, indexing="ij"), dim=-1).flip(-1)  # grid_sample wants (x, y)
-    grid = grid.expand(feature_map.shape[0], -1, -1, -1)
-    covered = F.grid_sample(feature_map.float(), grid, mode="bilinear", padding_mode="border", align_corners=False)
-    return covered.to(feature_map.dtype)
+@dataclass(frozen=True)
+class Padding:
+    """Padding of an image at the right and bottom to whole cells, and the way back from the padded image to the image.
+
+    Args:
+        size (`tuple[int, int]`): Height and width of the image.
+        divisor (`int`): The height and width of the padded image are multiples of it.
+    """
+
+    size: tuple[int, int]
+    divisor: int
+
+    @property
+    def padded_size(self) -> tuple[int, int]:
+        """Height and width of the padded image."""
+        height, width = ((edge + self.divisor - 1) // self.divisor * self.divisor for edge in self.size)
+        return height, width
+
+    def pad(self, pixel_values: Tensor) -> Tensor:
+        """Pads images `(B, C, H, W)` with zeros."""
+        (height, width), (padded_height, padded_width) = self.size, self.padded_size
+        return F.pad(pixel_values, (0, padded_width - width, 0, padded_height - height))
+
+    def crop(self, feature_map: Tensor) -> Tensor:
+        """Crops a map `(B, C, h, w)` of the padded image to the image, whose last cells may be cut.
+
+        If the image is not a whole number of cells, the map is resampled to narrower cells that end at the edges of the image.
+        """
+        lengths = list(zip(self.size, self.padded_size, feature_map.shape[-2:], strict=True))
+        cells = [(edge * full + padded - 1) // padded for edge, padded, full in lengths]  # rounded up
+        # An exported graph holds for every size, so it always resamples
+        if not torch.compiler.is_exporting() and all(
+            edge * full == count * padded for (edge, padded, full), count in zip(lengths, cells, strict=True)
+        ):
+            return feature_map[..., : cells[0], : cells[1]]
+        rows, columns = (
+            (torch.arange(count, device=feature_map.device) + 0.5) * (2 * edge / (count * padded)) - 1
+            for (edge, padded, _), count in zip(lengths, cells, strict=True)
+        )
+        grid = torch.stack(torch.meshgrid(rows, columns, indexing="ij"), dim=-1).flip(-1)  # grid_sample wants (x, y)
+        grid = grid.expand(feature_map.shape[0], -1, -1, -1)
+        cropped = F.grid_sample(feature_map.float(), grid, mode="bilinear", padding_mode="border", align_corners=False)
+        return cropped.to(feature_map.dtype)
+
+    def to_image(self, points: Tensor) -> Tensor:
+        """Converts points `(..., 2)` as (y, x) from [-1, 1] over the padded image to [-1, 1] over the image."""
+        scales = [padded / edge for padded, edge in zip(self.padded_size, self.size, strict=True)]
+        return (points + 1) * points.new_tensor(scales) - 1
 
 
 def resize(feature_map: Tensor, size: tuple[int, int]) -> Tensor:
-    """Bilinear interpolation to `size`; the map itself where it has that size."""
+    """Interpolates a map `(B, C, h, w)` bilinearly to `size`; returns a map of that size unchanged."""
     if feature_map.shape[-2:] == size:
         return feature_map
     return F.interpolate(feature_map, size=size, mode="bilinear", align_corners=False)
+
+
+# The states of the forward pass in progress; `None` unless they are asked for
+_recorded_states = CompileableContextVar("sem_states")
+
+
+@contextmanager
+def record_states(enabled: bool) -> Iterator[dict[str, list] | None]:
+    """Collects what `record` is given within the context, if `enabled`: `{name: [value of each call]}`."""
+    states = defaultdict(list) if enabled else None
+    token = _recorded_states.set(states)
+    try:
+        yield states
+    finally:
+        _recorded_states.reset(token)
+
+
+def record(name: str, value) -> None:
+    """Adds an intermediate value to the states that `output_sem_states=True` returns; does nothing otherwise."""
+    states = _recorded_states.get()
+    if states is not None:
+        states[name].append(value)
 
 
 def eager_attention_forward(
@@ -176,153 +226,110 @@ def eager_attention_forward(
     dropout: float = 0.0,
     **kwargs,
 ) -> tuple[Tensor, Tensor]:
-    """Softmax attention written out, `(B, heads, N, C / heads)` in, `(B, N, heads, C / heads)` and the weights out."""
+    """Softmax attention: `(B, heads, N, C / heads)` -> `(B, N, heads, C / heads)` and weights `(B, heads, N, M)`."""
     weights = (query @ key.transpose(-1, -2) * scaling).softmax(dim=-1, dtype=torch.float32).to(query.dtype)
     weights = F.dropout(weights, p=dropout, training=module.training)
     return (weights @ value).transpose(1, 2).contiguous(), weights
 
 
 class SEMAttention(nn.Module):
-    """Multi-head attention of query tokens over key and value tokens of another length."""
+    """Multi-head attention of query tokens over another sequence of key and value tokens."""
 
     def __init__(self, config: SEMConfig, hidden_size: int, num_heads: int):
         super().__init__()
-        self.config = config  # holds the attention implementation, which may change after construction
+        self.config = config  # the attention implementation in it may change after construction
         self.head_dim = hidden_size // num_heads
         self.scaling = self.head_dim**-0.5
         self.is_causal = False
-        self.query = nn.Linear(hidden_size, hidden_size)
-        self.key = nn.Linear(hidden_size, hidden_size)
-        self.value = nn.Linear(hidden_size, hidden_size)
-        self.output = nn.Linear(hidden_size, hidden_size)
+        self.q_proj = nn.Linear(hidden_size, hidden_size)
+        self.k_proj = nn.Linear(hidden_size, hidden_size)
+        self.v_proj = nn.Linear(hidden_size, hidden_size)
+        self.o_proj = nn.Linear(hidden_size, hidden_size)
 
     def forward(self, query_tokens: Tensor, key_value_tokens: Tensor) -> tuple[Tensor, Tensor | None]:
-        """`(B, N, C)` and `(B, M, C)` -> `(B, N, C)` and, where the implementation gives them, weights `(B, heads, N, M)`."""
-        query_states = self._split_heads(self.query(query_tokens))
-        key_states = self._split_heads(self.key(key_value_tokens))
-        value_states = self._split_heads(self.value(key_value_tokens))
+        """`(B, N, C)` and `(B, M, C)` -> `(B, N, C)` and weights `(B, heads, N, M)`, `None` unless eager."""
+        query_states = self._split_heads(self.q_proj(query_tokens))
+        key_states = self._split_heads(self.k_proj(key_value_tokens))
+        value_states = self._split_heads(self.v_proj(key_value_tokens))
         attend: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
         )
         attended, attention = attend(
             self, query_states, key_states, value_states, attention_mask=None, scaling=self.scaling
         )
-        return self.output(attended.flatten(2)), attention
+        return self.o_proj(attended.flatten(2)), attention
 
     def _split_heads(self, tokens: Tensor) -> Tensor:
         return tokens.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # (B, heads, N, C / heads)
 
 
-class SEMMLP(nn.Sequential):
-    """Linear, GELU, Linear."""
+class SEMMLP(nn.Module):
+    """Linear layer, GELU, linear layer."""
 
     def __init__(self, hidden_size: int, mlp_ratio: float):
+        super().__init__()
         intermediate_size = int(hidden_size * mlp_ratio)
-        super().__init__(
-            nn.Linear(hidden_size, intermediate_size), nn.GELU(), nn.Linear(intermediate_size, hidden_size)
-        )
+        self.fc1 = nn.Linear(hidden_size, intermediate_size)
+        self.activation = nn.GELU()
+        self.fc2 = nn.Linear(intermediate_size, hidden_size)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """`(B, N, C)` -> `(B, N, C)`."""
+        return self.fc2(self.activation(self.fc1(tokens)))
 
 
-class SEMConvBlock(nn.Sequential):
-    """3x3 convolution, LayerNorm over the channels (the same for any batch and any number of ranks), GELU."""
+class SEMConvBlock(nn.Module):
+    """3x3 convolution, LayerNorm over the channels, GELU.
+
+    LayerNorm, unlike BatchNorm, depends neither on the batch size nor on the number of ranks.
+    """
 
     def __init__(self, in_channels: int, out_channels: int):
-        super().__init__(nn.Conv2d(in_channels, out_channels, 3, padding=1), LayerNorm2d(out_channels), nn.GELU())
+        super().__init__()
+        self.conv = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        self.norm = LayerNorm2d(out_channels)
+        self.activation = nn.GELU()
+
+    def forward(self, feature_map: Tensor) -> Tensor:
+        """`(B, C_in, H, W)` -> `(B, C_out, H, W)`."""
+        return self.activation(self.norm(self.conv(feature_map)))
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Encoder
+# Reassembly of plain encoders (DPT)
 
 
-def build_backbone(backbone_config) -> PreTrainedModel:
-    """The encoder that a backbone configuration describes, with random weights."""
-    # by name: of code that travels with a checkpoint, configuration and model may hold two copies of one class
-    if backbone_config.model_type == SEMTimmBackboneConfig.model_type:
-        return SEMTimmBackbone(backbone_config)
-    return AutoBackbone.from_config(backbone_config)
+class SEMFeatureReassemblyLayer(nn.Module):
+    """Projects a map to the width of its stage and resizes it by `factor`."""
+
+    def __init__(self, in_channels: int, out_channels: int, factor: float):
+        super().__init__()
+        self.projection = nn.Conv2d(in_channels, out_channels, 1)
+        if factor > 1:
+            self.resize = nn.ConvTranspose2d(out_channels, out_channels, int(factor), stride=int(factor))
+        elif factor < 1:
+            self.resize = nn.Conv2d(out_channels, out_channels, 3, stride=round(1 / factor), padding=1)
+        else:
+            self.resize = nn.Identity()
+
+    def forward(self, feature_map: Tensor) -> Tensor:
+        """`(B, C_in, H, W)` -> `(B, C_out, factor * H, factor * W)`."""
+        return self.resize(self.projection(feature_map))
 
 
-@dataclass(frozen=True, kw_only=True)
-class BackboneSurvey:
-    """What a backbone of transformers does not say of itself.
-
-    Args:
-        strides (`list[Fraction]`): Stride of each feature map.
-        unused_parameters (`list[str]`): Names of the parameters that the feature maps in use do not depend on.
-    """
-
-    strides: list[Fraction]
-    unused_parameters: list[str]
-
-
-def survey_backbone(backbone: PreTrainedModel, num_maps: int) -> BackboneSurvey:
-    """Asks a twin without weights which strides the maps have, and what the last `num_maps` of them depend on."""
-    if isinstance(backbone, SEMTimmBackbone):  # says its strides, and timm leaves out what no map needs
-        return BackboneSurvey(strides=[Fraction(stride) for stride in backbone.strides], unused_parameters=[])
-    size = 224  # divides by the patches of 14 and 16 pixels and by the strides of every pyramid
-    with torch.device("meta"), torch.enable_grad():
-        twin = build_backbone(backbone.config).requires_grad_(True)
-        feature_maps = twin(torch.empty(1, backbone.config.num_channels, size, size)).feature_maps
-        names, parameters = zip(*twin.named_parameters(), strict=True)
-        output = sum(feature_map.float().sum() for feature_map in feature_maps[-num_maps:])
-        gradients = torch.autograd.grad(output, parameters, allow_unused=True)
-    return BackboneSurvey(
-        strides=[Fraction(round(size / feature_map.shape[-1])) for feature_map in feature_maps],
-        unused_parameters=[name for name, gradient in zip(names, gradients, strict=True) if gradient is None],
-    )
-
-
-def load_backbone_weights(backbone: PreTrainedModel, source: str | None) -> str:
-    """Loads pretrained weights into an encoder; see [`SEMPreTrainedModel.from_pretrained_backbone`].
-
-    Returns:
-        `str`: what was loaded, for people.
-    """
-    if isinstance(backbone, SEMTimmBackbone):
-        backbone.load_timm_weights(source)
-        return f"all {len(backbone.state_dict())} tensors of {backbone.config.model_name!r} from {source or 'timm'}"
-    source = source or backbone.config.name_or_path
-    if not source:
-        raise ValueError(
-            "`backbone_config` does not say which weights it came with. Give `source`, a folder or Hub name, or build it by "
-            "AutoConfig.from_pretrained(...)."
-        )
-    try:
-        pretrained, info = type(backbone).from_pretrained(source, config=backbone.config, output_loading_info=True)
-    except Exception as error:
-        raise OSError(
-            f"Could not load pretrained weights of a {backbone.config.model_type} encoder from {source!r}: {error}"
-        ) from error
-    missing, names = set(info["missing_keys"]), set(backbone.state_dict())
-    if missing >= {name for name, _ in backbone.named_parameters()}:
-        raise OSError(
-            f"{source!r} holds no weight of a {backbone.config.model_type} encoder; got none of {len(names)}."
-        )
-    backbone.load_state_dict(pretrained.state_dict())
-    new = f"; new are {sorted(missing)}" if missing else ""
-    return f"{len(names - missing)} of {len(names)} tensors from {source!r}{new}"
-
-
-class SEMFeatureReassembly(nn.ModuleList):
-    """Turns the maps of a plain encoder, all of one stride, into a pyramid (DPT's reassembly)."""
+class SEMFeatureReassembly(nn.Module):
+    """Turns the maps of a plain encoder, which share one stride, into a pyramid."""
 
     def __init__(self, in_channels: list[int], out_channels: list[int], factors: list[float]):
-        super().__init__(
-            nn.Sequential(nn.Conv2d(in_width, out_width, 1), self._resampling(out_width, factor))
+        super().__init__()
+        self.layers = nn.ModuleList(
+            SEMFeatureReassemblyLayer(in_width, out_width, factor)
             for in_width, out_width, factor in zip(in_channels, out_channels, factors, strict=True)
         )
 
-    @staticmethod
-    def _resampling(channels: int, factor: float) -> nn.Module:
-        if factor > 1:
-            return nn.ConvTranspose2d(channels, channels, int(factor), stride=int(factor))
-        if factor < 1:
-            return nn.Conv2d(channels, channels, 3, stride=round(1 / factor), padding=1)
-        return nn.Identity()
-
-    def forward(self, feature_maps: list[Tensor]) -> list[Tensor]:
-        """S maps of one size -> S maps from shallow and large to deep and small."""
-        return [layer(feature_map) for layer, feature_map in zip(self, feature_maps, strict=True)]
+    def forward(self, feature_maps: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """S maps of one size -> S maps, from large (shallow) to small (deep)."""
+        return tuple(layer(feature_map) for layer, feature_map in zip(self.layers, feature_maps, strict=True))
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -330,7 +337,7 @@ class SEMFeatureReassembly(nn.ModuleList):
 
 
 def reference_grid(height: int, width: int, device: torch.device) -> Tensor:
-    """p_ref: the centres of `height` x `width` cells in [-1, 1], `(height * width, 2)` as (y, x)."""
+    """p_ref of Eq. (1): the centers of `height` x `width` cells in [-1, 1], `(height * width, 2)` as (y, x)."""
     rows = 2 * (torch.arange(height, device=device, dtype=torch.float32) + 0.5) / height - 1
     columns = 2 * (torch.arange(width, device=device, dtype=torch.float32) + 0.5) / width - 1
     return torch.stack(torch.meshgrid(rows, columns, indexing="ij"), dim=-1).flatten(0, 1)
@@ -344,9 +351,9 @@ def deform_points(reference_points: Tensor, offsets: Tensor) -> Tensor:
 def sample_points(feature_map: Tensor, points: Tensor) -> Tensor:
     """Bilinear sampling, phi of Eq. (2): `(B, C, H, W)` at `points` `(B, N, 2)` -> `(B, N, C)`.
 
-    Points are (y, x); -1 and 1 are the centres of the first and last pixel, and outside is zero.
+    Points are (y, x); -1 and 1 are the centers of the first and last pixel. Values outside the map are zero.
     """
-    grid = points.flip(-1).unsqueeze(2).float()  # grid_sample wants (x, y); coordinates need more digits than bfloat16
+    grid = points.flip(-1).unsqueeze(2).float()  # grid_sample wants (x, y), in float32: bfloat16 has too few digits
     sampled = F.grid_sample(feature_map.float(), grid, mode="bilinear", padding_mode="zeros", align_corners=True)
     return sampled.squeeze(-1).transpose(1, 2).to(feature_map.dtype)
 
@@ -357,14 +364,14 @@ def aggregate_stages(sampled_states: Tensor, stage_weights: Tensor) -> Tensor:
 
 
 class SEMOffsetNetwork(nn.Module):
-    """theta_offset of Eq. (1): how far each reference point of one stage moves."""
+    """theta_offset of Eq. (1): the offsets of the reference points of one stage."""
 
     def __init__(self, hidden_size: int, stride: int):
         super().__init__()
-        # depthwise, as in deformable attention: a full 8 x 8 convolution would outweigh the whole module
+        # depthwise, as in deformable attention: a full 8 x 8 convolution would have more weights than the rest of the module
         self.pool = nn.Conv2d(hidden_size, hidden_size, stride, stride=stride, groups=hidden_size)
         self.activation = nn.GELU()
-        self.offset = nn.Conv2d(hidden_size, 2, 1)  # starts at zero: training starts on the uniform grid
+        self.offset = nn.Conv2d(hidden_size, 2, 1)  # initialized to zero: training starts from the uniform grid
 
     def forward(self, feature_map: Tensor) -> Tensor:
         """`(B, C, H_s, W_s)` -> deformed points `(B, N_s, 2)`, float32."""
@@ -374,29 +381,22 @@ class SEMOffsetNetwork(nn.Module):
 
 
 class SEMStageWeighting(nn.Module):
-    """theta_HW of Eq. (3): how much each stage counts at each deformed point."""
+    """theta_HW of Eq. (3): the weight of each stage at each deformed point."""
 
     def __init__(self, hidden_size: int, num_stages: int):
         super().__init__()
-        self.layers = nn.Sequential(
-            nn.Linear(hidden_size, hidden_size // 4), nn.ReLU(), nn.Linear(hidden_size // 4, num_stages)
-        )
+        self.fc1 = nn.Linear(hidden_size, hidden_size // 4)
+        self.activation = nn.ReLU()
+        self.fc2 = nn.Linear(hidden_size // 4, num_stages)
 
     def forward(self, query_map: Tensor, points: Tensor) -> Tensor:
         """Query map `(B, C, H_S, W_S)` and points `(B, N, 2)` -> weights `(B, N, S)` that sum to 1 over S."""
-        return self.layers(sample_points(query_map, points)).softmax(dim=-1)
-
-
-class SEMIntraTaskState(NamedTuple):
-    """Of one task: points of each stage `(B, N_s, 2)`, stage weights `(B, N, S)`, attention `(B, heads, H_S * W_S, N)`."""
-
-    points: tuple[Tensor, ...]
-    stage_weights: Tensor
-    attention: Tensor | None
+        states = self.activation(self.fc1(sample_points(query_map, points)))
+        return self.fc2(states).softmax(dim=-1)
 
 
 class SEMHierarchyAdaptiveAttention(nn.Module):
-    """Keys and values at deformed points, mixed over the stages, for the queries of the smallest map."""
+    """Attention of the query map over keys and values that are sampled at deformed points and mixed over the stages."""
 
     def __init__(self, config: SEMConfig):
         super().__init__()
@@ -406,8 +406,8 @@ class SEMHierarchyAdaptiveAttention(nn.Module):
         self.attention = SEMAttention(config, config.hidden_size, config.num_attention_heads)
         self.norm = nn.LayerNorm(config.hidden_size)
 
-    def forward(self, query_map: Tensor, stage_maps: tuple[Tensor, ...]) -> tuple[Tensor, SEMIntraTaskState]:
-        """`(B, C, H_S, W_S)` and S maps `(B, C, H_s, W_s)` -> attended query tokens `(B, H_S * W_S, C)`, and how."""
+    def forward(self, query_map: Tensor, stage_maps: tuple[Tensor, ...]) -> Tensor:
+        """`(B, C, H_S, W_S)` and S maps `(B, C, H_s, W_s)` -> attended query tokens `(B, H_S * W_S, C)`."""
         stage_points = tuple(
             network(stage_map) for network, stage_map in zip(self.offset_networks, stage_maps, strict=True)
         )
@@ -416,33 +416,40 @@ class SEMHierarchyAdaptiveAttention(nn.Module):
         stage_weights = self.stage_weighting(query_map, points)
         hierarchy_states = aggregate_stages(sampled_states, stage_weights)  # (B, N, C)
         attended, attention = self.attention(self.norm(to_tokens(query_map)), self.norm(hierarchy_states))
-        return attended, SEMIntraTaskState(stage_points, stage_weights, attention)
+        record("points", stage_points)
+        record("stage_weights", stage_weights)
+        record("intra_task_attentions", attention)
+        return attended
 
 
 class SEMIntraTaskModule(GradientCheckpointingLayer):
-    """One task's own view of the shared features, `(B, C, H_S, W_S)` at the deepest stride."""
+    """Hierarchy-adaptive attention and MLP of one task, at the deepest stride."""
 
     def __init__(self, config: SEMConfig):
         super().__init__()
-        self.query = nn.Sequential(nn.Conv2d(config.hidden_size, config.hidden_size, 3, padding=1), nn.GELU())
+        self.query_conv = nn.Conv2d(config.hidden_size, config.hidden_size, 3, padding=1)
+        self.activation = nn.GELU()
         self.attention = SEMHierarchyAdaptiveAttention(config)
         self.norm = nn.LayerNorm(config.hidden_size)
         self.mlp = SEMMLP(config.hidden_size, config.mlp_ratio)
 
-    def forward(self, fused_map: Tensor, *stage_maps: Tensor) -> tuple[Tensor, SEMIntraTaskState]:
-        """The sum of all stages `(B, C, H_S, W_S)` and the S stages `(B, C, H_s, W_s)` -> X^t `(B, C, H_S, W_S)`, and how.
+    def forward(self, fused_map: Tensor, *stage_maps: Tensor) -> Tensor:
+        """Sum of all stages `(B, C, H_S, W_S)` and the S stages `(B, C, H_s, W_s)` -> X^t `(B, C, H_S, W_S)`.
 
-        Each map is an argument: checkpointing that re-enters autograd finds no gradient to give inside a list.
+        Each map is an argument of its own: reentrant gradient checkpointing does not look for tensors inside a list.
         """
-        query_map = self.query(fused_map)
-        attended, state = self.attention(query_map, stage_maps)
+        query_map = self.activation(self.query_conv(fused_map))
+        attended = self.attention(query_map, stage_maps)
         tokens = to_tokens(query_map) + attended
         tokens = tokens + self.mlp(self.norm(tokens))
-        return to_map(tokens, fused_map.shape[-2:]), state
+        return to_map(tokens, fused_map.shape[-2:])
 
 
-class SEMIntraTask(nn.Module):
-    """The shared stage projections and one intra-task module (or, without it, one convolution block) per task."""
+class SEMIntraTaskStage(nn.Module):
+    """Stage projections shared by the tasks, and one intra-task module per task.
+
+    With `use_intra_task=False` each task has one convolution block on the deepest map instead.
+    """
 
     def __init__(self, config: SEMConfig, channels: list[int]):
         super().__init__()
@@ -458,16 +465,15 @@ class SEMIntraTask(nn.Module):
                 {task: SEMConvBlock(channels[-1], config.hidden_size) for task in config.tasks}
             )
 
-    def forward(self, feature_maps: list[Tensor]) -> tuple[dict[str, Tensor], dict[str, SEMIntraTaskState]]:
-        """S encoder maps -> `{task: X^t}`, and how."""
+    def forward(self, feature_maps: tuple[Tensor, ...]) -> dict[str, Tensor]:
+        """S encoder maps -> `{task: X^t}`, each `(B, C, H_S, W_S)`."""
         if not self.use_intra_task:
-            return {task: module(feature_maps[-1]) for task, module in self.task_modules.items()}, {}
+            return {task: module(feature_maps[-1]) for task, module in self.task_modules.items()}
         seen_maps = feature_maps[-self.num_stages :]
-        stage_maps = [project(seen) for project, seen in zip(self.stage_projections, seen_maps, strict=True)]
-        # where the queries of every task come from: the same for all, so summed once
+        stage_maps = [project(seen_map) for project, seen_map in zip(self.stage_projections, seen_maps, strict=True)]
+        # The queries of all tasks are computed from the same sum
         fused_map = sum(resize(stage_map, stage_maps[-1].shape[-2:]) for stage_map in stage_maps)
-        outputs = {task: module(fused_map, *stage_maps) for task, module in self.task_modules.items()}
-        return {task: x for task, (x, _) in outputs.items()}, {task: state for task, (_, state) in outputs.items()}
+        return {task: module(fused_map, *stage_maps) for task, module in self.task_modules.items()}
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -475,47 +481,47 @@ class SEMIntraTask(nn.Module):
 
 
 def init_bases(num_bases: int, hidden_size: int) -> Tensor:
-    """mu^(0) before training: unit rows `(K, C)`, orthogonal where K <= C, and the same in every model."""
+    """Returns mu^(0) before training: unit rows `(K, C)`, orthogonal if K <= C, the same in every model."""
     bases = torch.empty(num_bases, hidden_size, dtype=torch.float32, device="cpu")
     nn.init.orthogonal_(bases, generator=torch.Generator("cpu").manual_seed(0))
     return F.normalize(bases, dim=-1)
 
 
 def expectation_step(states: Tensor, bases: Tensor, temperature: float = 1.0) -> Tensor:
-    """E step, Eq. (7)-(8): responsibilities `(..., N, K)` of bases `(..., K, C)` for states `(..., N, C)`."""
+    """E step, Eq. (7)-(8): states `(..., N, C)` and bases `(..., K, C)` -> responsibilities `(..., N, K)`."""
     return (states @ bases.transpose(-1, -2) / temperature).softmax(dim=-1)
 
 
 def maximization_step(states: Tensor, responsibilities: Tensor) -> Tensor:
-    """M step, Eq. (9): bases `(..., K, C)`, the weighted mean of the states, brought to unit length as in EMANet."""
+    """M step, Eq. (9): weighted means of the states, normalized to unit length as in EMANet; -> bases `(..., K, C)`."""
     weights = responsibilities / (responsibilities.sum(dim=-2, keepdim=True) + 1e-6)
     return F.normalize(weights.transpose(-1, -2) @ states, dim=-1)
 
 
 @torch.no_grad()
 def expectation_maximization(states: Tensor, bases: Tensor, num_iterations: int, temperature: float = 1.0) -> Tensor:
-    """R alternations of Eq. (8) and Eq. (9) from the initial bases `(K, C)`; -> task bases `(..., K, C)`."""
+    """R iterations of Eq. (8) and Eq. (9) from the initial bases `(K, C)`; -> task bases `(..., K, C)`."""
     for _ in range(num_iterations):
         bases = maximization_step(states, expectation_step(states, bases, temperature))
     return bases
 
 
 def consensus(task_bases: Tensor) -> Tensor:
-    """Eq. (10): the mean of the bases `(B, T, K, C)` over the tasks, `(B, K, C)`."""
+    """Eq. (10): mean of the task bases `(B, T, K, C)` over the tasks; -> consensus bases `(B, K, C)`."""
     return task_bases.mean(dim=1)
 
 
 def moving_average(initial_bases: Tensor, bases: Tensor, momentum: float) -> Tensor:
-    """mu^(0) <- alpha mu^(0) + (1 - alpha) mu, end of Sec. 3.3, its rows brought back to unit length.
+    """mu^(0) <- alpha mu^(0) + (1 - alpha) mu (end of Sec. 3.3), with rows normalized to unit length.
 
-    Bases that are not finite (an overflow in half precision) leave mu^(0) as it is.
+    If `bases` are not finite (an overflow in half precision), mu^(0) is returned unchanged.
     """
     updated = F.normalize(momentum * initial_bases + (1 - momentum) * bases, dim=-1)
     return torch.where(updated.isfinite().all(), updated, initial_bases)
 
 
 def mean_over_images(values: Tensor) -> Tensor:
-    """Mean of `(B, ...)` over the images of all ranks: 1 rank x 8 images and 2 x 4 give the same."""
+    """Mean of `(B, ...)` over the images of all ranks; 1 rank with 8 images and 2 ranks with 4 give the same."""
     total, num_images = values.sum(dim=0), torch.tensor(float(values.shape[0]), device=values.device)
     if dist.is_available() and dist.is_initialized():
         dist.all_reduce(total)
@@ -523,15 +529,8 @@ def mean_over_images(values: Tensor) -> Tensor:
     return total / num_images
 
 
-class SEMInterTaskState(NamedTuple):
-    """Of one decoder stage: responsibilities `(B, T, K, H, W)` and consensus bases `(B, K, C)`."""
-
-    responsibilities: Tensor
-    bases: Tensor
-
-
 class SEMInterTaskModule(nn.Module):
-    """The tasks meet in K shared bases: each is rebuilt from the consensus of all."""
+    """Reconstructs the features of each task from K bases that all tasks share."""
 
     def __init__(self, config: SEMConfig, hidden_size: int):
         super().__init__()
@@ -541,38 +540,41 @@ class SEMInterTaskModule(nn.Module):
         self.project_in = nn.Linear(hidden_size, hidden_size)  # a 1x1 convolution, on tokens
         self.project_out = nn.Linear(hidden_size, hidden_size)
         bases = init_bases(config.num_bases, hidden_size)
-        # on the device that modules are built on, which may be the meta device
+        # `torch.empty` is on the default device, which is the meta device while a checkpoint is loaded
         self.initial_bases = nn.Buffer(torch.empty(bases.shape, dtype=bases.dtype).copy_(bases))
 
     def _apply(self, fn: Callable, recurse: bool = True):
-        # the moving average creeps by less than half precision can hold: no cast of the model touches it
+        # Updates of the moving average underflow in half precision, so casts of the model must keep float32. Without this
+        # override test_casting_the_model_keeps_the_bases_exact fails: `_keep_in_fp32_modules_strict` covers loading only.
         bases = self.initial_bases
         super()._apply(fn, recurse)
         if self.initial_bases.dtype != torch.float32:
             self.initial_bases = bases.to(self.initial_bases.device)
         return self
 
-    def forward(self, task_maps: dict[str, Tensor]) -> tuple[dict[str, Tensor], SEMInterTaskState]:
-        """`{task: (B, C, H, W)}` -> the same, rebuilt, and how."""
+    def forward(self, task_maps: dict[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:
+        """`{task: (B, C, H, W)}` -> maps of the same shapes and mu^(R) `(B, K, C)`."""
         size = next(iter(task_maps.values())).shape[-2:]
         tokens = torch.stack([to_tokens(task_map) for task_map in task_maps.values()], dim=1)  # (B, T, N, C)
         states = self.project_in(self.norm(tokens))
         with maybe_autocast(states.device.type, enabled=False):
             reconstructed_states, responsibilities, consensus_bases = self.interact(states.float())
         tokens = tokens + self.project_out(reconstructed_states.to(states.dtype))
-        rebuilt_maps = {task: to_map(tokens[:, index], size) for index, task in enumerate(task_maps)}
-        responsibility_maps = responsibilities.transpose(-1, -2).unflatten(-1, size)
-        return rebuilt_maps, SEMInterTaskState(responsibility_maps, consensus_bases)
+        record("responsibilities", responsibilities.transpose(-1, -2).unflatten(-1, size))  # (B, T, K, H, W)
+        record("bases", consensus_bases)
+        return {task: to_map(tokens[:, index], size) for index, task in enumerate(task_maps)}, consensus_bases
 
     def interact(self, states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """X `(B, T, N, C)` -> X~ = A mu^(R) of the same shape, A `(B, T, N, K)` and mu^(R) `(B, K, C)`.
 
-        The iterations run without gradient (EMANet); the last E step is taken again with it, so that the features learn
-        through A.
+        The iterations run without gradient (EMANet); the last E step is recomputed with gradient, so that the features
+        learn through A.
         """
         task_bases = expectation_maximization(states, self.initial_bases, self.num_iterations, self.temperature)
         if self.num_iterations == 0:
-            task_bases = task_bases.repeat(*states.shape[:2], 1, 1)  # not expand: the moving average writes in place
+            task_bases = task_bases.repeat(
+                *states.shape[:2], 1, 1
+            )  # not expand: the moving average updates the buffer in place
         responsibilities = expectation_step(states, task_bases, self.temperature)  # (B, T, N, K)
         consensus_bases = consensus(task_bases)
         return responsibilities @ consensus_bases.unsqueeze(1), responsibilities, consensus_bases
@@ -583,26 +585,27 @@ class SEMInterTaskModule(nn.Module):
 
 
 class SEMSpatialReductionAttention(nn.Module):
-    """Self-attention whose keys and values live on a coarser grid (PVT)."""
+    """Self-attention with keys and values on a grid that is coarser by `sr_ratio` (PVT)."""
 
     def __init__(self, config: SEMConfig, hidden_size: int, num_heads: int, sr_ratio: int):
         super().__init__()
         self.attention = SEMAttention(config, hidden_size, num_heads)
-        self.reduction = None
+        self.sr_ratio = sr_ratio
         if sr_ratio > 1:
-            self.reduction = nn.Sequential(
-                nn.Conv2d(hidden_size, hidden_size, sr_ratio, stride=sr_ratio), LayerNorm2d(hidden_size)
-            )
+            self.reduction = nn.Conv2d(hidden_size, hidden_size, sr_ratio, stride=sr_ratio)
+            self.norm = LayerNorm2d(hidden_size)
 
     def forward(self, tokens: Tensor, size: tuple[int, int]) -> Tensor:
-        """`(B, H * W, C)` -> the same shape."""
-        reduced = tokens if self.reduction is None else to_tokens(self.reduction(to_map(tokens, size)))
-        attended, _ = self.attention(tokens, reduced)
+        """`(B, H * W, C)` -> `(B, H * W, C)`."""
+        reduced_tokens = tokens
+        if self.sr_ratio > 1:
+            reduced_tokens = to_tokens(self.norm(self.reduction(to_map(tokens, size))))
+        attended, _ = self.attention(tokens, reduced_tokens)
         return attended
 
 
 class SEMDecoderBlock(GradientCheckpointingLayer):
-    """One task in one decoder stage: upsample, add the encoder feature, refine by light self-attention."""
+    """One task in one decoder stage: upsample, add the encoder feature, apply spatial-reduction attention and MLP."""
 
     def __init__(self, config: SEMConfig, in_channels: int, stage: int):
         super().__init__()
@@ -618,7 +621,7 @@ class SEMDecoderBlock(GradientCheckpointingLayer):
     def forward(self, task_map: Tensor, encoder_map: Tensor) -> Tensor:
         """`(B, C_in, h, w)` and `(B, C, H, W)` -> `(B, C, H, W)`."""
         size = encoder_map.shape[-2:]
-        # projecting before upsampling is the same map, at a quarter of the cost
+        # Projecting before upsampling gives the same map at a quarter of the cost
         tokens = to_tokens(resize(self.projection(task_map), size) + encoder_map)
         tokens = tokens + self.attention(self.attention_norm(tokens), size)
         tokens = tokens + self.mlp(self.mlp_norm(tokens))
@@ -626,7 +629,7 @@ class SEMDecoderBlock(GradientCheckpointingLayer):
 
 
 class SEMDecoderStage(nn.Module):
-    """All tasks in one decoder stage, and where they meet."""
+    """One decoder stage: a block for each task, then the inter-task module in the first `inter_task_stages` stages."""
 
     def __init__(self, config: SEMConfig, in_channels: int, encoder_channels: int, stage: int):
         super().__init__()
@@ -635,17 +638,15 @@ class SEMDecoderStage(nn.Module):
         self.blocks = nn.ModuleDict({task: SEMDecoderBlock(config, in_channels, stage) for task in config.tasks})
         self.inter_task = SEMInterTaskModule(config, hidden_size) if stage < config.inter_task_stages else None
 
-    def forward(
-        self, task_maps: dict[str, Tensor], feature_map: Tensor
-    ) -> tuple[dict[str, Tensor], SEMInterTaskState | None]:
-        """`{task: (B, C_in, h, w)}` and `(B, C_s, H, W)` -> `{task: (B, C, H, W)}`, and how the tasks met."""
+    def forward(self, task_maps: dict[str, Tensor], feature_map: Tensor) -> tuple[dict[str, Tensor], Tensor | None]:
+        """`{task: (B, C_in, h, w)}` and `(B, C_s, H, W)` -> `{task: (B, C, H, W)}` and mu^(R) `(B, K, C)`."""
         encoder_map = self.lateral(feature_map)
         task_maps = {task: self.blocks[task](task_map, encoder_map) for task, task_map in task_maps.items()}
         return (task_maps, None) if self.inter_task is None else self.inter_task(task_maps)
 
 
 class SEMDecoder(nn.Module):
-    """Four stages from the deepest stride to stride 4."""
+    """Decoder stages from the deepest stride to the shallowest."""
 
     def __init__(self, config: SEMConfig, channels: list[int]):
         super().__init__()
@@ -656,29 +657,34 @@ class SEMDecoder(nn.Module):
         )
 
     def forward(
-        self, task_maps: dict[str, Tensor], feature_maps: list[Tensor]
-    ) -> tuple[dict[str, Tensor], list[SEMInterTaskState]]:
-        """`{task: X^t}` and S encoder maps -> `{task: (B, C, H / 4, W / 4)}`, and how the tasks met in each stage."""
-        states = []
+        self, task_maps: dict[str, Tensor], feature_maps: tuple[Tensor, ...]
+    ) -> tuple[dict[str, Tensor], list[Tensor | None]]:
+        """`{task: X^t}` and S encoder maps -> `{task: (B, C, H / 4, W / 4)}` and mu^(R) of each stage."""
+        stage_bases = []
         for stage, feature_map in zip(self.stages, reversed(feature_maps), strict=True):
-            task_maps, state = stage(task_maps, feature_map)
-            states += [] if state is None else [state]
-        return task_maps, states
+            task_maps, bases = stage(task_maps, feature_map)
+            stage_bases.append(bases)
+        return task_maps, stage_bases
 
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Model
 
 
-class SEMTaskHead(nn.Sequential):
-    """3x3 convolution block and 1x1 convolution to the channels of one task."""
+class SEMTaskHead(SEMConvBlock):
+    """3x3 convolution block, then a 1x1 convolution to the channels of one task."""
 
     def __init__(self, in_channels: int, hidden_channels: int, num_labels: int):
-        super().__init__(SEMConvBlock(in_channels, hidden_channels), nn.Conv2d(hidden_channels, num_labels, 1))
+        super().__init__(in_channels, hidden_channels)
+        self.classifier = nn.Conv2d(hidden_channels, num_labels, 1)
+
+    def forward(self, feature_map: Tensor) -> Tensor:
+        """`(B, C, H, W)` -> logits `(B, num_labels, H, W)`."""
+        return self.classifier(super().forward(feature_map))
 
 
 class SEMPreTrainedModel(PreTrainedModel):
-    """Loading, saving and initialisation."""
+    """Weight initialization and loading of pretrained weights."""
 
     config: SEMConfig
     base_model_prefix = "sem"
@@ -694,61 +700,49 @@ class SEMPreTrainedModel(PreTrainedModel):
 
     @classmethod
     def is_custom_code(cls) -> bool:
-        """`False`: `_init_weights` keeps to loaded weights itself, and must see modules without tensors of their own."""
+        """Returns `False`, so that `_init_weights` is called for every module."""
+        # For custom code transformers skips modules that own no tensor, such as SEMOffsetNetwork:
+        # test_training_starts_on_the_uniform_grid fails. `init.*` keeps loaded weights in any case.
         return False
 
     def get_input_embeddings(self) -> None:
-        """`None`: nothing is looked up in a table, which FSDP would shard on its own."""
+        """Returns `None`: the model has no embedding table."""
         return None
 
     @classmethod
     def from_pretrained_backbone(cls, config: SEMConfig, source: str | None = None) -> "SEMPreTrainedModel":
-        """Builds the model around a pretrained encoder, and logs which weights were loaded; everything else is new.
+        """Builds the model with a pretrained encoder and random weights elsewhere, and logs which weights were loaded.
 
         Args:
             config ([`SEMConfig`]):
-                Of the whole model.
+                Configuration of the whole model.
             source (`str`, *optional*):
-                For a timm encoder a file of weights in timm's format; for one of transformers a folder or Hub name.
-                `None` is what `backbone_config` names: timm's weights of `model_name`, or where the configuration itself was
-                loaded from.
+                For a timm encoder, a file of weights in timm's format; for an encoder of transformers, a folder or Hub name.
+                `None` uses the weights that `backbone_config` names: timm's weights of `model_name`, or the place that the
+                configuration was loaded from.
 
         Raises:
-            OSError: If the weights cannot be had, or are those of another encoder.
-            ValueError: If nothing names them.
+            OSError: If the weights cannot be loaded, or belong to another encoder.
+            ValueError: If neither `source` nor `backbone_config` names weights.
         """
         model = cls(config)
         loaded = load_backbone_weights(model.base_model.backbone, source)
-        logger.warning(f"The encoder starts from {loaded}. The rest of {cls.__name__} is new: train it before use.")
+        logger.warning(
+            f"Loaded {loaded} into the encoder. The rest of {cls.__name__} is newly initialized: train it before use."
+        )
         return model
-
-    def _upload_modified_files(self, working_dir: str, repo_id: str, *args, **kwargs):
-        """The last step of `push_to_hub`: a new repository gets a card of ours, one that has a card keeps it.
-
-        Scores are not in it: nobody knows whether they still hold for these weights. `scripts/push_to_hub.py` uploads a
-        model with its scores.
-        """
-        card = Path(working_dir, "README.md")
-        if "[More Information Needed]" in card.read_text(encoding="utf-8") and TEMPLATE.is_file():
-            make_card(self.config, repo_id.split("/")[-1], model_id=repo_id).save(card)
-        return super()._upload_modified_files(working_dir, repo_id, *args, **kwargs)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
         if isinstance(module, SEMOffsetNetwork):
             init.zeros_(module.offset.weight)
-        elif isinstance(module, SEMModel):
-            for name in module.unused_parameters:
-                # Distributed training waits for the gradient of whatever could have one. Here and not in `__init__`: loading
-                # puts new, trainable parameters in the place of those
-                module.backbone.get_parameter(name).requires_grad_(False)
         elif isinstance(module, SEMInterTaskModule):
-            # states of unit variance whatever the width, so that tau = 1 tells bases apart from the first step on
-            width = module.project_in.in_features
-            init.normal_(module.project_in.weight, std=width**-0.5)
-            # X~ is made of bases of unit length, not of unit variance: without this, nobody would hear the other tasks
-            init.normal_(module.project_out.weight, std=self.config.initializer_range * width**0.5)
+            hidden_size = module.project_in.in_features
+            # States of unit variance at any width, so that temperature 1 separates the bases from the first step on
+            init.normal_(module.project_in.weight, std=hidden_size**-0.5)
+            # The reconstruction has unit norm, not unit variance; scale the init by sqrt(C)
+            init.normal_(module.project_out.weight, std=self.config.initializer_range * hidden_size**0.5)
             init.copy_(module.initial_bases, init_bases(*module.initial_bases.shape))
 
 
@@ -757,163 +751,162 @@ class SEMModel(SEMPreTrainedModel):
 
     def __init__(self, config: SEMConfig):
         super().__init__(config)
-        # a training loop that accumulates over n batches takes its n-th root
+        # With gradient accumulation over n batches, training sets the n-th root
         self.bases_momentum = config.bases_momentum
-        self.use_decoder = config.use_decoder
         self.backbone = build_backbone(config.backbone_config)
-        survey = survey_backbone(self.backbone, num_maps=len(self.backbone.channels) if config.use_decoder else 1)
-        self.unused_parameters = survey.unused_parameters
-        strides, channels = survey.strides, list(self.backbone.channels)
+        channels = list(self.backbone.channels)
+        strides, unused = inspect_backbone(self.backbone, num_maps=len(channels) if config.use_decoder else 1)
+        parameters_to_buffers(self.backbone, unused)
         self.min_size = int(min(strides))
+        self.strides = strides  # of the maps that the decoder reads, from shallow to deep
         self.size_divisor = int(max(strides))
-        self.deepest_stride = self.output_stride = max(strides)
         self.output_channels = channels[-1]
-        self.reassembly = self.intra_task = self.decoder = None
-        self.decoder_strides = []
+        self.reassembly = nn.Identity()
+        self.intra_task = self.decoder = None
         if config.use_decoder:
-            self._build_decoder(config, strides, channels)
+            self._build_decoder(config, channels)
         self.post_init()
 
-    def _build_decoder(self, config: SEMConfig, strides: list[Fraction], channels: list[int]) -> None:
+    def _build_decoder(self, config: SEMConfig, channels: list[int]) -> None:
         num_stages = len(config.decoder_hidden_sizes)
         factors = config.reassemble_factors
-        if factors is None and len(set(strides)) == 1:
+        if factors is None and len(set(self.strides)) == 1:
             factors = [2.0 ** (num_stages - 2 - stage) for stage in range(num_stages)]  # 4, 2, 1, 0.5
         if factors is not None:
             widths = list(reversed(config.decoder_hidden_sizes))
             self.reassembly = SEMFeatureReassembly(channels, widths, factors)
-            strides = [s / Fraction(f).limit_denominator() for s, f in zip(strides, factors, strict=True)]
+            self.strides = [s / Fraction(f).limit_denominator() for s, f in zip(self.strides, factors, strict=True)]
             channels = widths
-        # every stage has a whole number of pixels, and of deformed points
-        steps = [s * r for s, r in zip(strides, config.offset_strides, strict=True)]
-        self.size_divisor = math.lcm(*(round(step) for step in (max(strides), *steps)))
-        self.decoder_strides = list(reversed(strides))
-        self.deepest_stride, self.output_stride = max(strides), min(strides)
+        # Every stage needs a whole number of pixels and of deformed points
+        steps = [stride * step for stride, step in zip(self.strides, config.offset_strides, strict=True)]
+        self.size_divisor = math.lcm(*(round(step) for step in (max(self.strides), *steps)))
         self.output_channels = config.decoder_hidden_sizes[-1]
-        self.intra_task = SEMIntraTask(config, channels)
+        self.intra_task = SEMIntraTaskStage(config, channels)
         self.decoder = SEMDecoder(config, channels)
 
     @can_return_tuple
     def forward(
         self, pixel_values: torch.FloatTensor, output_sem_states: bool = False, **kwargs: Unpack[TransformersKwargs]
     ) -> SEMModelOutput:
-        r"""Encodes an image and decodes the features of every task.
+        r"""Encodes images and decodes the features of every task.
 
         Args:
             pixel_values (`torch.FloatTensor` of shape `(batch_size, num_channels, height, width)`):
-                Normalised images of any size not below one patch.
+                Normalized images of any size not below one patch.
             output_sem_states (`bool`, *optional*, defaults to `False`):
                 Whether to return [`SEMStates`].
             **kwargs:
                 `output_hidden_states`, `output_attentions` and `return_dict`, as in every transformers model.
 
         Raises:
-            ValueError: If the images have another number of dimensions or channels, or are smaller than a patch.
+            ValueError: If the images have the wrong number of dimensions or channels, or are smaller than a patch.
         """
+        padding = Padding(tuple(pixel_values.shape[-2:]), self.size_divisor)
+        encoded = self.encode(pixel_values, padding, **kwargs)
+        with record_states(output_sem_states) as states:
+            feature_maps = self.reassembly(encoded.feature_maps)
+            if self.decoder is None:  # rows STL and MTL of the paper's tables
+                return self.build_output(
+                    encoded, dict.fromkeys(self.config.tasks, feature_maps[-1]), None, states, padding
+                )
+            intra_task_maps = self.intra_task(feature_maps)
+            task_maps, stage_bases = self.decoder(intra_task_maps, feature_maps)
+        self.update_initial_bases(stage_bases)
+        return self.build_output(encoded, task_maps, intra_task_maps, states, padding)
+
+    def encode(
+        self, pixel_values: torch.FloatTensor, padding: Padding, **kwargs: Unpack[TransformersKwargs]
+    ) -> BackboneOutput:
+        """Checks and pads the images, and returns the output of the backbone."""
         self._check_pixel_values(pixel_values)
-        size = pixel_values.shape[-2:]
         for name in ("output_hidden_states", "output_attentions"):
             kwargs.setdefault(name, getattr(self.config, name))
-        outputs = self.backbone.forward_with_filtered_kwargs(self._pad(pixel_values), **kwargs)
-        feature_maps = list(outputs.feature_maps)
-        last_hidden_state = feature_maps[-1]
-        intra_task_maps, intra_task_states, inter_task_states = None, {}, []
-        if not self.use_decoder:
-            task_maps = dict.fromkeys(self.config.tasks, last_hidden_state)
-        else:
-            feature_maps = feature_maps if self.reassembly is None else self.reassembly(feature_maps)
-            intra_task_maps, intra_task_states = self.intra_task(feature_maps)
-            task_maps, inter_task_states = self.decoder(intra_task_maps, feature_maps)
-            if self.training:
-                self.update_initial_bases([state.bases for state in inter_task_states])
-        task_hidden_states = {task: cover(task_map, size, self.output_stride) for task, task_map in task_maps.items()}
-        sem_states = None
-        if output_sem_states:
-            sem_states = self.collect_states(task_hidden_states, intra_task_states, inter_task_states, size)
+        return self.backbone.forward_with_filtered_kwargs(padding.pad(pixel_values), **kwargs)
+
+    @torch.no_grad()
+    def update_initial_bases(self, stage_bases: list[Tensor | None]) -> None:
+        """Moves mu^(0) of every stage towards the consensus bases of this batch, in training only.
+
+        It is called here and not in the inter-task module, because gradient checkpointing may run that module twice.
+        """
+        if not self.training:
+            return
+        for stage, bases in zip(self.decoder.stages, stage_bases, strict=True):
+            if bases is not None:
+                initial_bases = stage.inter_task.initial_bases
+                initial_bases.copy_(moving_average(initial_bases, mean_over_images(bases), self.bases_momentum))
+
+    def build_output(
+        self,
+        encoded: BackboneOutput,
+        task_maps: dict[str, Tensor],
+        intra_task_maps: dict[str, Tensor] | None,
+        states: dict[str, list] | None,
+        padding: Padding,
+    ) -> SEMModelOutput:
+        """Crops all maps to the image and collects the outputs."""
+        task_hidden_states = {task: padding.crop(task_map) for task, task_map in task_maps.items()}
+        intra_task_hidden_states = None
+        if intra_task_maps is not None:
+            intra_task_hidden_states = {task: padding.crop(task_map) for task, task_map in intra_task_maps.items()}
         return SEMModelOutput(
-            last_hidden_state=last_hidden_state,
+            last_hidden_state=encoded.feature_maps[-1],
             task_hidden_states=task_hidden_states,
-            intra_task_hidden_states=intra_task_maps
-            and {task: cover(task_map, size, self.deepest_stride) for task, task_map in intra_task_maps.items()},
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
-            sem_states=sem_states,
+            intra_task_hidden_states=intra_task_hidden_states,
+            hidden_states=encoded.hidden_states,
+            attentions=encoded.attentions,
+            sem_states=None if states is None else self.build_states(states, task_hidden_states, padding),
         )
 
-    def collect_states(
-        self,
-        task_hidden_states: dict[str, Tensor],
-        intra_task_states: dict[str, SEMIntraTaskState],
-        inter_task_states: list[SEMInterTaskState],
-        size: tuple[int, int],
+    def build_states(
+        self, states: dict[str, list], task_hidden_states: dict[str, Tensor], padding: Padding
     ) -> SEMStates:
-        """Relates what the modules saw to the image of `size`, without its padding."""
-        padding = [1 + (-edge % self.size_divisor) / edge for edge in size]
+        """Relates the recorded states to the image: the tasks record in their order, the stages from deep to shallow."""
+        tasks = self.config.tasks
         return SEMStates(
             features=task_hidden_states,
             points={
-                task: tuple((points + 1) * points.new_tensor(padding) - 1 for points in state.points)
-                for task, state in intra_task_states.items()
+                task: tuple(padding.to_image(points) for points in stage_points)
+                for task, stage_points in zip(tasks, states["points"], strict=False)
             },
-            stage_weights={task: state.stage_weights for task, state in intra_task_states.items()},
-            intra_task_attentions={task: state.attention for task, state in intra_task_states.items()},
+            stage_weights=dict(zip(tasks, states["stage_weights"], strict=False)),
+            intra_task_attentions=dict(zip(tasks, states["intra_task_attentions"], strict=False)),
             responsibilities=tuple(
-                {
-                    task: cover(state.responsibilities[:, index], size, stride)
-                    for index, task in enumerate(self.config.tasks)
-                }
-                for stride, state in zip(self.decoder_strides, inter_task_states, strict=False)
+                {task: padding.crop(maps) for task, maps in zip(tasks, by_task.unbind(dim=1), strict=True)}
+                for by_task in states["responsibilities"]
             ),
-            bases=tuple(state.bases for state in inter_task_states),
+            bases=tuple(states["bases"]),
         )
-
-    @torch.no_grad()
-    def update_initial_bases(self, stage_bases: list[Tensor]) -> None:
-        """Moves mu^(0) of every stage towards the consensus of this batch, once per training forward.
-
-        It happens here and not in the inter-task module, so that gradient checkpointing cannot repeat it.
-        """
-        # the deepest stages hold the modules
-        for stage, bases in zip(self.decoder.stages, stage_bases, strict=False):
-            initial_bases = stage.inter_task.initial_bases
-            initial_bases.copy_(moving_average(initial_bases, mean_over_images(bases), self.bases_momentum))
 
     def _check_pixel_values(self, pixel_values: Tensor) -> None:
         if pixel_values.ndim != 4:
             raise ValueError(
-                f"`pixel_values` has the shape (batch_size, num_channels, height, width); got "
+                f"`pixel_values` must have the shape (batch_size, num_channels, height, width); got "
                 f"{tuple(pixel_values.shape)}. Use the image processor, or add a batch dimension."
             )
         if not pixel_values.is_floating_point():
             raise ValueError(
-                f"`pixel_values` are normalised floats; got {pixel_values.dtype}. Use the image processor."
+                f"`pixel_values` must be normalized floats; got {pixel_values.dtype}. Use the image processor."
             )
         num_channels, height, width = pixel_values.shape[1:]
-        if num_channels != self.config.backbone_config.num_channels:
-            raise ValueError(
-                f"The model was built for images of {self.config.backbone_config.num_channels} channels; got {num_channels}."
-            )
+        expected = self.config.backbone_config.num_channels
+        if num_channels != expected:
+            raise ValueError(f"The model takes images of {expected} channels; got {num_channels}.")
         if min(height, width) < self.min_size:
             raise ValueError(
-                f"An image must be at least one patch ({self.min_size} x {self.min_size} pixels) large; got "
-                f"{height} x {width}. Enlarge it first, for example with the image processor's `size`."
+                f"An image must have at least the size of one patch, {self.min_size} x {self.min_size} pixels; got "
+                f"{height} x {width}. Enlarge it, for example with the image processor's `size`."
             )
 
-    def _pad(self, pixel_values: Tensor) -> Tensor:
-        """Zeros at the right and bottom up to a multiple of `size_divisor`, so that every stage has its exact stride."""
-        height, width = pixel_values.shape[-2:]
-        return F.pad(pixel_values, (0, -width % self.size_divisor, 0, -height % self.size_divisor))
 
-
-def invalid_labels(task: str, logits: Tensor, size: tuple[int, int]) -> Tensor:
-    """Labels without a valid pixel: on a rank that has no others, its share in the loss that all ranks have in common."""
+def invalid_labels(task: str, num_images: int, size: tuple[int, int], device: torch.device) -> Tensor:
+    """Returns labels of a task in which every pixel is invalid."""
     spec = get_task(task)
-    shape = spec.label_shape(len(logits), size)
-    return torch.full(shape, spec.kind.invalid_value, dtype=spec.dtype, device=logits.device)
+    return torch.full(spec.label_shape(num_images, size), spec.kind.invalid_value, dtype=spec.dtype, device=device)
 
 
 class SEMForMultiTaskDensePrediction(SEMPreTrainedModel):
-    """SEM with one head per task: one forward pass gives every dense prediction.
+    """SEM with one head per task, which predicts all tasks in one forward pass.
 
     ```python
     >>> import torch
@@ -956,19 +949,19 @@ class SEMForMultiTaskDensePrediction(SEMPreTrainedModel):
 
         Args:
             pixel_values (`torch.FloatTensor` of shape `(batch_size, num_channels, height, width)`):
-                Normalised images of any size not below one patch.
+                Normalized images of any size not below one patch.
             labels (`dict[str, torch.Tensor]`, *optional*):
-                Labels of any subset of the tasks, each in the task's format: `(batch_size, height, width)` ids with 255
-                invalid, or `(batch_size, channels, height, width)` measurements with NaN invalid. In distributed
-                training losses and bases are means over all ranks, so every rank gives labels or none does; of which
-                tasks is up to it.
+                Labels of any subset of the tasks: `(batch_size, height, width)` ids with 255 invalid, or `(batch_size, channels,
+                height, width)` measurements with NaN invalid. Shapes and dtypes are checked, values are not. In distributed
+                training losses and bases are means over all ranks, so either every rank gives labels or none does; the ranks
+                may have labels of different tasks.
             output_sem_states (`bool`, *optional*, defaults to `False`):
-                Whether to return [`SEMStates`]: where the tasks look and how they meet.
+                Whether to return [`SEMStates`].
             **kwargs:
                 `output_hidden_states`, `output_attentions` and `return_dict`, as in every transformers model.
 
         Raises:
-            ValueError: If a task is not the model's, or a label has the wrong shape or ids beyond the head.
+            ValueError: If the model lacks one of the tasks, or a label has the wrong shape or dtype.
         """
         outputs = self.sem(pixel_values, output_sem_states, **{**kwargs, "return_dict": True})
         logits = {task: head(outputs.task_hidden_states[task]) for task, head in self.heads.items()}
@@ -979,11 +972,7 @@ class SEMForMultiTaskDensePrediction(SEMPreTrainedModel):
             }
         loss, losses = None, None
         if labels is not None:
-            size = tuple(pixel_values.shape[-2:])
-            self._check_labels(logits, labels, size)
-            if self.training and dist.is_available() and dist.is_initialized():
-                missing = [task for task in logits if task not in labels]
-                labels = {**labels, **{task: invalid_labels(task, logits[task], size) for task in missing}}
+            labels = self.prepare_labels(labels, pixel_values)
             loss, losses = self.compute_loss(logits, auxiliary_logits, labels)
         return SEMMultiTaskOutput(
             loss=loss,
@@ -998,7 +987,7 @@ class SEMForMultiTaskDensePrediction(SEMPreTrainedModel):
     def compute_loss(
         self, logits: dict[str, Tensor], auxiliary_logits: dict[str, Tensor] | None, labels: dict[str, Tensor]
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Weighted sum over the tasks, on logits upsampled to the label size, and each task's own loss."""
+        """Returns the weighted sum over the tasks, and the unweighted loss of each task on its final logits."""
         losses = {task: self.task_loss(task, logits[task], labels[task]) for task in logits if task in labels}
         total = sum(self.config.task_loss_weights[task] * loss for task, loss in losses.items())
         if auxiliary_logits is not None:
@@ -1009,40 +998,43 @@ class SEMForMultiTaskDensePrediction(SEMPreTrainedModel):
         return total, losses
 
     def task_loss(self, task: str, logits: Tensor, labels: Tensor) -> Tensor:
-        """Loss of one task at the size of its labels."""
+        """Returns the loss of one task on logits upsampled to the size of the labels."""
         logits = resize(logits.float(), labels.shape[-2:])
         return get_task(task).loss(logits, labels, **self.config.task_loss_kwargs.get(task, {}))
 
-    def _check_labels(self, logits: dict[str, Tensor], labels: dict[str, Tensor], size: tuple[int, int]) -> None:
-        if not isinstance(labels, Mapping) or not labels:
-            raise ValueError(f"`labels` is {{task: tensor}} of at least one of the tasks {list(logits)}, or None.")
-        for task, label in labels.items():
-            if task not in logits:
-                raise ValueError(f"`labels` names the task {task!r}, which this model lacks; it has {list(logits)}.")
-            if not isinstance(label, Tensor):
-                raise ValueError(
-                    f"Labels of {task} are a tensor; got {type(label).__name__}. Use the image processor."
-                )
-            spec = get_task(task)
-            expected = spec.label_shape(len(logits[task]), size)
-            if label.shape != expected:
-                raise ValueError(
-                    f"Labels of {task} have the batch and the size of the images, {expected}; got {tuple(label.shape)}."
-                )
-            both_float = label.dtype.is_floating_point and spec.dtype.is_floating_point
-            if label.dtype != spec.dtype and not both_float:
-                raise ValueError(f"Labels of {task} are {spec.dtype}; got {label.dtype}.")
-            if not label.dtype.is_floating_point and not torch.compiler.is_compiling():
-                self._check_ids(task, label, num_labels=logits[task].shape[1])
+    def prepare_labels(self, labels: dict[str, Tensor], pixel_values: Tensor) -> dict[str, Tensor]:
+        """Checks the labels and, in distributed training, adds invalid labels for the tasks that this rank has none of.
 
-    @staticmethod
-    def _check_ids(task: str, label: Tensor, num_labels: int) -> None:
-        stray = label[(label != INVALID_ID) & ((label < 0) | (label >= num_labels))]
-        if stray.numel():
+        The losses are means over all ranks, so every rank has to compute the losses of the same tasks.
+        """
+        num_images, size = len(pixel_values), tuple(pixel_values.shape[-2:])
+        if not isinstance(labels, Mapping) or not labels:
             raise ValueError(
-                f"Labels of {task} are ids 0 to {num_labels - 1}, or {INVALID_ID} where invalid; got {stray[0].item()}. Map "
-                f"the ids of your data, or give `task_num_labels[{task!r}]` the width they need."
+                f"`labels` must be {{task: tensor}} with at least one of the tasks {self.config.tasks}, or None."
             )
+        for task, label in labels.items():
+            self._check_label(task, label, num_images, size)
+        if self.training and dist.is_available() and dist.is_initialized():
+            missing = [task for task in self.config.tasks if task not in labels]
+            labels = {**labels, **{t: invalid_labels(t, num_images, size, pixel_values.device) for t in missing}}
+        return labels
+
+    def _check_label(self, task: str, label: Tensor, num_images: int, size: tuple[int, int]) -> None:
+        if task not in self.heads:
+            raise ValueError(f"`labels` has the task {task!r}, which this model lacks; it has {self.config.tasks}.")
+        if not isinstance(label, Tensor):
+            raise ValueError(
+                f"Labels of {task} must be a tensor; got {type(label).__name__}. Use the image processor."
+            )
+        spec = get_task(task)
+        expected = spec.label_shape(num_images, size)
+        if label.shape != expected:
+            raise ValueError(
+                f"Labels of {task} must have the shape {expected}, as the images; got {tuple(label.shape)}."
+            )
+        both_float = label.dtype.is_floating_point and spec.dtype.is_floating_point
+        if label.dtype != spec.dtype and not both_float:
+            raise ValueError(f"Labels of {task} must be {spec.dtype}; got {label.dtype}.")
 
 
 AutoBackbone.register(SEMTimmBackboneConfig, SEMTimmBackbone, exist_ok=True)

@@ -74,7 +74,7 @@ def model(tmp_path_factory):
     names = {task: dict(enumerate(classes)) for task, classes in CLASS_NAMES.items()}
     torch.manual_seed(0)
     network = SEMForMultiTaskDensePrediction(tiny_config(task_num_labels=num_labels, task_id2label=names))
-    network.heads["depth"][-1].bias.data.fill_(2.0)  # metres; without it a random model predicts depths near 0
+    network.heads["depth"].classifier.bias.data.fill_(2.0)  # metres; without it a random model predicts depths near 0
     network.save_pretrained(folder)
     SEMImageProcessor(size={"height": 96, "width": 128}).save_pretrained(folder)
     return folder

@@ -22,7 +22,7 @@ from ..data.benchmarks import Benchmark
 from ..data.transforms import row_to_tensors
 from ..evaluation.sums import MetricSums
 from ..image_processing_sem import SEMImageProcessor
-from ..modeling_sem import SEMForMultiTaskDensePrediction, SEMModel, SEMStates, reference_grid
+from ..modeling_sem import Padding, SEMForMultiTaskDensePrediction, SEMModel, SEMStates, reference_grid
 from ..utils.files import atomic_write
 from ..visualization.colors import colorize_maps
 from ..visualization.panels import Prediction, to_channels_last
@@ -155,10 +155,9 @@ def summarize_states(model: SEMModel, states: SEMStates, size: tuple[int, int]) 
 
 def reference_pixels(model: SEMModel, size: tuple[int, int]) -> list[Tensor]:
     """Where the points of each stage lie without offsets, `(N_s, 2)` as (y, x) in pixels of an image of `size`."""
-    padded = torch.tensor([edge + -edge % model.size_divisor for edge in size])
-    strides = list(reversed(model.decoder_strides))
+    padded = torch.tensor(Padding(tuple(size), model.size_divisor).padded_size)
     grids = []
-    for stride, offset_stride in zip(strides, model.config.offset_strides, strict=True):
+    for stride, offset_stride in zip(model.strides, model.config.offset_strides, strict=True):
         height, width = (round(edge / (stride * offset_stride)) for edge in padded.tolist())
         grids.append((reference_grid(height, width, device=padded.device) + 1) / 2 * padded)
     return grids[-model.config.num_intra_task_stages :]

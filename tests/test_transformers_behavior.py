@@ -21,7 +21,8 @@ from transformers import (
 from transformers.trainer_utils import EvalPrediction
 
 from transformers_sem import MultiTaskMetric, SEMForMultiTaskDensePrediction, SEMImageProcessor, SEMModel
-from transformers_sem.modeling_sem import SEMMultiTaskOutput, eager_attention_forward, survey_backbone
+from transformers_sem.backbone import inspect_backbone
+from transformers_sem.modeling_sem import SEMMultiTaskOutput, eager_attention_forward
 
 from .samples import invalid_labels, random_labels
 from .tiny import tiny_config
@@ -79,10 +80,10 @@ def test_every_trainable_parameter_learns(backbone, use_decoder, tmp_path):
 
 def test_what_no_map_depends_on_is_named():
     backbone = AutoBackbone.from_config(BACKBONES["swin"])
-    survey = survey_backbone(backbone, num_maps=4)
-    assert survey.strides == [4, 8, 16, 32]
-    assert survey.unused_parameters == ["swin.layernorm.weight", "swin.layernorm.bias"]
-    deepest_only = survey_backbone(backbone, num_maps=1).unused_parameters
+    strides, unused = inspect_backbone(backbone, num_maps=4)
+    assert strides == [4, 8, 16, 32]
+    assert unused == ["swin.layernorm.weight", "swin.layernorm.bias"]
+    _, deepest_only = inspect_backbone(backbone, num_maps=1)
     assert (
         "hidden_states_norms.stage1.weight" in deepest_only and "hidden_states_norms.stage4.weight" not in deepest_only
     )
@@ -139,7 +140,9 @@ def test_another_head_width_starts_that_head_anew(tmp_path):
     )
     mismatched = {name for name, *_ in info["mismatched_keys"]}
     assert mismatched == {
-        f"{head}.{part}" for head in ("heads.semseg.1", "auxiliary_heads.semseg") for part in ("weight", "bias")
+        f"{head}.{part}"
+        for head in ("heads.semseg.classifier", "auxiliary_heads.semseg")
+        for part in ("weight", "bias")
     }
     expected = model.state_dict()
     for name, value in loaded.state_dict().items():

@@ -1,0 +1,89 @@
+"""The backbone of SEM: building it, inspecting it, and loading pretrained weights into it."""
+
+from fractions import Fraction
+
+import torch
+from torch import nn
+from transformers import AutoBackbone, PreTrainedConfig, PreTrainedModel
+
+from .backbone_timm import SEMTimmBackbone
+from .configuration_sem import SEMTimmBackboneConfig
+
+
+def build_backbone(config: PreTrainedConfig) -> PreTrainedModel:
+    """Builds the backbone that `config` describes, with random weights."""
+    # Compared by name: the configuration and the model of a checkpoint with custom code may hold two copies of one class
+    if config.model_type == SEMTimmBackboneConfig.model_type:
+        return SEMTimmBackbone(config)
+    return AutoBackbone.from_config(config)
+
+
+def inspect_backbone(backbone: PreTrainedModel, num_maps: int) -> tuple[list[Fraction], list[str]]:
+    """Returns properties of a backbone that `BackboneMixin` does not expose.
+
+    A backbone of transformers is run once on the meta device, where tensors have shapes but no values.
+
+    Args:
+        backbone (`PreTrainedModel`): The backbone.
+        num_maps (`int`): Number of feature maps that are used, counted from the deepest.
+
+    Returns:
+        `tuple[list[Fraction], list[str]]`: the stride of each feature map, and the names of the parameters that the feature
+        maps in use do not depend on.
+    """
+    if isinstance(backbone, SEMTimmBackbone):  # it knows its strides, and timm builds only what the maps need
+        return [Fraction(stride) for stride in backbone.strides], []
+    size = 224  # a multiple of the patch sizes 14 and 16 and of the stride 32
+    with torch.device("meta"), torch.enable_grad():
+        twin = build_backbone(backbone.config).requires_grad_(True)
+        feature_maps = twin(torch.empty(1, backbone.config.num_channels, size, size)).feature_maps
+        names, parameters = zip(*twin.named_parameters(), strict=True)
+        output = sum(feature_map.float().sum() for feature_map in feature_maps[-num_maps:])
+        gradients = torch.autograd.grad(output, parameters, allow_unused=True)
+    strides = [Fraction(round(size / feature_map.shape[-1])) for feature_map in feature_maps]
+    return strides, [name for name, gradient in zip(names, gradients, strict=True) if gradient is None]
+
+
+def parameters_to_buffers(module: nn.Module, names: list[str]) -> None:
+    """Turns the named parameters into buffers, which are saved and loaded under the same names but not trained.
+
+    Distributed training waits for a gradient of every trainable parameter. `requires_grad_(False)` is not enough:
+    `from_pretrained` replaces each parameter by a trainable one.
+    """
+    for name in names:
+        owner_name, _, leaf_name = name.rpartition(".")
+        owner = module.get_submodule(owner_name)
+        parameter = owner.get_parameter(leaf_name)
+        delattr(owner, leaf_name)
+        owner.register_buffer(leaf_name, parameter.detach())
+
+
+def load_backbone_weights(backbone: PreTrainedModel, source: str | None) -> str:
+    """Loads pretrained weights into a backbone; see [`SEMPreTrainedModel.from_pretrained_backbone`].
+
+    Returns:
+        `str`: which weights were loaded, as text for the log.
+    """
+    if isinstance(backbone, SEMTimmBackbone):
+        backbone.load_timm_weights(source)
+        return f"all {len(backbone.state_dict())} tensors of {backbone.config.model_name!r} from {source or 'timm'}"
+    source = source or backbone.config.name_or_path
+    if not source:
+        raise ValueError(
+            "`backbone_config` does not name its pretrained weights. Give `source`, a folder or Hub name, or build the "
+            "configuration by AutoConfig.from_pretrained(...)."
+        )
+    try:
+        pretrained, info = type(backbone).from_pretrained(source, config=backbone.config, output_loading_info=True)
+    except Exception as error:
+        raise OSError(
+            f"Could not load pretrained weights of a {backbone.config.model_type} encoder from {source!r}: {error}"
+        ) from error
+    missing, names = set(info["missing_keys"]), set(backbone.state_dict())
+    if missing >= {name for name, _ in backbone.named_parameters()}:
+        raise OSError(
+            f"{source!r} holds no weight of a {backbone.config.model_type} encoder; expected {len(names)} tensors."
+        )
+    backbone.load_state_dict(pretrained.state_dict())
+    new = f"; newly initialized: {sorted(missing)}" if missing else ""
+    return f"{len(names - missing)} of {len(names)} tensors from {source!r}{new}"
