@@ -1,4 +1,6 @@
 import os
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +12,8 @@ from datasets import DatasetDict, Image
 from datasets.exceptions import DatasetGenerationError
 from PIL import Image as PILImage
 
-from transformers_sem.data.nyud_v2 import CLASS_NAMES, NYUDv2
+from transformers_sem.data.files import BrokenFrameError
+from transformers_sem.data.nyud_v2 import CLASS_NAMES, NYUDv2, find_source
 from transformers_sem.data.row_format import FEATURES
 from transformers_sem.tasks import TASKS, to_label
 
@@ -23,10 +26,16 @@ REAL_FRAMES = Path(os.environ.get("SEM_NYUD_V2_DIR", Path(__file__).resolve().pa
 EXPAND_TOOL = REAL_FRAMES / "tools" / "expand_nyud_v2.py"
 
 
-@pytest.fixture
-def root(tmp_path):
+@pytest.fixture(scope="module")
+def unchanged_root(tmp_path_factory):
     """A tiny NYUDv2 folder."""
-    return write_tiny_folder(tmp_path / "data" / "NYUDv2", IDS)
+    return write_tiny_folder(tmp_path_factory.mktemp("data") / "NYUDv2", IDS)
+
+
+@pytest.fixture
+def root(unchanged_root, tmp_path):
+    """A copy that a test may change."""
+    return shutil.copytree(unchanged_root, tmp_path / "data" / "NYUDv2")
 
 
 @pytest.fixture
@@ -243,9 +252,7 @@ BROKEN_FRAMES = {
 }
 
 
-@pytest.mark.parametrize(("name", "content", "message"), BROKEN_FRAMES.values(), ids=BROKEN_FRAMES)
-def test_broken_file_is_named(prepare, root, name, content, message):
-    path = root / name
+def break_file(path: Path, content: bytes | np.ndarray | None) -> None:
     if content is None:
         path.write_bytes(path.read_bytes()[:-40])
     elif isinstance(content, bytes):
@@ -254,10 +261,29 @@ def test_broken_file_is_named(prepare, root, name, content, message):
         np.save(path, content)
     else:
         PILImage.fromarray(content).save(path)
+
+
+def test_broken_files_are_named(root):
+    source = find_source(root)
+    frame = next(frame for frame in source.frames["train"] if frame["id"] == "0001")
+    for case, (name, content, message) in BROKEN_FRAMES.items():
+        path = root / name
+        intact = path.read_bytes()
+        break_file(path, content)
+        with pytest.raises(BrokenFrameError) as error:
+            source.read_row(frame)
+        line = f"{path}.*{message}.*Restore the file, or take 0001 off the list"
+        assert re.search(line, str(error.value)), (case, str(error.value))
+        path.write_bytes(intact)
+    source.read_row(frame)
+
+
+def test_the_builder_names_a_broken_file(prepare, root):
+    path = root / "depth" / "0001.npy"
+    path.write_bytes(b"")
     with pytest.raises(DatasetGenerationError) as error:
         prepare()
-    with pytest.raises(ValueError, match=f"{path}.*{message}.*Restore the file, or take 0001 off the list"):
-        raise error.value.__cause__
+    assert f"Cannot use {path}: it must be a .npy file" in str(error.value.__cause__)
 
 
 def test_broken_file_is_named_by_processes(prepare, root):

@@ -10,13 +10,13 @@ from PIL import Image
 
 from ..configuration_sem import SEMConfig
 from ..evaluation.metrics import METRICS
+from ..pipeline_sem import PIPELINE_TAG
 from ..tasks import get_task
 from ..utils.files import atomic_write
 from ..visualization.panels import save_image
 
 
 TEMPLATE = Path(__file__).with_name("model_card.md.jinja")
-PIPELINE_TAG = "multi-task-dense-prediction"
 PAPER_URL = (
     "https://openaccess.thecvf.com/content/CVPR2024/html/"
     "Huang_Going_Beyond_Multi-Task_Dense_Prediction_with_Synergy_Embedding_Models_CVPR_2024_paper.html"
