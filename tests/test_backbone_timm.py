@@ -87,7 +87,7 @@ def assert_same(actual, expected, **tolerance):
 
 
 def assert_reloaded(loaded, backbone):
-    """Weights and buffers that no file holds agree to the last bit, and outputs but for the kernels that memory chooses."""
+    """Asserts equal weights and buffers, and equal outputs up to the rounding of different kernels."""
     assert_same(dict(loaded.named_parameters()), dict(backbone.named_parameters()))
     assert_same(dict(loaded.named_buffers()), dict(backbone.named_buffers()))
     images = random_images(96, 64)
@@ -146,7 +146,7 @@ def test_reloading_is_exact(name, tmp_path):
 
 
 def test_buffers_that_no_file_holds_are_rebuilt(tmp_path):
-    """Swin's index of relative positions and its attention masks; loading starts without them."""
+    """Swin's relative position index and attention masks are not in the checkpoint."""
     backbone = build_backbone("swin")
     backbone.save_pretrained(tmp_path)
     in_file = {name.removeprefix("encoder.") for name in load_file(tmp_path / "model.safetensors")}
@@ -170,7 +170,7 @@ def test_two_backbones_of_one_seed_are_equal_and_those_of_two_are_not():
 
 
 def test_new_weights_are_those_that_timm_draws():
-    """Construction must not draw them anew by the rules of transformers."""
+    """Construction does not initialize them again by the rules of transformers."""
     config = SEMTimmBackboneConfig(**ENCODERS["vit with layer scale"][0])
     torch.manual_seed(0)
     expected = build_timm_encoder(config).state_dict()
@@ -209,7 +209,7 @@ def test_weights_that_a_checkpoint_lacks_are_drawn_like_new_ones(name, tmp_path)
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_timm_weights_from_a_file(name, tmp_path):
-    """The file holds a whole classifier, as timm's own do."""
+    """The file holds a whole classifier, as the files of timm."""
     config = SEMTimmBackboneConfig(**ENCODERS[name][0])
     torch.manual_seed(7)
     classifier = timm.create_model(config.model_name, **config.model_kwargs)
@@ -241,7 +241,7 @@ def test_timm_weights_from_a_missing_file(tmp_path):
 
 
 def test_timm_weights_of_another_model_are_refused(tmp_path):
-    """Else a run that was to start from pretrained weights starts from random ones, and nobody knows."""
+    """A run must not start from random weights without an error."""
     save_file({"weight": torch.zeros(3)}, tmp_path / "foreign.safetensors")
     with pytest.raises(OSError, match=r"foreign\.safetensors"):
         build_backbone("convnext").load_timm_weights(str(tmp_path / "foreign.safetensors"))
@@ -272,7 +272,7 @@ def test_gradient_checkpointing_gives_the_same_gradients(name):
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_gradient_checkpointing_reaches_timm(name):
-    """Blocks run a second time in the backward pass, in training only."""
+    """In training, blocks run a second time in the backward pass."""
     backbone = build_backbone(name, drop_path_rate=0.0)
     backbone.gradient_checkpointing_enable()
     blocks = [

@@ -1,4 +1,4 @@
-"""Checkpoints that carry their code, in processes where the package is not installed."""
+"""Checkpoints with custom code, loaded in processes without the package."""
 
 import os
 import subprocess

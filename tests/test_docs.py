@@ -31,7 +31,7 @@ MODULES = [
 def test_all_modules_are_found():
     assert {
         "transformers_sem.tasks",
-        "transformers_sem.data.benchmarks.scenes",
+        "transformers_sem.data.scenes.rendering",
         "transformers_sem.training.data_order",
     } < set(MODULES)
 
@@ -151,7 +151,7 @@ def test_commands_of_fine_tuning(repository, user_folder):
     run_python(repository / "docs" / "fine_tune_on_your_folder.md")
     run_commands(
         repository / "docs" / "fine_tune_on_your_folder.md",
-        lambda command: command + BRIEF if "train.py" in command else command,
+        lambda command: command + BRIEF if "transformers-sem train" in command else command,
     )
     assert (user_folder / "predictions" / "json" / "0019.json").is_file()
 

@@ -53,7 +53,7 @@ ROWS = {
     "with inter": {"use_intra_task": False},
     "sem": {},
 }
-# Weights mapped from a file lie anywhere in memory, and where they lie chooses among kernels that round differently
+# The memory alignment of loaded weights selects kernels that round differently
 UNALIGNED = {"rtol": 0, "atol": 1e-6}
 SWITCHES = (
     [{"num_intra_task_stages": number} for number in (1, 2, 3, 4)]
@@ -69,7 +69,7 @@ def build_model(seed=0, **overrides):
 
 @pytest.fixture(scope="module")
 def model():
-    """One model that the tests only read from, in evaluation mode."""
+    """A model in evaluation mode, shared by tests that do not change it."""
     return build_model()
 
 
@@ -279,7 +279,7 @@ def test_gradients_of_sampling(golden, case):
     np.testing.assert_allclose(feature_map.grad, arrays[f"gs/{case}/grad_feature"], rtol=1e-4, atol=1e-5)
 
 
-def test_sampling_at_pixel_centres_returns_the_pixels():
+def test_sampling_at_pixel_centers_returns_the_pixels():
     feature_map = torch.randn(1, 4, 3, 5)
     rows, columns = torch.linspace(-1, 1, 3), torch.linspace(-1, 1, 5)
     points = torch.cartesian_prod(rows, columns).unsqueeze(0)
@@ -448,7 +448,7 @@ def test_momentum_one_keeps_the_bases():
 
 @pytest.mark.parametrize("num_parts", [2, 4, 8])
 def test_accumulation_keeps_the_memory_per_step(num_parts):
-    """The bases end within 15 % of the step's own length from where one batch takes them."""
+    """The bases of accumulated batches differ from those of one batch by less than 15 % of the step."""
     images, labels = random_images(8), random_labels(NYUD_TASKS, 8)
     whole, parts = build_model().train(), build_model().train()
     start = bases_of(whole)
@@ -691,8 +691,8 @@ def test_base_model_shapes(model):
     assert [tuple(states.shape[-2:]) for states in outputs.hidden_states] == [(16, 24), (8, 12), (4, 6), (2, 3)]
 
 
-def test_padding_is_taken_off(model):
-    """The image in the corner of a black one gives the same logits, but for the border that the head's 3x3 sees."""
+def test_padding_is_cropped(model):
+    """An image padded with zeros has the same logits, except at the border of the head's 3x3 convolution."""
     image = random_images(1, 40, 52)
     padded = Padding((40, 52), 64).pad(image)
     for task, logits in model(image).logits.items():
@@ -701,8 +701,8 @@ def test_padding_is_taken_off(model):
 
 
 @pytest.mark.parametrize(("stride", "width"), [(4, 131), (4, 128), (16, 97), (32, 131), (3.5, 100)])
-def test_cells_cover_the_image_and_no_more(stride, width):
-    """A ramp of pixel positions, sampled at the cells of the padded image, is the same ramp at the image's pixels."""
+def test_crop_covers_exactly_the_image(stride, width):
+    """A cropped ramp of pixel positions, resized to the image, is the ramp of the image."""
     num_cells = 2 * math.ceil(width / stride / 2) + 2  # even, so that a stride of 3.5 gives whole pixels
     ramp = ((torch.arange(num_cells) + 0.5) * stride).expand(1, 1, num_cells, num_cells)
     padding = Padding((width, width), round(num_cells * stride))
@@ -940,8 +940,8 @@ def test_weights_that_a_checkpoint_lacks_are_drawn_like_new_ones(tmp_path):
     assert_same({name: loaded[name] for name in kept}, {name: fresh[name] for name in kept})
 
 
-def test_the_inter_task_modules_are_heard_from_the_start():
-    """At any width, what they add is as loud as what a linear layer makes of numbers of unit variance."""
+def test_inter_task_modules_start_with_the_variance_of_a_linear_layer():
+    """At any width their residual has the variance of a linear layer applied to values of unit variance."""
     model = build_model(decoder_hidden_sizes=[256, 128, 64, 16], num_bases=16)
     for stage, width in zip(model.sem.decoder.stages, [256, 128, 64, 16], strict=True):
         maps = {"semseg": torch.randn(2, width, 6, 8), "depth": torch.randn(2, width, 6, 8)}
@@ -951,7 +951,7 @@ def test_the_inter_task_modules_are_heard_from_the_start():
 
 
 def test_other_tasks_keep_what_fits(tmp_path):
-    """Fine-tuning on other tasks: shared weights are loaded, new heads and bases are drawn sanely."""
+    """Fine-tuning on other tasks loads the shared weights and initializes new heads and bases."""
     trained_model().save_pretrained(tmp_path)
     config = tiny_config(task_num_labels={"depth": 1, "saliency": 2}, num_bases=6)
     loaded = SEMForMultiTaskDensePrediction.from_pretrained(tmp_path, config=config, ignore_mismatched_sizes=True)

@@ -1,4 +1,4 @@
-"""What transformers' own suites ask of every model, on encoders of each kind."""
+"""Behavior that the test suites of transformers check for every model, on encoders of each kind."""
 
 import copy
 
@@ -78,7 +78,7 @@ def test_every_trainable_parameter_learns(backbone, use_decoder, tmp_path):
     assert without == []
 
 
-def test_what_no_map_depends_on_is_named():
+def test_parameters_that_no_map_depends_on():
     backbone = AutoBackbone.from_config(BACKBONES["swin"])
     strides, unused = inspect_backbone(backbone, num_maps=4)
     assert strides == [4, 8, 16, 32]
@@ -151,7 +151,7 @@ def test_another_head_width_starts_that_head_anew(tmp_path):
 
 @pytest.mark.parametrize("attn_implementation", ["eager", "sdpa"])
 @pytest.mark.parametrize("backbone", BACKBONES)
-def test_what_goes_on_inside(backbone, attn_implementation):
+def test_sem_states(backbone, attn_implementation):
     model = SEMForMultiTaskDensePrediction(build_config(backbone, num_bases=5, inter_task_stages=3)).eval()
     model.set_attn_implementation({"": attn_implementation})  # of SEM alone: ConvNeXt has no attention
     images = torch.randn(2, 3, 50, 100)  # padded to 64 x 128: 2 x 4 points on each of the four stages
@@ -161,7 +161,7 @@ def test_what_goes_on_inside(backbone, attn_implementation):
     assert [list(by_task) for by_task in (states.points, states.stage_weights)] == [TASK_NAMES, TASK_NAMES]
     for task in TASK_NAMES:
         assert [tuple(points.shape) for points in states.points[task]] == [(2, 8, 2)] * 4
-        # the offsets start at zero: cell centres of the padded image, in units of the image
+        # the offsets start at zero: cell centers of the padded image, in coordinates of the image
         expected = torch.tensor(
             [[(row + 0.5) * 64 / 50 - 1, (column + 0.5) * 64 / 100 - 1] for row in (0, 1) for column in range(4)]
         )
@@ -184,7 +184,7 @@ def test_what_goes_on_inside(backbone, attn_implementation):
 
 
 @pytest.mark.parametrize("overrides", [{"use_intra_task": False, "inter_task_stages": 0}, {"use_decoder": False}])
-def test_without_the_modules_there_is_nothing_inside(overrides):
+def test_sem_states_without_the_modules(overrides):
     model = SEMModel(build_config("convnext", **overrides)).eval()
     states = model(torch.randn(1, 3, 64, 64), output_sem_states=True).sem_states
     assert not states.points and not states.responsibilities
@@ -192,7 +192,7 @@ def test_without_the_modules_there_is_nothing_inside(overrides):
 
 
 def test_any_attention_function_of_transformers_is_used():
-    """Flash attention and others are chosen by name; what they are called with is what they get everywhere."""
+    """Attention functions are selected by name and called as in other models of transformers."""
     calls = []
 
     def attend(module, query, key, value, attention_mask, scaling, dropout=0.0, **kwargs):
@@ -294,7 +294,7 @@ def test_weights_of_another_encoder_are_refused(tmp_path):
 
 @pytest.mark.parametrize("backbone", BACKBONES)
 def test_low_rank_adapters_of_the_encoder(backbone, tmp_path):
-    """Of peft: only the adapters and what was asked for learn, and the adapted model comes back from its file."""
+    """Trains adapters of peft, saves them and loads them."""
     peft = pytest.importorskip("peft")
     projections = {"timm": "qkv", "convnext": "pwconv1"}.get(backbone, "q_proj")
     trained = ["decoder", "intra_task", *(f"heads.{task}" for task in TASK_NAMES)]
@@ -318,7 +318,7 @@ def test_low_rank_adapters_of_the_encoder(backbone, tmp_path):
 
 
 class Scenes(torch.utils.data.Dataset):
-    """Eight images and their labels, as the image processor gives them."""
+    """Eight images and their labels, in the format of the image processor."""
 
     def __init__(self):
         generator = torch.Generator().manual_seed(0)
@@ -335,7 +335,7 @@ class Scenes(torch.utils.data.Dataset):
         }
 
 
-def test_the_trainer_of_transformers_trains_and_judges(tmp_path):
+def test_the_trainer_of_transformers_trains_and_evaluates(tmp_path):
     widths = {"semseg": 40, "depth": 1}
     processor, metric = SEMImageProcessor(), MultiTaskMetric(widths)
 

@@ -1,4 +1,4 @@
-"""The smallest model that has every part of SEM: a timm test encoder, eight channels, four bases."""
+"""Configuration of a small model with every part of SEM: a timm test encoder, 8 or 16 channels, four bases."""
 
 from transformers_sem import SEMConfig
 

@@ -28,8 +28,8 @@ def inspect_backbone(backbone: PreTrainedModel, num_maps: int) -> tuple[list[Fra
         num_maps (`int`): Number of feature maps that are used, counted from the deepest.
 
     Returns:
-        `tuple[list[Fraction], list[str]]`: the stride of each feature map, and the names of the parameters that the feature
-        maps in use do not depend on.
+        `tuple[list[Fraction], list[str]]`: the stride of each feature map, and the names of the parameters that the
+        feature maps in use do not depend on.
     """
     if isinstance(backbone, SEMTimmBackbone):  # it knows its strides, and timm builds only what the maps need
         return [Fraction(stride) for stride in backbone.strides], []

@@ -1,4 +1,4 @@
-"""Any timm encoder as a transformers backbone."""
+"""Backbone that wraps any timm encoder."""
 
 import timm
 import torch
@@ -12,7 +12,7 @@ from transformers.utils.generic import can_return_tuple
 from .configuration_sem import SEMTimmBackboneConfig
 
 
-# What makes the encoders of a timm module accept an input of any size
+# Keyword arguments of `timm.create_model` that make the encoders of a timm module accept any input size
 ANY_SIZE_KWARGS = {
     "vision_transformer": {"dynamic_img_size": True},
     "deit": {"dynamic_img_size": True},
@@ -24,12 +24,12 @@ ANY_SIZE_KWARGS = {
 
 
 def build_timm_encoder(config: SEMTimmBackboneConfig, **pretrained_kwargs) -> nn.Module:
-    """Builds the timm feature extractor that `config` describes, with random weights unless told otherwise.
+    """Builds the timm feature extractor that `config` describes, with random weights by default.
 
-    timm's getter returns `(batch_size, channels, height, width)` for every family of encoders.
+    Feature maps are `(batch_size, channels, height, width)` for every family of encoders.
 
     Raises:
-        ValueError: If timm has no model of that name, or the model fewer stages than asked for.
+        ValueError: If timm has no model of that name, or the model has fewer stages than `out_indices` need.
     """
     architecture = timm.models.get_arch_name(config.model_name)
     if not timm.models.is_model(architecture):
@@ -42,7 +42,7 @@ def build_timm_encoder(config: SEMTimmBackboneConfig, **pretrained_kwargs) -> nn
             feature_cls="getter",
             in_chans=config.num_channels,
             out_indices=[index - 1 for index in config.out_indices],
-            # not every timm model knows stochastic depth
+            # not every timm model takes this argument
             **({"drop_path_rate": config.drop_path_rate} if config.drop_path_rate else {}),
             **{**ANY_SIZE_KWARGS.get(timm_module, {}), **config.model_kwargs},
             **pretrained_kwargs,
@@ -51,13 +51,13 @@ def build_timm_encoder(config: SEMTimmBackboneConfig, **pretrained_kwargs) -> nn
         if "feature index" not in str(error):
             raise
         raise ValueError(
-            f"`out_indices` count the stages of {config.model_name!r} from 1; got {config.out_indices}, and the last stage is "
-            f"before {max(config.out_indices)}. Choose among those it has."
+            f"`out_indices` count the stages of {config.model_name!r} from 1; got {config.out_indices}, but it has fewer "
+            f"than {max(config.out_indices)} stages. Use smaller indices."
         ) from error
 
 
 class SEMTimmBackbone(BackboneMixin, PreTrainedModel):
-    """A timm encoder behind the backbone interface of transformers; see [`SEMTimmBackboneConfig`].
+    """A timm encoder with the backbone interface of transformers; see [`SEMTimmBackboneConfig`].
 
     Feature maps are `(batch_size, channels, height / stride, width / stride)`; `strides` has one entry per map.
     """
@@ -68,9 +68,8 @@ class SEMTimmBackbone(BackboneMixin, PreTrainedModel):
     input_modalities = ("image",)
     supports_gradient_checkpointing = True
     has_attentions = False
-    _supports_sdpa = _supports_flash_attn = (
-        True  # timm calls scaled_dot_product_attention itself, which picks the kernel
-    )
+    # timm calls scaled_dot_product_attention itself, which chooses the kernel
+    _supports_sdpa = _supports_flash_attn = True
 
     def __init__(self, config: SEMTimmBackboneConfig):
         super().__init__(config)
@@ -80,19 +79,20 @@ class SEMTimmBackbone(BackboneMixin, PreTrainedModel):
         widths = dict(zip(config.out_indices, self.encoder.feature_info.channels(), strict=True))
         self.num_features = [widths.get(index, 0) for index in range(len(config.stage_names))]
         for tensor in (*self.encoder.parameters(), *self.encoder.buffers()):
-            # timm has initialised what is real; on the meta device the checkpoint, or `_init_weights`, will
+            # timm has initialized tensors that hold values; on the meta device the checkpoint or `_init_weights` fills them
             tensor._is_hf_initialized = tensor.device.type != "meta"
         self.post_init()
 
     @classmethod
     def is_custom_code(cls) -> bool:
-        """`False`: `_init_weights` keeps to loaded weights itself, and must see modules without tensors of their own."""
+        """Returns `False`, so that `_init_weights` is called for `self.encoder`, which owns no tensor itself."""
+        # Otherwise test_weights_that_a_checkpoint_lacks_are_drawn_like_new_ones fails
         return False
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """Rebuilds timm's buffers, and draws weights a checkpoint lacks from a freshly built encoder."""
-        if hasattr(module, "init_non_persistent_buffers"):  # timm's own protocol for loading from the meta device
+        """Rebuilds timm's non-persistent buffers, and copies weights that a checkpoint lacks from a newly built encoder."""
+        if hasattr(module, "init_non_persistent_buffers"):  # timm's method for loading from the meta device
             module.init_non_persistent_buffers()
         if module is self.encoder:
             tensors = module.state_dict(keep_vars=True)
@@ -102,10 +102,10 @@ class SEMTimmBackbone(BackboneMixin, PreTrainedModel):
                 init.copy_(tensors[name], fresh[name].to(tensors[name]))
 
     def load_timm_weights(self, file: str | None = None) -> None:
-        """Loads timm's pretrained weights of this encoder, from its cache or the Hub, or from a `file` in timm's format.
+        """Loads timm's pretrained weights of this encoder from the cache or the Hub, or from a `file` in timm's format.
 
         Raises:
-            OSError: If they cannot be had.
+            OSError: If the weights cannot be loaded.
         """
         overlay = {"file": file} if file else None
         try:
@@ -120,7 +120,7 @@ class SEMTimmBackbone(BackboneMixin, PreTrainedModel):
         self.encoder.load_state_dict(pretrained.state_dict())
 
     def _check_names(self, state_dict: dict[str, Tensor]) -> None:
-        """In silence, timm skips what a file lacks, and would start from random weights."""
+        """Raises `ValueError` if the file lacks tensors of the encoder, which timm would leave at random values."""
         missing = sorted(set(self.encoder.model.state_dict()) - set(state_dict))
         if missing:
             raise ValueError(f"the file lacks {len(missing)} tensors of this encoder, among them {missing[:3]}")
@@ -129,7 +129,7 @@ class SEMTimmBackbone(BackboneMixin, PreTrainedModel):
     def forward(self, pixel_values: Tensor, output_hidden_states: bool | None = None, **kwargs) -> BackboneOutput:
         """Encodes `pixel_values` of shape `(batch_size, num_channels, height, width)`.
 
-        Height and width must be multiples of the largest stride; [`SEMModel`] pads to that.
+        Height and width must be multiples of the largest stride; [`SEMModel`] pads the images.
         """
         self.encoder.model.set_grad_checkpointing(self.gradient_checkpointing and self.training)
         feature_maps = tuple(self.encoder(pixel_values))

@@ -1,4 +1,4 @@
-"""Configuration of SEM and of the timm encoder it stands on."""
+"""Configuration of SEM and of its timm encoder."""
 
 from dataclasses import fields
 
@@ -11,7 +11,7 @@ from .tasks import NYUD_V2_TASKS, get_task
 
 @strict
 class SEMTimmBackboneConfig(BackboneConfigMixin, PreTrainedConfig):
-    r"""Configuration of [`SEMTimmBackbone`]: a timm encoder, rebuilt exactly from what is stored here.
+    r"""Configuration of [`SEMTimmBackbone`], with everything that is needed to build the same encoder again.
 
     Args:
         model_name (`str`, *optional*, defaults to `"vit_large_patch16_384.augreg_in21k_ft_in1k"`):
@@ -19,14 +19,14 @@ class SEMTimmBackboneConfig(BackboneConfigMixin, PreTrainedConfig):
         num_channels (`int`, *optional*, defaults to 3):
             Number of image channels.
         drop_path_rate (`float`, *optional*, defaults to 0.15):
-            Stochastic depth of the encoder (paper recipe).
+            Stochastic depth rate of the encoder, as in the paper.
         model_kwargs (`dict`, *optional*):
             Further keyword arguments of `timm.create_model`.
         out_indices (`list[int]`, *optional*, defaults to `[6, 12, 18, 24]`):
-            Which stages become feature maps, counted from 1: the stages of a hierarchical encoder, the blocks of a
-            plain one (layers 6, 12, 18, 24 of ViT-L in the paper).
+            Stages that are returned as feature maps, counted from 1: stages of a hierarchical encoder, blocks of a plain one
+            (layers 6, 12, 18 and 24 of ViT-L in the paper).
         out_features (`list[str]`, *optional*):
-            The same by name (`"stage1"`, ...).
+            The same stages by name (`"stage1"`, ...).
     """
 
     model_type = "sem_timm_backbone"
@@ -39,7 +39,7 @@ class SEMTimmBackboneConfig(BackboneConfigMixin, PreTrainedConfig):
     _out_indices: list[int] | None = None
 
     def __post_init__(self, **kwargs):
-        kwargs.pop("stage_names", None)  # derived below; it comes back with every saved configuration
+        kwargs.pop("stage_names", None)  # derived below, and part of every saved configuration
         out_features = kwargs.pop("out_features", None)
         out_indices = kwargs.pop("out_indices", None)
         if out_features is not None:
@@ -59,58 +59,58 @@ class SEMConfig(PreTrainedConfig):
 
     Args:
         backbone_config (`dict` or `PreTrainedConfig`, *optional*):
-            Any backbone configuration; `None` is the timm ViT-L/16 of the paper.
+            Configuration of any backbone. `None` is the timm ViT-L/16 of the paper.
         reassemble_factors (`list[int | float]`, *optional*):
-            Resizing of each encoder stage to strides 4, 8, 16, 32. `None` takes it from the backbone:
-            `[4, 2, 1, 0.5]` where all its maps share one stride, nothing where they form a pyramid already.
+            Factors that resize the encoder stages to strides 4, 8, 16 and 32. `None` derives them from the backbone:
+            `[4, 2, 1, 0.5]` if all its maps share one stride, no resizing if they form a pyramid.
         task_num_labels (`dict[str, int]`, *optional*):
-            Head width of each task, in order; `None` is NYUD-v2: 40 classes, depth, normals, boundaries.
+            Number of output channels of each task, in order. `None` is NYUD-v2: 40 classes, depth, normals, boundaries.
         task_id2label (`dict[str, dict[int, str]]`, *optional*):
-            Class names of tasks that have classes.
+            Class names of the tasks that have classes.
         task_loss_weights (`dict[str, float]`, *optional*):
-            Weight of each task in the loss; missing entries come from the task table.
+            Weight of each task in the loss. Missing entries are taken from the task table.
         task_loss_kwargs (`dict[str, dict]`, *optional*):
-            Keyword arguments of each task's loss.
+            Keyword arguments of the loss of each task.
         hidden_size (`int`, *optional*, defaults to 512):
-            C of the intra-task module.
+            Width C of the intra-task module.
         offset_strides (`list[int]`, *optional*, defaults to `[8, 4, 2, 1]`):
-            r_s, from the shallow to the deep stage: how many pixels of a stage share one deformed point.
+            r_s, from the shallow to the deep stage: one deformed point per `r_s x r_s` pixels of the stage.
         num_attention_heads (`int`, *optional*, defaults to 8):
-            Heads of the intra-task attention.
+            Number of heads of the intra-task attention.
         mlp_ratio (`float`, *optional*, defaults to 4.0):
-            Width of every MLP, relative to its input.
+            Ratio of the hidden width of every MLP to its input width.
         decoder_hidden_sizes (`list[int]`, *optional*, defaults to `[512, 256, 128, 64]`):
-            Width of the decoder stages, from deep to shallow.
+            Widths of the decoder stages, from deep to shallow.
         decoder_num_attention_heads (`list[int]`, *optional*, defaults to `[8, 4, 2, 1]`):
-            Heads of the decoder stages.
+            Number of heads of the decoder stages.
         sr_ratios (`list[int]`, *optional*, defaults to `[1, 2, 4, 8]`):
             Spatial reduction of keys and values in the decoder stages.
         use_decoder (`bool`, *optional*, defaults to `True`):
-            `False` is the paper's MTL (with one task: STL) model: a head on the deepest map.
+            Whether to use the decoder. `False` is the MTL model of the paper (STL with one task).
         use_intra_task (`bool`, *optional*, defaults to `True`):
-            `False` puts one 3x3 convolution block per task in the place of the intra-task module.
+            Whether to use the intra-task modules. `False` replaces each by a 3x3 convolution block.
         num_intra_task_stages (`int`, *optional*, defaults to 4):
-            How many of the deepest encoder stages the intra-task module sees (ES in Fig. 6).
+            Number of encoder stages, from the deepest, that the intra-task module reads (ES in Fig. 6).
         inter_task_stages (`int`, *optional*, defaults to 4):
-            How many decoder stages, from the deepest, hold the inter-task module (DS in Fig. 6).
+            Number of decoder stages, from the deepest, with an inter-task module (DS in Fig. 6).
         num_bases (`int`, *optional*, defaults to 64):
             K, the number of bases.
         num_em_iterations (`int`, *optional*, defaults to 5):
             R, the number of EM iterations.
         em_temperature (`float`, *optional*, defaults to 1.0):
-            tau in Eq. 8.
+            Temperature tau of Eq. 8.
         bases_momentum (`float`, *optional*, defaults to 0.9):
-            alpha of the moving average of the initial bases.
+            Momentum alpha of the moving average of the initial bases.
         use_auxiliary_heads (`bool`, *optional*, defaults to `True`):
-            Intermediate supervision on the intra-task features.
+            Whether to supervise the intra-task features with auxiliary heads.
         auxiliary_loss_weight (`float`, *optional*, defaults to 1.0):
-            Weight of that supervision.
+            Weight of the auxiliary losses.
         initializer_range (`float`, *optional*, defaults to 0.02):
-            Standard deviation of new weights.
+            Standard deviation of the weight initialization.
 
     Raises:
         ValueError: If a task is unknown.
-        StrictDataclassError: If a value has the wrong type, or values contradict each other.
+        StrictDataclassError: If a value has the wrong type, or two values contradict each other.
 
     ```python
     >>> from transformers_sem import SEMConfig
@@ -152,7 +152,7 @@ class SEMConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs):
         self.backbone_config = _build_backbone_config(self.backbone_config)
         for field in ("offset_strides", "decoder_hidden_sizes", "decoder_num_attention_heads", "sr_ratios"):
-            setattr(self, field, list(getattr(self, field)))  # as JSON will bring them back
+            setattr(self, field, list(getattr(self, field)))  # JSON has lists, no tuples
         if self.task_num_labels is None:
             self.task_num_labels = {task.name: task.num_labels for task in NYUD_V2_TASKS}
         self._restore_task_order(kwargs.pop("tasks", None))
@@ -161,9 +161,9 @@ class SEMConfig(PreTrainedConfig):
 
     @classmethod
     def from_dict(cls, config_dict: dict, **kwargs):
-        """Builds a configuration; fields among `kwargs` replace those of the dictionary before anything is checked.
+        """Builds a configuration. Fields among `kwargs` replace those of the dictionary before the values are checked.
 
-        New `task_num_labels` leave the entries of tasks that have changed to the task table.
+        If `task_num_labels` is replaced, tasks of another width take their other entries from the task table.
         """
         known = {field.name for field in fields(cls)} - {field.name for field in fields(PreTrainedConfig)}
         changes = {name: kwargs.pop(name) for name in sorted(known & set(kwargs))}
@@ -177,7 +177,7 @@ class SEMConfig(PreTrainedConfig):
         return super().from_dict({**config_dict, **changes}, **kwargs)
 
     def _restore_task_order(self, tasks: list[str] | None) -> None:
-        """JSON files of transformers sort their keys; the list `tasks` beside the widths keeps the order."""
+        """Restores the order of the tasks from the list `tasks`, because transformers sorts the keys of its JSON files."""
         if tasks is None:
             return
         if sorted(tasks) != sorted(self.task_num_labels):
@@ -204,11 +204,11 @@ class SEMConfig(PreTrainedConfig):
         return list(self.task_num_labels)
 
     def to_dict(self) -> dict:
-        """The configuration as a dictionary, with the order of the tasks as a list of its own."""
+        """Returns the configuration as a dictionary, with the order of the tasks in the list `tasks`."""
         return {**super().to_dict(), "tasks": self.tasks}
 
     def validate_tasks(self):
-        """Every task has a head of positive width, and as many names as classes."""
+        """Checks that every task has a head of positive width and as many names as classes."""
         if not self.task_num_labels:
             raise ValueError("`task_num_labels` is empty; name at least one task.")
         for task, num_labels in self.task_num_labels.items():
@@ -232,7 +232,7 @@ class SEMConfig(PreTrainedConfig):
             raise ValueError(f"`num_em_iterations` must not be below 0; got {self.num_em_iterations}.")
 
     def validate_architecture(self):
-        """The per-stage lists have one entry per encoder stage, and widths divide by heads."""
+        """Checks that lists have one entry per stage and that widths are multiples of the number of heads."""
         self._check_positive()
         num_stages = len(self.decoder_hidden_sizes)
         for field in ("offset_strides", "decoder_num_attention_heads", "sr_ratios"):
@@ -249,8 +249,9 @@ class SEMConfig(PreTrainedConfig):
             )
         if not isinstance(self.backbone_config, BackboneConfigMixin):
             raise ValueError(
-                f"`backbone_config` is that of a timm encoder or of a backbone of transformers; got {self.backbone_config.model_type!r}, "
-                "which gives no feature maps. Take timm's version of it: {'model_name': ..., 'out_indices': ...}."
+                f"`backbone_config` must be that of a timm encoder or of a backbone of transformers; got "
+                f"{self.backbone_config.model_type!r}, which returns no feature maps. Use the encoder of timm instead: "
+                "{'model_name': ..., 'out_indices': ...}."
             )
         out_indices = list(self.backbone_config.out_indices)
         if self.use_decoder and len(out_indices) != num_stages:
@@ -271,7 +272,7 @@ class SEMConfig(PreTrainedConfig):
 
 
 def _build_backbone_config(backbone_config: dict | PreTrainedConfig | None) -> PreTrainedConfig:
-    """A dictionary with the `model_type` of any transformers backbone, and without one of a timm encoder."""
+    """Builds the configuration from a dictionary; without a `model_type` it is that of a timm encoder."""
     if isinstance(backbone_config, PreTrainedConfig):
         return backbone_config
     model_type = (backbone_config or {}).get("model_type", SEMTimmBackboneConfig.model_type)

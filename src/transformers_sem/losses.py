@@ -1,11 +1,11 @@
-"""The losses of multi-task dense prediction, as "the same loss function as InvPT" (paper section 4.1) defines them.
+"""Losses of multi-task dense prediction: "the same loss function as InvPT" (section 4.1 of the paper).
 
-Every loss takes logits of shape `(batch_size, num_labels, height, width)` and labels of the same height and width, is
-computed in float32 whatever the autocast, averages over the valid pixels of the whole batch, and is a zero that still
-has a gradient path where no pixel is valid. Invalid pixels are 255 in ids and boundaries, NaN in measurements.
+Every loss takes logits of shape `(batch_size, num_labels, height, width)` and labels of the same height and width. It is
+computed in float32 under any autocast and averaged over the valid pixels of the whole batch. Without a valid pixel it is
+zero and still has a gradient. Invalid pixels are 255 in ids and boundaries, NaN in measurements.
 
-In distributed training the whole batch is that of all ranks: the mean of the ranks' losses, and of their gradients, is the
-loss that one rank would get for all images.
+In distributed training the batch is that of all ranks: the mean over the ranks of the losses, and of the gradients, equals
+that of one rank that has all images.
 """
 
 import torch
@@ -18,7 +18,7 @@ INVALID_ID = 255
 
 
 def mean_over_ranks(count: Tensor) -> Tensor:
-    """Mean of a count over the ranks, which all have to ask for it; without gradient (`torch.no_grad`) the count itself."""
+    """Returns the mean of a count over the ranks, which must all call it; under `torch.no_grad` the count itself."""
     if not (torch.is_grad_enabled() and dist.is_available() and dist.is_initialized()):
         return count
     total = count.detach().float().clone()
@@ -27,20 +27,20 @@ def mean_over_ranks(count: Tensor) -> Tensor:
 
 
 def count_valid(valid: Tensor) -> Tensor:
-    """How many pixels a rank has on average, and 1 where no rank has any."""
+    """Returns the mean number of valid pixels per rank, or 1 if no rank has any."""
     count = mean_over_ranks(valid.sum())
     return torch.where(count > 0, count, 1)
 
 
 def mean_over_valid(values: Tensor, valid: Tensor) -> Tensor:
-    """Mean of `values` over the `valid` pixels, and 0 (not NaN) where there are none; both of one shape."""
+    """Returns the mean of `values` over the `valid` pixels, or 0 if there are none. Both have the same shape."""
     return torch.where(valid, values, 0.0).sum() / count_valid(valid)
 
 
 def unit_length(vectors: Tensor) -> Tensor:
-    """Vectors along the channels of `(batch_size, channels, ...)` at length 1, and zero where they are zero.
+    """Normalizes vectors along the channels of `(batch_size, channels, ...)` to length 1. Zero vectors stay zero.
 
-    `torch.nn.functional.normalize` written out: torch's norm over channels is 40 times slower on a CPU.
+    It is `torch.nn.functional.normalize` without `torch.norm`, whose reduction over channels is 40 times slower on a CPU.
     """
     return vectors * vectors.square().sum(dim=1, keepdim=True).clamp(min=1e-24).rsqrt()
 
@@ -49,7 +49,7 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     """Softmax cross-entropy for semantic classes and human parts.
 
     Args:
-        logits (`torch.Tensor` of shape `(batch_size, num_labels, height, width)`): Unnormalised scores.
+        logits (`torch.Tensor` of shape `(batch_size, num_labels, height, width)`): Unnormalized scores.
         labels (`torch.Tensor` of shape `(batch_size, height, width)`): Class ids, int64, 255 invalid.
 
     Returns:
@@ -60,13 +60,13 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def balanced_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Two-class cross-entropy whose classes are balanced over the batch, for saliency.
+    """Two-class cross-entropy with classes balanced over the batch, for saliency.
 
-    A positive weighs the share of negatives among the valid pixels, a negative the share of positives; the sum is
-    divided by the number of valid pixels, so a batch of one class only costs nothing.
+    Positives are weighted by the share of negatives among the valid pixels, negatives by the share of positives. The sum
+    is divided by the number of valid pixels. For a batch of one class the loss is zero.
 
     Args:
-        logits (`torch.Tensor` of shape `(batch_size, 2, height, width)`): Unnormalised scores.
+        logits (`torch.Tensor` of shape `(batch_size, 2, height, width)`): Unnormalized scores.
         labels (`torch.Tensor` of shape `(batch_size, height, width)`): 0 or 1, int64, 255 invalid.
 
     Returns:
@@ -80,14 +80,13 @@ def balanced_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def balanced_binary_cross_entropy(logits: Tensor, labels: Tensor, positive_weight: float | None = 0.95) -> Tensor:
-    """Binary cross-entropy with logits for boundaries, `positive_weight` on positives and the rest on negatives.
+    """Binary cross-entropy for boundaries; negatives have the weight `1 - positive_weight`.
 
     Args:
-        logits (`torch.Tensor` of shape `(batch_size, 1, height, width)`): Unnormalised scores.
-        labels (`torch.Tensor` of shape `(batch_size, height, width)`): Boundary in [0, 1], soft labels allowed, 255
-            invalid.
-        positive_weight (`float`, *optional*, defaults to 0.95): In [0, 1]. `None` takes the share of non-boundary in
-            the batch, as HED does; ATRC uses 0.8.
+        logits (`torch.Tensor` of shape `(batch_size, 1, height, width)`): Unnormalized scores.
+        labels (`torch.Tensor` of shape `(batch_size, height, width)`): Boundary probability in [0, 1], 255 invalid.
+        positive_weight (`float`, *optional*, defaults to 0.95): In [0, 1]. `None` uses the share of negatives in
+            the batch, as HED does. ATRC uses 0.8.
 
     Returns:
         Scalar `torch.Tensor`: mean over the valid pixels.
@@ -103,12 +102,12 @@ def balanced_binary_cross_entropy(logits: Tensor, labels: Tensor, positive_weigh
 
 
 def unit_vector_l1(logits: Tensor, labels: Tensor) -> Tensor:
-    """L1 distance between the unit-normalised prediction and the label, summed over x, y and z, for surface normals.
+    """L1 distance between the normalized prediction and the label, summed over x, y and z, for surface normals.
 
     Args:
         logits (`torch.Tensor` of shape `(batch_size, 3, height, width)`): Vectors of any length.
-        labels (`torch.Tensor` of shape `(batch_size, 3, height, width)`): Unit vectors; a pixel with NaN in any channel
-            or of length zero is invalid.
+        labels (`torch.Tensor` of shape `(batch_size, 3, height, width)`): Unit vectors. Pixels with NaN in any channel
+            or of length zero are invalid.
 
     Returns:
         Scalar `torch.Tensor`: mean over the valid pixels (not over their three channels).

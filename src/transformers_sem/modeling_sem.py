@@ -1,8 +1,11 @@
-"""PyTorch SEM model, in the order of Fig. 2 of "Going Beyond Multi-Task Dense Prediction with Synergy Embedding Models" (CVPR 2024).
+"""PyTorch SEM model, in the order of Fig. 2 of the paper.
 
     image -> backbone -> (reassembly) -> intra-task module per task -> decoder with inter-task EM modules -> heads
 
-Letters in shapes: B batch, T tasks, S encoder stages (shallow to deep), C channels, N points or tokens, K bases, R EM iterations.
+Letters in shapes: B batch, T tasks, S encoder stages (shallow to deep), C channels, N points or tokens, K bases, R EM
+iterations.
+
+"Going Beyond Multi-Task Dense Prediction with Synergy Embedding Models", CVPR 2024.
 """
 
 import math
@@ -44,13 +47,14 @@ class SEMStates(ModelOutput):
         features (`dict[str, torch.FloatTensor]`):
             Input of each head, `(batch_size, channels, height / 4, width / 4)`.
         points (`dict[str, tuple[torch.FloatTensor]]`):
-            Deformed points of Eq. (1), for each task and encoder stage `(batch_size, num_points, 2)`, as (y, x). The edges of
-            the image are at -1 and 1; points above 1 lie in the padding.
+            Deformed points of Eq. (1), for each task and encoder stage `(batch_size, num_points, 2)`, as (y, x). The edges
+            of the image are at -1 and 1; points above 1 lie in the padding.
         stage_weights (`dict[str, torch.FloatTensor]`):
             Weights of Eq. (3), `(batch_size, num_points of all stages, num_stages)`. They sum to 1 over the stages.
         intra_task_attentions (`dict[str, torch.FloatTensor]`):
-            Attention weights of the pixels of the deepest map over the points, `(batch_size, num_heads, height * width / 32^2,
-            num_points of all stages)`. `None` unless the attention implementation is `"eager"`.
+            Attention weights of the pixels of the deepest map over the points,
+            `(batch_size, num_heads, height * width / 32^2, num_points of all stages)`.
+            `None` unless the attention implementation is `"eager"`.
         responsibilities (`tuple[dict[str, torch.FloatTensor]]`):
             A of Eq. (8), for each decoder stage with an inter-task module and each task `(batch_size, num_bases, height,
             width)` at the size of that stage. They sum to 1 over the bases.
@@ -163,7 +167,7 @@ class Padding:
     def crop(self, feature_map: Tensor) -> Tensor:
         """Crops a map `(B, C, h, w)` of the padded image to the image, whose last cells may be cut.
 
-        If the image is not a whole number of cells, the map is resampled to narrower cells that end at the edges of the image.
+        If the image is not a whole number of cells, the map is resampled to narrower cells that end at its edges.
         """
         lengths = list(zip(self.size, self.padded_size, feature_map.shape[-2:], strict=True))
         cells = [(edge * full + padded - 1) // padded for edge, padded, full in lengths]  # rounded up
@@ -368,7 +372,7 @@ class SEMOffsetNetwork(nn.Module):
 
     def __init__(self, hidden_size: int, stride: int):
         super().__init__()
-        # depthwise, as in deformable attention: a full 8 x 8 convolution would have more weights than the rest of the module
+        # depthwise, as in deformable attention: a full 8 x 8 convolution would have more weights than all else
         self.pool = nn.Conv2d(hidden_size, hidden_size, stride, stride=stride, groups=hidden_size)
         self.activation = nn.GELU()
         self.offset = nn.Conv2d(hidden_size, 2, 1)  # initialized to zero: training starts from the uniform grid
@@ -717,9 +721,9 @@ class SEMPreTrainedModel(PreTrainedModel):
             config ([`SEMConfig`]):
                 Configuration of the whole model.
             source (`str`, *optional*):
-                For a timm encoder, a file of weights in timm's format; for an encoder of transformers, a folder or Hub name.
-                `None` uses the weights that `backbone_config` names: timm's weights of `model_name`, or the place that the
-                configuration was loaded from.
+                For a timm encoder, a file of weights in timm's format; for one of transformers, a folder or Hub name.
+                `None` uses the weights that `backbone_config` names: timm's weights of `model_name`, or the place that
+                the configuration was loaded from.
 
         Raises:
             OSError: If the weights cannot be loaded, or belong to another encoder.
@@ -951,10 +955,10 @@ class SEMForMultiTaskDensePrediction(SEMPreTrainedModel):
             pixel_values (`torch.FloatTensor` of shape `(batch_size, num_channels, height, width)`):
                 Normalized images of any size not below one patch.
             labels (`dict[str, torch.Tensor]`, *optional*):
-                Labels of any subset of the tasks: `(batch_size, height, width)` ids with 255 invalid, or `(batch_size, channels,
-                height, width)` measurements with NaN invalid. Shapes and dtypes are checked, values are not. In distributed
-                training losses and bases are means over all ranks, so either every rank gives labels or none does; the ranks
-                may have labels of different tasks.
+                Labels of any subset of the tasks: `(batch_size, height, width)` ids with 255 invalid, or
+                `(batch_size, channels, height, width)` measurements with NaN invalid. Shapes and
+                dtypes are checked, values are not. In distributed training losses and bases are means over all ranks, so
+                either every rank gives labels or none does; the ranks may have labels of different tasks.
             output_sem_states (`bool`, *optional*, defaults to `False`):
                 Whether to return [`SEMStates`].
             **kwargs:

@@ -146,8 +146,9 @@ class MultiTaskDensePredictionPipeline(Pipeline):
         """Predicts all tasks of one or several images.
 
         Args:
-            inputs (`str`, `Path`, `PIL.Image.Image`, `np.ndarray`, `torch.Tensor`, `dict`, or a list, dataset or generator of them):
-                Path or URL, image, array (uint8, channels first or last), or dataset row with the column `image`.
+            inputs (`str`, `Path`, `PIL.Image.Image`, `np.ndarray`, `torch.Tensor` or `dict`):
+                Path or URL, image, array (uint8, channels first or last), or dataset row with the column `image`; or a
+                list, dataset or generator of them.
             **kwargs:
                 `return_images` (`bool`, defaults to `False`): whether to also return the maps as color images;
                 `timeout` (`float`): seconds to wait for a URL, without limit by default;

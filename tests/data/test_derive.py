@@ -13,7 +13,7 @@ from transformers_sem.data.derive import (
     WINDOW_TAPS,
     Intrinsics,
     boundaries_from_labels,
-    fill_unlabelled,
+    fill_unlabeled,
     normals_from_depth,
 )
 from transformers_sem.data.scenes import render_scene, scene_intrinsics
@@ -292,8 +292,8 @@ def test_float32_is_enough():
     "depth, message",
     [
         (np.ones((1, 20, 30)), r"must be \(height, width\); got the shape \(1, 20, 30\). Pass one map"),
-        (np.array([[1.0, -0.5], [np.nan, 2.0]]), r"metres >= 0.*got -0.5 to 2.0. Replace what is negative"),
-        (np.array([[1.0, np.inf]]), r"metres >= 0.*got 1.0 to inf. Replace .* infinite by NaN"),
+        (np.array([[1.0, -0.5], [np.nan, 2.0]]), r"metres >= 0.*got -0.5 to 2.0. Replace negative"),
+        (np.array([[1.0, np.inf]]), r"metres >= 0.*got 1.0 to inf. Replace .* infinite values by NaN"),
     ],
 )
 def test_what_is_no_depth(depth, message):
@@ -324,7 +324,7 @@ def test_a_strip_without_label_has_one_boundary_once_filled():
     label_map = np.full((20, 30), 7, np.uint8)
     label_map[:, 13:17], label_map[:, 17:] = 0, 9
     assert ((boundaries_from_labels(label_map) > 0).sum(axis=1)[1:-1] == 2).all()
-    filled = fill_unlabelled(label_map, unlabelled=0)
+    filled = fill_unlabeled(label_map, unlabeled=0)
     assert filled.dtype == np.uint8
     np.testing.assert_array_equal(filled, np.where(np.arange(30) < 15, 7, 9)[None].repeat(20, axis=0))
     assert ((boundaries_from_labels(filled) > 0).sum(axis=1)[1:-1] == 1).all()
@@ -333,7 +333,7 @@ def test_a_strip_without_label_has_one_boundary_once_filled():
 def test_filling_takes_a_nearest_label():
     label_map = np.random.default_rng(0).integers(1, 5, (18, 22)).astype(np.uint16)
     label_map[np.random.default_rng(1).random(label_map.shape) < 0.8] = 255
-    filled = fill_unlabelled(label_map, unlabelled=255)
+    filled = fill_unlabeled(label_map, unlabeled=255)
     labelled = np.argwhere(label_map != 255)
     for pixel in np.ndindex(label_map.shape):
         distances = ((labelled - pixel) ** 2).sum(axis=1)
@@ -343,4 +343,4 @@ def test_filling_takes_a_nearest_label():
 
 def test_filling_without_any_label():
     label_map = np.full((6, 7), 255, np.uint8)
-    np.testing.assert_array_equal(fill_unlabelled(label_map, unlabelled=255), label_map)
+    np.testing.assert_array_equal(fill_unlabeled(label_map, unlabeled=255), label_map)

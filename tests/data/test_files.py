@@ -30,7 +30,7 @@ COLOURS = np.arange(36, dtype=np.uint8).reshape(3, 4, 3)
 
 @pytest.mark.parametrize("values", [GREY, COLOURS, GREY > 5, GREY.astype(np.uint16) * 300], ids=str)
 def test_pictures(tmp_path, values):
-    np.testing.assert_array_equal(files.read_picture(save(tmp_path / "a.png", values)), values)
+    np.testing.assert_array_equal(files.read_image(save(tmp_path / "a.png", values)), values)
 
 
 def test_a_palette_is_for_ids(tmp_path):
@@ -39,14 +39,14 @@ def test_a_palette_is_for_ids(tmp_path):
     picture.save(tmp_path / "a.png")
     path = str(tmp_path / "a.png")
     np.testing.assert_array_equal(files.read_ids(path, range(12), ignored=255), GREY)
-    with pytest.raises(ValueError, match="must be grey or RGB; got a palette, save it without"):
-        files.read_grey(path)
+    with pytest.raises(ValueError, match="must be gray or RGB; got a palette, save it without one"):
+        files.read_gray(path)
 
 
 def test_another_format_than_the_name_says(tmp_path):
     Image.fromarray(COLOURS).save(tmp_path / "a.png", "JPEG")
     with pytest.raises(ValueError, match="name says PNG, but it is a JPEG file, which may have lost .* rename it"):
-        files.read_colours(str(tmp_path / "a.png"))
+        files.read_rgb(str(tmp_path / "a.png"))
 
 
 def write_header_bomb(path: Path, side: int = 60_000) -> str:
@@ -64,7 +64,7 @@ def write_header_bomb(path: Path, side: int = 60_000) -> str:
 
 def test_header_bomb(tmp_path):
     reader = FrameReader("a")
-    assert reader.read(write_header_bomb(tmp_path / "a.png"), files.read_colours) is None
+    assert reader.read(write_header_bomb(tmp_path / "a.png"), files.read_rgb) is None
     with pytest.raises(
         BrokenFrameError, match=r"a.png: Image size \(3600000000 pixels\) exceeds limit.* Restore the file"
     ):
@@ -82,9 +82,9 @@ def test_array_of_a_huge_header(tmp_path):
 
 def test_all_problems_of_a_frame_are_told(tmp_path):
     reader = FrameReader("0001")
-    image = reader.read(save(tmp_path / "image.png", COLOURS), files.read_colours)
-    assert reader.read(str(tmp_path / "missing.png"), files.read_grey) is None
-    assert reader.read(save(tmp_path / "small.png", GREY[:2]), files.read_grey) is None
+    image = reader.read(save(tmp_path / "image.png", COLOURS), files.read_rgb)
+    assert reader.read(str(tmp_path / "missing.png"), files.read_gray) is None
+    assert reader.read(save(tmp_path / "small.png", GREY[:2]), files.read_gray) is None
     np.testing.assert_array_equal(image, COLOURS)
     with pytest.raises(BrokenFrameError) as error:
         reader.finish()
@@ -125,7 +125,7 @@ def test_normals_as_vectors_and_as_codes(tmp_path):
 
 @pytest.mark.parametrize("values", [GREY % 2, (GREY % 2).astype(np.float64), GREY % 2 == 1], ids=str)
 def test_edges_of_0_and_1_as_arrays(tmp_path, values):
-    np.testing.assert_array_equal(files.read_grey(save(tmp_path / "a.npy", values)), GREY % 2 * 255)
+    np.testing.assert_array_equal(files.read_gray(save(tmp_path / "a.npy", values)), GREY % 2 * 255)
 
 
 def test_ids_of_any_whole_type(tmp_path):
@@ -158,9 +158,9 @@ def test_roots(tmp_path):
     (tmp_path / "a" / "images").mkdir(parents=True)
     assert find(tmp_path / "a") == find(tmp_path) == find(str(tmp_path / "a" / ".." / "a")) == tmp_path / "a"
     (tmp_path / "b" / "images").mkdir(parents=True)
-    with pytest.raises(ValueError, match="holds several data sets, .*a'.*b'.*pass one of them"):
+    with pytest.raises(ValueError, match="holds several datasets, .*a'.*b'.*pass one of them"):
         find(tmp_path)
-    with pytest.raises(FileNotFoundError, match="Pass a folder of images; .*images is none"):
+    with pytest.raises(FileNotFoundError, match="Pass a folder of images; .*images is no such folder"):
         find(tmp_path / "a" / "images")
     with pytest.raises(FileNotFoundError, match="There is no file or folder .*c; pass a folder of images"):
         find(tmp_path / "c")
@@ -215,7 +215,7 @@ HOSTILE = {
 def test_hostile_archive(tmp_path, unpack_into, members):
     archive = write_archive(tmp_path / "a.tar", {"good.txt": b"1", **members})
     with pytest.raises(
-        ValueError, match="Cannot unpack .*a.tar: .*leads elsewhere, or is neither a file nor a folder"
+        ValueError, match="Cannot unpack .*a.tar: .*leads out of it, or is neither a file nor a folder"
     ):
         unpack(archive)
     assert [*unpack_into.iterdir()] == []

@@ -1,3 +1,4 @@
+import re
 import shutil
 from pathlib import Path
 
@@ -10,9 +11,12 @@ from datasets.exceptions import DatasetGenerationError
 from PIL import Image as PILImage
 
 from transformers_sem.data.benchmarks import get_benchmark
+from transformers_sem.data.files import BrokenFrameError
 from transformers_sem.data.folder import Folder, find_source
 from transformers_sem.data.transforms import TrainingAugmentation, row_to_tensors
-from transformers_sem.tasks import to_label
+from transformers_sem.losses import cross_entropy, l1
+from transformers_sem.task_kinds import CLASS_IDS, TaskKind
+from transformers_sem.tasks import TASKS, TaskSpec, to_label
 
 
 SHAPE = (12, 16)
@@ -44,15 +48,21 @@ def make_maps(name: str) -> dict[str, np.ndarray]:
     }
 
 
-@pytest.fixture
-def root(tmp_path):
-    root = tmp_path / "streets"
+@pytest.fixture(scope="module")
+def unchanged_root(tmp_path_factory):
+    root = tmp_path_factory.mktemp("data") / "streets"
     for name in NAMES:
         for folder, values in make_maps(name).items():
             (root / folder).mkdir(parents=True, exist_ok=True)
             PILImage.fromarray(values).save(root / folder / f"{name}.png")
     (root / "dataset.yaml").write_text(SETTINGS)
     return root
+
+
+@pytest.fixture
+def root(unchanged_root, tmp_path):
+    """A copy that a test may change."""
+    return shutil.copytree(unchanged_root, tmp_path / "streets")
 
 
 @pytest.fixture
@@ -213,11 +223,11 @@ BROKEN_SETTINGS = {
 }
 
 
-@pytest.mark.parametrize(("text", "message"), BROKEN_SETTINGS.items(), ids=range(len(BROKEN_SETTINGS)))
-def test_broken_description(root, text, message):
-    (root / "dataset.yaml").write_text(text)
-    with pytest.raises(ValueError, match=f"(?s)Cannot use .*dataset.yaml: .*{message}"):
-        find_source(root)
+def test_broken_description(root):
+    for text, message in BROKEN_SETTINGS.items():
+        (root / "dataset.yaml").write_text(text)
+        with pytest.raises(ValueError, match=f"(?s)Cannot use .*dataset.yaml: .*{message}"):
+            find_source(root)
 
 
 def test_no_description(root):
@@ -255,22 +265,27 @@ def test_one_image_cannot_be_split(root):
 
 BROKEN_FILES = {
     "unknown class": ("semseg", np.full(SHAPE, 3, np.uint8), r"\[7, 300, 0\], or the ignored 9; got \[3\]"),
-    "colours for ids": ("semseg", np.zeros((*SHAPE, 3), np.uint8), "must be whole numbers"),
+    "colors for ids": ("semseg", np.zeros((*SHAPE, 3), np.uint8), "must be whole numbers"),
     "another size": ("parsing", np.zeros((3, 4), np.uint8), "size of its image"),
-    "grey normals": ("normal", np.zeros(SHAPE, np.uint8), "must be 8-bit RGB"),
-    "colours for depth": ("depth", np.zeros((*SHAPE, 3), np.uint8), "must be numbers"),
+    "gray normals": ("normal", np.zeros(SHAPE, np.uint8), "must be 8-bit RGB"),
+    "colors for depth": ("depth", np.zeros((*SHAPE, 3), np.uint8), "must be numbers"),
     "mask of 0 and 1": ("saliency", np.eye(*SHAPE, dtype=np.uint8), "multiply them by 255"),
 }
 
 
-@pytest.mark.parametrize(("task", "values", "message"), BROKEN_FILES.values(), ids=BROKEN_FILES)
-def test_broken_file_is_named(root, prepare, task, values, message):
-    path = root / task / "photo_03.png"
-    PILImage.fromarray(values).save(path)
-    with pytest.raises(DatasetGenerationError) as error:
-        prepare()
-    with pytest.raises(ValueError, match=f"Cannot use {path}: .*{message}.*Restore the file, or take photo_03 off"):
-        raise error.value.__cause__
+def test_broken_files_are_named(root):
+    source = find_source(root)
+    frame = next(frame for frame in source.frames["train"] if frame["id"] == "photo_03")
+    for case, (task, values, message) in BROKEN_FILES.items():
+        path = root / task / "photo_03.png"
+        intact = path.read_bytes()
+        PILImage.fromarray(values).save(path)
+        with pytest.raises(BrokenFrameError) as error:
+            source.read_row(frame)
+        line = f"Cannot use {path}: .*{message}.*Restore the file, or take photo_03 off"
+        assert re.search(line, str(error.value)), (case, str(error.value))
+        path.write_bytes(intact)
+    source.read_row(frame)
 
 
 def test_wrong_unit(root, prepare):
@@ -286,3 +301,51 @@ def test_wrong_unit(root, prepare):
 def test_labels_reach_the_model_as_tensors(root, prepare):
     image, labels = row_to_tensors(prepare()["train"][0], ["semseg", "depth"])
     assert image.dtype == torch.uint8 and labels["semseg"].dtype == torch.int64
+
+
+@pytest.fixture
+def tasks_of_the_user(monkeypatch):
+    """Classes of materials, and colors and weights in ranges of their own."""
+    kind = {"values": "colors in [0, 1]", "predict": torch.sigmoid, "colorize": lambda values: values}
+    albedo = TaskKind(num_channels=3, value_range=(0.0, 1.0), **kind)
+    weight = TaskKind(**kind)
+    for spec in (
+        TaskSpec(name="material", kind=CLASS_IDS, num_labels=2, loss=cross_entropy),
+        TaskSpec(name="albedo", kind=albedo, num_labels=3, loss=l1),
+        TaskSpec(name="weight", kind=weight, num_labels=1, loss=l1),
+    ):
+        monkeypatch.setitem(TASKS, spec.name, spec)
+
+
+def test_tasks_of_the_user(root, prepare, tasks_of_the_user):
+    (root / "dataset.yaml").write_text("tasks: {material: {classes: [wood, glass]}, albedo: , weight: }")
+    for task, values, suffix in (
+        ("material", np.eye(*SHAPE, dtype=np.uint8), "png"),
+        ("albedo", np.full((*SHAPE, 3), (51, 102, 204), np.uint8), "png"),
+        ("weight", np.full(SHAPE, -2.5), "npy"),
+    ):
+        (root / task).mkdir()
+        for name in NAMES:
+            path = root / task / f"{name}.{suffix}"
+            np.save(path, values) if suffix == "npy" else PILImage.fromarray(values).save(path)
+    benchmark = get_benchmark("folder", root)
+    assert benchmark.task_num_labels == {"material": 2, "albedo": 3, "weight": 1}
+    assert benchmark.class_names == {"material": ["wood", "glass"]}
+    _, labels = row_to_tensors(prepare()["train"][0], benchmark.tasks)
+    np.testing.assert_array_equal(labels["material"], np.eye(*SHAPE))
+    expected = torch.tensor([0.2, 0.4, 0.8])[:, None, None].expand(3, *SHAPE)
+    torch.testing.assert_close(labels["albedo"], expected)
+    assert (labels["weight"] == -2.5).all() and labels["weight"].shape == SHAPE
+
+
+def test_broken_maps_of_a_task_of_the_user(root, tasks_of_the_user):
+    (root / "dataset.yaml").write_text("tasks: {albedo: }")
+    (root / "albedo").mkdir()
+    for values, message in (
+        (np.zeros(SHAPE, np.float32), r"must have the shape \(height, width, 3\); got \(12, 16\)"),
+        (np.zeros((*SHAPE, 3), np.float32), "several channels must be an 8-bit image; got float32"),
+    ):
+        np.save(root / "albedo" / "photo_01.npy", values)
+        source = find_source(root)
+        with pytest.raises(BrokenFrameError, match=message):
+            source.read_row(source.frames["train"][0])

@@ -1,4 +1,6 @@
 import os
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +12,8 @@ from datasets import DatasetDict, Image
 from datasets.exceptions import DatasetGenerationError
 from PIL import Image as PILImage
 
-from transformers_sem.data.nyud_v2 import CLASS_NAMES, NYUDv2
+from transformers_sem.data.files import BrokenFrameError
+from transformers_sem.data.nyud_v2 import CLASS_NAMES, NYUDv2, find_source
 from transformers_sem.data.row_format import FEATURES
 from transformers_sem.tasks import TASKS, to_label
 
@@ -23,10 +26,16 @@ REAL_FRAMES = Path(os.environ.get("SEM_NYUD_V2_DIR", Path(__file__).resolve().pa
 EXPAND_TOOL = REAL_FRAMES / "tools" / "expand_nyud_v2.py"
 
 
-@pytest.fixture
-def root(tmp_path):
+@pytest.fixture(scope="module")
+def unchanged_root(tmp_path_factory):
     """A tiny NYUDv2 folder."""
-    return write_tiny_folder(tmp_path / "data" / "NYUDv2", IDS)
+    return write_tiny_folder(tmp_path_factory.mktemp("data") / "NYUDv2", IDS)
+
+
+@pytest.fixture
+def root(unchanged_root, tmp_path):
+    """A copy that a test may change."""
+    return shutil.copytree(unchanged_root, tmp_path / "data" / "NYUDv2")
 
 
 @pytest.fixture
@@ -179,17 +188,17 @@ def test_missing_folder(prepare, tmp_path):
 def test_missing_sub_folders(prepare, tmp_path):
     (tmp_path / "other" / "images").mkdir(parents=True)
     with pytest.raises(
-        FileNotFoundError, match=r"Pass the folder .* that has .*other is none, and holds \['images'\]"
+        FileNotFoundError, match=r"Pass the folder .* that has .*other is no such folder and holds \['images'\]"
     ):
         prepare(tmp_path / "other")
     (tmp_path / "other" / "gt_sets").mkdir()
-    with pytest.raises(FileNotFoundError, match=r"cannot do without .*other lacks \['segmentation', 'depth'\]"):
+    with pytest.raises(FileNotFoundError, match=r"needs the folders .*other lacks \['segmentation', 'depth'\]"):
         prepare(tmp_path / "other")
 
 
 def test_missing_list(prepare, root):
     (root / "gt_sets" / "val.txt").unlink()
-    with pytest.raises(FileNotFoundError, match="split needs the list .*val.txt, and there is none; write"):
+    with pytest.raises(FileNotFoundError, match="split needs the list .*val.txt, which does not exist; write"):
         prepare()
 
 
@@ -211,7 +220,7 @@ BROKEN_FRAMES = {
     "no image": ("images/0001.png", b"<html>", "cannot identify image"),
     "cut image": ("images/0001.png", None, "truncated"),
     "cut depth": ("depth/0001.npy", None, "(reading array|cannot reshape)"),
-    "grey image": (
+    "gray image": (
         "images/0001.png",
         np.zeros((HEIGHT, WIDTH), np.uint8),
         r"must be 8-bit RGB .*; got uint8 \(10, 14\)",
@@ -219,10 +228,10 @@ BROKEN_FRAMES = {
     "class 41": (
         "segmentation/0001.png",
         np.full((HEIGHT, WIDTH), 41, np.uint8),
-        "0..40, and 0 where unlabelled; got 41",
+        "0..40, and 0 where unlabeled; got 41",
     ),
     "16 bit classes": ("segmentation/0001.png", np.full((HEIGHT, WIDTH), 300, np.uint16), "must be .* got 300"),
-    "colour classes": ("segmentation/0001.png", np.ones((HEIGHT, WIDTH, 3), np.uint8), r"got uint8 \(10, 14, 3\)"),
+    "color classes": ("segmentation/0001.png", np.ones((HEIGHT, WIDTH, 3), np.uint8), r"got uint8 \(10, 14, 3\)"),
     "small classes": (
         "segmentation/0001.png",
         np.ones((HEIGHT, 7), np.uint8),
@@ -234,7 +243,7 @@ BROKEN_FRAMES = {
     "pickled depth": ("depth/0001.npy", np.array([None]), "allow_pickle=False"),
     "empty depth": ("depth/0001.npy", b"", "must be a .npy file"),
     "other depth": ("depth/0001.npy", b"1.5 2.5", "must be a .npy file"),
-    "normals as grey": (
+    "normals as gray": (
         "normals/0001.png",
         np.zeros((HEIGHT, WIDTH), np.uint8),
         r"must be 8-bit RGB .*; got uint8 \(10, 14\)",
@@ -243,9 +252,7 @@ BROKEN_FRAMES = {
 }
 
 
-@pytest.mark.parametrize(("name", "content", "message"), BROKEN_FRAMES.values(), ids=BROKEN_FRAMES)
-def test_broken_file_is_named(prepare, root, name, content, message):
-    path = root / name
+def break_file(path: Path, content: bytes | np.ndarray | None) -> None:
     if content is None:
         path.write_bytes(path.read_bytes()[:-40])
     elif isinstance(content, bytes):
@@ -254,10 +261,29 @@ def test_broken_file_is_named(prepare, root, name, content, message):
         np.save(path, content)
     else:
         PILImage.fromarray(content).save(path)
+
+
+def test_broken_files_are_named(root):
+    source = find_source(root)
+    frame = next(frame for frame in source.frames["train"] if frame["id"] == "0001")
+    for case, (name, content, message) in BROKEN_FRAMES.items():
+        path = root / name
+        intact = path.read_bytes()
+        break_file(path, content)
+        with pytest.raises(BrokenFrameError) as error:
+            source.read_row(frame)
+        line = f"{path}.*{message}.*Restore the file, or take 0001 off the list"
+        assert re.search(line, str(error.value)), (case, str(error.value))
+        path.write_bytes(intact)
+    source.read_row(frame)
+
+
+def test_the_builder_names_a_broken_file(prepare, root):
+    path = root / "depth" / "0001.npy"
+    path.write_bytes(b"")
     with pytest.raises(DatasetGenerationError) as error:
         prepare()
-    with pytest.raises(ValueError, match=f"{path}.*{message}.*Restore the file, or take 0001 off the list"):
-        raise error.value.__cause__
+    assert f"Cannot use {path}: it must be a .npy file" in str(error.value.__cause__)
 
 
 def test_broken_file_is_named_by_processes(prepare, root):

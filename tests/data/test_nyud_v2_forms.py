@@ -12,6 +12,7 @@ import pytest
 import scipy.io
 from PIL import Image
 
+from transformers_sem.data.derive import Intrinsics, normals_from_depth
 from transformers_sem.data.files import BrokenFrameError
 from transformers_sem.data.nyud_v2 import NYUDv2, find_source
 
@@ -22,6 +23,7 @@ REAL_FRAMES = Path(os.environ.get("SEM_NYUD_V2_DIR", Path(__file__).resolve().pa
 EXPAND_TOOL = REAL_FRAMES / "tools" / "expand_nyud_v2.py"
 IDS = {"train": ["0003", "0001"], "val": ["0002"]}
 SHAPE = (425, 560)
+FITTED_NORMALS: dict[bytes, np.ndarray] = {}
 
 
 def write_frame(root: Path, name: str) -> None:
@@ -66,6 +68,41 @@ def without_derivable(root: Path, target: Path) -> Path:
     return shutil.copytree(root, target, ignore=shutil.ignore_patterns("normals", "edge"))
 
 
+@pytest.fixture(scope="module")
+def expected(root):
+    return read_rows(root)
+
+
+@pytest.fixture(scope="module")
+def bare_rows(bare_root):
+    """Rows with fitted normals, which take a third of a second each."""
+    return read_rows(bare_root)
+
+
+@pytest.fixture(scope="module")
+def official_files(bare_root, tmp_path_factory):
+    return forms.write_official(bare_root, tmp_path_factory.mktemp("matlab") / "official")
+
+
+@pytest.fixture
+def official(official_files, tmp_path):
+    """A copy that a test may change."""
+    return shutil.copytree(official_files, tmp_path / "official")
+
+
+@pytest.fixture
+def fit_once(monkeypatch):
+    """Normals of a depth map are fitted once in all tests."""
+
+    def fit(depth: np.ndarray, intrinsics: Intrinsics) -> np.ndarray:
+        key = depth.tobytes()
+        if key not in FITTED_NORMALS:
+            FITTED_NORMALS[key] = normals_from_depth(depth, intrinsics)
+        return FITTED_NORMALS[key]
+
+    monkeypatch.setattr("transformers_sem.data.nyud_v2.normals_from_depth", fit)
+
+
 @pytest.fixture(autouse=True)
 def unpack_into(tmp_path, monkeypatch):
     monkeypatch.setattr("datasets.config.EXTRACTED_DATASETS_PATH", str(tmp_path / "extracted"))
@@ -93,53 +130,46 @@ def assert_equal_rows(rows: dict[str, list[dict]], expected: dict[str, list[dict
                 np.testing.assert_array_equal(np.asarray(row[column]), np.asarray(value), err_msg=column)
 
 
-def test_archive(root, tmp_path):
+def test_archive(root, expected, tmp_path):
     archive = forms.write_archive(root, tmp_path / "NYUDv2.tar.gz")
-    assert_equal_rows(read_rows(archive), read_rows(root))
+    assert_equal_rows(read_rows(archive), expected)
 
 
-def test_full_frames(root, tmp_path):
+def test_full_frames(root, expected, tmp_path):
+    """Some copies have maps as .npy, normals as vectors."""
     target = forms.write_full_frames(root, tmp_path / "NYUD_MT")
     rows = read_rows(target.parent)
     assert rows["train"][0]["image"].size == (560, 425)
-    assert_equal_rows(rows, read_rows(root))
-
-
-def test_full_frames_as_arrays(root, tmp_path):
-    """Some copies have maps as .npy, normals as vectors."""
-    target = forms.write_full_frames(root, tmp_path / "NYUD_MT")
+    assert_equal_rows(rows, expected)
     for folder in ("segmentation", "edge", "normals"):
         for path in sorted((target / folder).iterdir()):
             values = forms.read(path)
             np.save(path.with_suffix(".npy"), values / 127.5 - 1 if folder == "normals" else values)
             path.unlink()
-    assert_equal_rows(read_rows(target), read_rows(root))
+    assert_equal_rows(read_rows(target), expected)
 
 
-def test_official_file(bare_root, tmp_path):
-    folder = forms.write_official(bare_root, tmp_path / "official")
-    expected = read_rows(bare_root)
-    assert_equal_rows(read_rows(folder), expected)
-    assert_equal_rows(read_rows(folder / "nyu_depth_v2_labeled.mat"), expected)
-    assert expected["train"][0]["derived"] == ["normal", "boundary"]
+def test_official_file(official_files, bare_rows, fit_once):
+    assert_equal_rows(read_rows(official_files), bare_rows)
+    assert_equal_rows(read_rows(official_files / "nyu_depth_v2_labeled.mat"), bare_rows)
+    assert bare_rows["train"][0]["derived"] == ["normal", "boundary"]
 
 
-def test_builder_of_every_form(bare_root, tmp_path):
-    expected = read_rows(bare_root)
+def test_builder_of_every_form(bare_root, bare_rows, official_files, tmp_path, fit_once):
     sources = [
         bare_root,
         forms.write_archive(bare_root, tmp_path / "NYUDv2.tar"),
         forms.write_full_frames(bare_root, tmp_path / "NYUD_MT"),
-        forms.write_official(bare_root, tmp_path / "official"),
+        official_files,
     ]
     for source in sources:
         builder = NYUDv2(data_dir=str(source), cache_dir=str(tmp_path / "cache"))
         builder.download_and_prepare()
-        assert_equal_rows({split: list(rows) for split, rows in builder.as_dataset().items()}, expected)
+        assert_equal_rows({split: list(rows) for split, rows in builder.as_dataset().items()}, bare_rows)
 
 
-def test_derived_columns_are_named(root, tmp_path):
-    assert [row["derived"] for row in read_rows(root)["train"]] == [[], []]
+def test_derived_columns_are_named(root, expected, tmp_path):
+    assert [row["derived"] for row in expected["train"]] == [[], []]
     shutil.copytree(root, tmp_path / "a", ignore=shutil.ignore_patterns("edge"))
     assert [row["derived"] for row in read_rows(tmp_path / "a")["train"]] == [["boundary"]] * 2
 
@@ -153,72 +183,73 @@ def test_normals_of_an_unknown_camera(bare_root, tmp_path):
         read_rows(small)
 
 
-@pytest.mark.parametrize("name", ["splits.mat", "classMapping40.mat"])
-def test_official_file_alone(bare_root, tmp_path, name):
-    folder = forms.write_official(bare_root, tmp_path / "official")
-    (folder / name).unlink()
-    with pytest.raises(FileNotFoundError, match="nyu_depth_v2_labeled.mat needs .* beside it.* Put it there"):
-        find_source(folder)
+def test_official_file_alone(official):
+    for name in ("splits.mat", "classMapping40.mat"):
+        content = (official / name).read_bytes()
+        (official / name).unlink()
+        with pytest.raises(FileNotFoundError, match="labeled.mat needs .* in the same folder.* Copy it there"):
+            find_source(official)
+        (official / name).write_bytes(content)
 
 
-def test_class_map_of_version_7_3(bare_root, tmp_path):
-    folder = forms.write_official(bare_root, tmp_path / "official")
-    values = scipy.io.loadmat(folder / "classMapping40.mat")["mapClass"]
-    with h5py.File(folder / "classMapping40.mat", "w") as file:
+def test_class_map_of_version_7_3(official, bare_rows, fit_once):
+    values = scipy.io.loadmat(official / "classMapping40.mat")["mapClass"]
+    with h5py.File(official / "classMapping40.mat", "w") as file:
         file["mapClass"] = values.T
-    assert_equal_rows(read_rows(folder), read_rows(bare_root))
+    assert_equal_rows(read_rows(official), bare_rows)
 
 
-def cut_in_half(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+def test_the_official_files_need_h5py(official, bare_root, monkeypatch):
+    monkeypatch.setitem(sys.modules, "h5py", None)
+    with pytest.raises(ImportError, match=r"pip install 'transformers-sem\[data\]'"):
+        find_source(official)
+    assert find_source(bare_root).root == bare_root
 
 
-def test_broken_official_files(bare_root, tmp_path):
-    folder = forms.write_official(bare_root, tmp_path / "official")
+def test_broken_official_files(official):
     for name in ("splits.mat", "classMapping40.mat", "nyu_depth_v2_labeled.mat"):
-        cut_in_half(folder / name)
+        content = (official / name).read_bytes()
+        (official / name).write_bytes(content[: len(content) // 2])
         with pytest.raises(ValueError, match=f"(?s)(Cannot use .*{name}|MATLAB file)"):
-            find_source(folder)
-        shutil.rmtree(folder)
-        forms.write_official(bare_root, folder)
+            find_source(official)
+        (official / name).write_bytes(content)
 
 
-@pytest.mark.parametrize(
-    ("name", "shape", "message"),
-    [("labels", (3, 480, 640), r"arrays must be .*got .*\(3, 480, 640\)"), (None, None, "images, depths and labels")],
-)
-def test_other_arrays(bare_root, tmp_path, name, shape, message):
-    folder = forms.write_official(bare_root, tmp_path / "official")
-    with h5py.File(folder / "nyu_depth_v2_labeled.mat", "a") as file:
+def test_other_arrays(official):
+    path = official / "nyu_depth_v2_labeled.mat"
+    with h5py.File(path, "a") as file:
         del file["labels"]
-        if name:
-            file.create_dataset(name, shape, np.uint16)
-    with pytest.raises(ValueError, match=f"(?s){message}.*Download it again"):
-        find_source(folder)
+    with pytest.raises(ValueError, match="(?s)images, depths and labels.*Download it again"):
+        find_source(official)
+    with h5py.File(path, "a") as file:
+        file.create_dataset("labels", (3, 480, 640), np.uint16)
+    with pytest.raises(ValueError, match=r"(?s)arrays must be .*got .*\(3, 480, 640\).*Download it again"):
+        find_source(official)
 
 
-@pytest.mark.parametrize("numbers", [[[1.5]], [[0]], [[4]], [[1], [1]], np.zeros((0, 1))])
-def test_splits_of_other_frames(bare_root, tmp_path, numbers):
-    folder = forms.write_official(bare_root, tmp_path / "official")
-    scipy.io.savemat(folder / "splits.mat", {"trainNdxs": numbers, "testNdxs": [[2]]})
-    with pytest.raises(ValueError, match="Cannot use .*splits.mat: trainNdxs must be"):
-        find_source(folder)
+def test_splits_of_other_frames(official):
+    for numbers in ([[1.5]], [[0]], [[4]], [[1], [1]], np.zeros((0, 1))):
+        scipy.io.savemat(official / "splits.mat", {"trainNdxs": numbers, "testNdxs": [[2]]})
+        with pytest.raises(ValueError, match="Cannot use .*splits.mat: trainNdxs must be"):
+            find_source(official)
 
 
-@pytest.mark.parametrize(
-    ("name", "value", "message"),
-    [("labels", 895, "0..894; got uint8, and uint16 up to 895"), ("depths", 3000, "another unit")],
-)
-def test_broken_frame_of_the_official_file(bare_root, tmp_path, name, value, message):
-    folder = forms.write_official(bare_root, tmp_path / "official")
-    with h5py.File(folder / "nyu_depth_v2_labeled.mat", "a") as file:
-        file[name][0, 100, 100] = value
-    with pytest.raises(BrokenFrameError, match=f"Cannot use frame 0001 of .*labeled.mat: .*{message}.* Download"):
-        read_rows(folder)
+def test_broken_frame_of_the_official_file(official, fit_once):
+    for name, value, message in (
+        ("labels", 895, "0..894; got uint8, and uint16 up to 895"),
+        ("depths", 3000, "another unit"),
+    ):
+        with h5py.File(official / "nyu_depth_v2_labeled.mat", "a") as file:
+            before = file[name][0, 100, 100]
+            file[name][0, 100, 100] = value
+        with pytest.raises(BrokenFrameError, match=f"Cannot use frame 0001 of .*labeled.mat: .*{message}.* Download"):
+            read_rows(official)
+        with h5py.File(official / "nyu_depth_v2_labeled.mat", "a") as file:
+            file[name][0, 100, 100] = before
 
 
 @pytest.mark.skipif(not EXPAND_TOOL.is_file(), reason=f"no {EXPAND_TOOL}; set SEM_NYUD_V2_DIR to the real frames")
-def test_real_frames_in_every_form(tmp_path):
+def test_real_frames_in_every_form(tmp_path, fit_once):
     command = [sys.executable, str(EXPAND_TOOL), "--output", str(tmp_path), "--train", "2", "--val", "1"]
     subprocess.run([*command, "--workers", "1"], check=True, capture_output=True)
     root = tmp_path / "NYUDv2"

@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -12,7 +13,8 @@ from PIL import Image as PILImage
 
 from transformers_sem.data import nyud_v2
 from transformers_sem.data.derive import boundaries_from_labels
-from transformers_sem.data.pascal_context import CLASS_NAMES, NORMAL_CLASSES, PART_IDS, PASCALContext
+from transformers_sem.data.files import BrokenFrameError
+from transformers_sem.data.pascal_context import CLASS_NAMES, NORMAL_CLASSES, PART_IDS, PASCALContext, find_source
 from transformers_sem.data.row_format import FEATURES
 from transformers_sem.tasks import TASKS, to_label
 
@@ -92,10 +94,10 @@ def write_frame(root: Path, name: str) -> None:
     save_parts(root / "human_parts" / f"{name}.mat", TABLE, *people, DOG)
 
 
-@pytest.fixture
-def root(tmp_path):
+@pytest.fixture(scope="module")
+def unchanged_root(tmp_path_factory):
     """A tiny PASCALContext folder."""
-    root = tmp_path / "data" / "PASCALContext"
+    root = tmp_path_factory.mktemp("data") / "PASCALContext"
     for folder in (*FOLDERS, "ImageSets/Context", "ImageSets/Parts"):
         (root / folder).mkdir(parents=True)
     for split, names in IDS.items():
@@ -105,6 +107,12 @@ def root(tmp_path):
         for name in names:
             write_frame(root, name)
     return root
+
+
+@pytest.fixture
+def root(unchanged_root, tmp_path):
+    """A copy that a test may change."""
+    return shutil.copytree(unchanged_root, tmp_path / "data" / "PASCALContext")
 
 
 @pytest.fixture
@@ -402,7 +410,7 @@ def test_missing_folder(prepare, tmp_path):
 def test_missing_sub_folders(prepare, tmp_path):
     (tmp_path / "other" / "JPEGImages").mkdir(parents=True)
     with pytest.raises(
-        FileNotFoundError, match=r"Pass the folder .* that has .*other is none, and holds \['JPEGImages'\]"
+        FileNotFoundError, match=r"Pass the folder .* that has .*other is no such folder and holds \['JPEGImages'\]"
     ):
         prepare(tmp_path / "other")
 
@@ -416,7 +424,7 @@ def test_images_alone_are_not_enough(prepare, root):
 
 def test_missing_list(prepare, root):
     (root / "ImageSets" / "Context" / "val.txt").unlink()
-    with pytest.raises(FileNotFoundError, match="split needs the list .*val.txt, and there is none; write"):
+    with pytest.raises(FileNotFoundError, match="split needs the list .*val.txt, which does not exist; write"):
         prepare()
 
 
@@ -432,16 +440,21 @@ def test_list_that_is_no_text(prepare, root):
         prepare()
 
 
-@pytest.mark.parametrize(
-    "content",
-    [b"", b"2008_000001\n", b"\xff\xfe\x80", b"[]", b'{"2008_000001": 15}', b'{"2008_000001": ["person"]}']
-    + [b'{"2008_000001": [21]}', b'{"2008_000001": [[15]]}'],
-)
-def test_broken_parts_list(prepare, root, content):
+def test_broken_parts_list(prepare, root):
     path = root / "ImageSets" / "Parts" / "train.txt"
-    path.write_bytes(content)
-    with pytest.raises(ValueError, match=f"Cannot use {path}: it must .*Restore it, or remove it"):
-        prepare()
+    for content in (
+        b"",
+        b"2008_000001\n",
+        b"\xff\xfe\x80",
+        b"[]",
+        b'{"2008_000001": 15}',
+        b'{"2008_000001": ["person"]}',
+        b'{"2008_000001": [21]}',
+        b'{"2008_000001": [[15]]}',
+    ):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=f"Cannot use {path}: it must .*Restore it, or remove it"):
+            prepare()
 
 
 def test_missing_files_are_counted(prepare, root):
@@ -458,10 +471,10 @@ BROKEN_FILES = {
     "no image": (f"JPEGImages/{NAME}.jpg", b"<html>", "cannot identify image"),
     "empty image": (f"JPEGImages/{NAME}.jpg", b"", "cannot identify image"),
     "cut image": (f"JPEGImages/{NAME}.jpg", None, "truncated"),
-    "grey image": (f"JPEGImages/{NAME}.jpg", np.zeros(SHAPE, np.uint8), r"must be 8-bit RGB .*; got uint8 \(12, 16\)"),
-    "class 21": (f"semseg/VOC12/{NAME}.png", np.full(SHAPE, 21, np.uint8), "0..20, and 255 where unlabelled; got 21"),
+    "gray image": (f"JPEGImages/{NAME}.jpg", np.zeros(SHAPE, np.uint8), r"must be 8-bit RGB .*; got uint8 \(12, 16\)"),
+    "class 21": (f"semseg/VOC12/{NAME}.png", np.full(SHAPE, 21, np.uint8), "0..20, and 255 where unlabeled; got 21"),
     "16 bit classes": (f"semseg/VOC12/{NAME}.png", np.full(SHAPE, 300, np.uint16), "must be .* got 300"),
-    "colour classes": (f"semseg/VOC12/{NAME}.png", np.ones((*SHAPE, 3), np.uint8), r"got uint8 \(12, 16, 3\)"),
+    "color classes": (f"semseg/VOC12/{NAME}.png", np.ones((*SHAPE, 3), np.uint8), r"got uint8 \(12, 16, 3\)"),
     "small classes": (
         f"semseg/VOC12/{NAME}.png",
         np.ones(OTHER_SHAPE, np.uint8),
@@ -469,14 +482,14 @@ BROKEN_FILES = {
     ),
     "empty classes": (f"semseg/VOC12/{NAME}.png", b"", "cannot identify image"),
     "cut saliency": (f"sal_distill/{NAME}.png", None, "(truncated|broken|Truncated)"),
-    "1 bit saliency": (f"sal_distill/{NAME}.png", np.ones(SHAPE, bool), "8-bit grey .*; got bool"),
-    "colour saliency": (
+    "1 bit saliency": (f"sal_distill/{NAME}.png", np.ones(SHAPE, bool), "8-bit gray .*; got bool"),
+    "color saliency": (
         f"sal_distill/{NAME}.png",
         np.ones((*SHAPE, 3), np.uint8),
-        r"8-bit grey .*; got uint8 \(12, 16, 3\)",
+        r"8-bit gray .*; got uint8 \(12, 16, 3\)",
     ),
     "small saliency": (f"sal_distill/{NAME}.png", np.ones(OTHER_SHAPE, np.uint8), r"got \(12, 7\)"),
-    "grey normals": (
+    "gray normals": (
         f"normals_distill/{NAME}.png",
         np.ones(SHAPE, np.uint8),
         r"must be 8-bit RGB .*; got uint8 \(12, 16\)",
@@ -522,9 +535,7 @@ BROKEN_FILES = {
 }
 
 
-@pytest.mark.parametrize(("name", "content", "message"), BROKEN_FILES.values(), ids=BROKEN_FILES)
-def test_broken_file_is_named(prepare, root, name, content, message):
-    path = root / name
+def break_file(path: Path, content: bytes | dict | np.ndarray | None) -> None:
     if content is None:
         path.write_bytes(path.read_bytes()[:-60])
     elif isinstance(content, bytes):
@@ -533,10 +544,29 @@ def test_broken_file_is_named(prepare, root, name, content, message):
         scipy.io.savemat(path, content)
     else:
         PILImage.fromarray(content).save(path)
+
+
+def test_broken_files_are_named(root):
+    source = find_source(root)
+    frame = next(frame for frame in source.frames["train"] if frame["id"] == NAME)
+    for case, (name, content, message) in BROKEN_FILES.items():
+        path = root / name
+        intact = path.read_bytes()
+        break_file(path, content)
+        with pytest.raises(BrokenFrameError) as error:
+            source.read_row(frame)
+        line = f"Cannot use {path}: .*{message}.*Restore the file, or take {NAME} off"
+        assert re.search(line, str(error.value)), (case, str(error.value))
+        path.write_bytes(intact)
+    source.read_row(frame)
+
+
+def test_the_builder_names_a_broken_file(prepare, root):
+    path = root / "pascal-context" / "trainval" / f"{NAME}.mat"
+    path.write_bytes(b"")
     with pytest.raises(DatasetGenerationError) as error:
         prepare()
-    with pytest.raises(ValueError, match=f"Cannot use {path}: .*{message}.*Restore the file, or take {NAME} off"):
-        raise error.value.__cause__
+    assert f"Cannot use {path}: it must be a MATLAB file" in str(error.value.__cause__)
 
 
 def test_broken_file_is_named_by_processes(prepare, root):

@@ -8,10 +8,11 @@ import pytest
 from huggingface_hub import DatasetCard
 from PIL import Image
 
+from transformers_sem.cli.prepare import build_parser, run
 from transformers_sem.data import prepare as preparing
 from transformers_sem.data.benchmarks import get_benchmark
 from transformers_sem.data.nyud_v2 import NYUDv2, find_source
-from transformers_sem.data.prepare import build_parser, prepare, run, verify
+from transformers_sem.data.prepare import prepare, verify
 from transformers_sem.hub import upload as hub
 
 from .nyud_v2_forms import write_tiny_folder
@@ -69,7 +70,7 @@ def test_the_card_says_what_is_in_the_folder(root, tmp_path):
     assert card.data.pretty_name == "NYUDv2"
     assert "| train | 7 | 795 |" in card.text and "| validation | 2 | 654 |" in card.text
     boundary = next(line for line in card.text.split("\n") if line.startswith("| `boundary`"))
-    assert "**derived**: drawn from the map of 40 classes, gaps filled" in boundary
+    assert "**derived**: computed from the map of 40 classes, gaps filled" in boundary
     assert card.text.count("**derived**") == 1
     assert "broken: none" in card.text
     assert str(tmp_path) not in card.content
@@ -179,7 +180,7 @@ def test_an_empty_folder_is_as_good_as_none(root, tmp_path, monkeypatch):
 
 
 def test_a_name_that_cannot_be_loaded(root, tmp_path):
-    with pytest.raises(ValueError, match="choose another than .*nyu"):
+    with pytest.raises(ValueError, match="choose another name than .*nyu"):
         prepare(find_source(root), tmp_path / "nyu[2]", num_processes=1)
     assert not (tmp_path / "unfinished_nyu[2]").exists()
 
@@ -220,7 +221,7 @@ def test_what_a_kill_leaves_is_removed(root, tmp_path):
     folder = tmp_path / "unfinished_prepared" / "data"
     folder.mkdir(parents=True)
     (folder / "train-00000-of-00003-0123456789ab.parquet").write_bytes(b"of other files")
-    (folder / "train-00001-of-00003-0123456789ab.unfinished").write_bytes(b"PAR1")
+    (folder / "unfinished_train-00001-of-00003-0123456789ab.parquet").write_bytes(b"PAR1")
     prepare(find_source(root), tmp_path / "prepared", num_processes=1)
     assert datasets.load_dataset(str(tmp_path / "prepared"))["train"]["id"][:] == IDS["train"]
 
@@ -242,7 +243,7 @@ def test_verify_finds_every_broken_file_and_writes_nothing(root):
     Image.fromarray(np.zeros((9, 14), np.uint8)).save(root / "edge" / "0005.png")
     (root / "gt_sets" / "val.txt").write_text("0010\n0099\n")
     before = sorted(root.rglob("*"))
-    problems = verify(find_source(root), num_processes=2)
+    problems = verify(find_source(root), num_processes=1)
     assert sorted(root.rglob("*")) == before
     for name, message in broken.items():
         (line,) = [line for line in problems if name in line]
@@ -259,7 +260,7 @@ def test_verify_finds_frames_of_both_splits(root):
 
 
 def parse(*arguments: object) -> argparse.Namespace:
-    return build_parser("").parse_args([str(argument) for argument in arguments])
+    return build_parser().parse_args(["nyud_v2", *map(str, arguments)])
 
 
 def test_command(root, tmp_path):
@@ -270,25 +271,25 @@ def test_command(root, tmp_path):
     with Image.open(picture) as preview:
         assert preview.width > 5 * 224 and preview.height > 8 * 100
     lines = [*run(find_source, parse(root, "--verify", "--processes", 1))]
-    assert lines[-1] == "Every file is whole."
+    assert lines[-1] == "Every file is intact."
 
 
 def test_command_says_all_that_is_wrong_before_it_fails(root, tmp_path):
     cut(root / "depth" / "0002.npy")
     lines = run(find_source, parse(root, "--verify", "--processes", 1))
     heard = []
-    with pytest.raises(ValueError, match="1 files cannot be used. Mend them"):
+    with pytest.raises(ValueError, match="1 files cannot be used. Repair them"):
         heard.extend(lines)
     assert any("0002.npy" in line for line in heard)
-    with pytest.raises(ValueError, match="All shards without broken frames are written; the same command goes on"):
+    with pytest.raises(ValueError, match="All shards without broken images are written; the same command resumes"):
         [*run(find_source, parse(root, "--output", tmp_path / "prepared", "--processes", 1))]
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "Say what to do"),
-        (["--verify", "--push-to-hub", "me/data"], "say which with --output FOLDER"),
+        ([], "Nothing to do"),
+        (["--verify", "--push-to-hub", "me/data"], "name it with --output FOLDER"),
         (["--verify", "--processes", "0"], "must be at least 1; got 0"),
         (["--preview", "a.jpg"], "writes a .png file; got a.jpg"),
     ],
@@ -300,7 +301,7 @@ def test_command_lines_that_cannot_mean_anything(root, arguments, message):
 
 def test_a_refused_upload_prepares_nothing(root, tmp_path, monkeypatch):
     monkeypatch.setattr(hub, "get_token", lambda: None)
-    with pytest.raises(OSError, match="Nobody is logged in to the Hub, so nothing is sent to me/rooms"):
+    with pytest.raises(OSError, match="No user is logged in to the Hub, so nothing is uploaded to me/rooms"):
         [*run(find_source, parse(root, "--output", tmp_path / "prepared", "--push-to-hub", "me/rooms"))]
     assert not (tmp_path / "prepared").exists()
 

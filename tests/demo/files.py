@@ -3,6 +3,8 @@
 The images are bright in the upper half and dark in the lower half.
 """
 
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +38,15 @@ def write_good_files(folder: Path) -> list[Path]:
     return sorted(folder.iterdir())
 
 
+def write_huge_png(path: Path, width: int, height: int) -> None:
+    """Writes a small PNG file whose header states a huge size."""
+    Image.new("1", (1, 1)).save(path)
+    content = bytearray(path.read_bytes())
+    content[16:24] = struct.pack(">II", width, height)
+    content[29:33] = struct.pack(">I", zlib.crc32(content[12:29]))
+    path.write_bytes(content)
+
+
 def write_bad_files(folder: Path) -> dict[Path, str]:
     """Returns `{file: a word of its error message}`."""
     folder.mkdir()
@@ -51,6 +62,6 @@ def write_bad_files(folder: Path) -> dict[Path, str]:
     for name, (content, _) in contents.items():
         (folder / name).write_bytes(content)
     Image.fromarray(np.zeros((4, 4), dtype=np.float32)).save(folder / "depth.tiff")
-    Image.new("1", (17_000, 16_000)).save(folder / "huge.png")
+    write_huge_png(folder / "huge.png", 17_000, 16_000)
     words = {folder / name: word for name, (_, word) in contents.items()}
     return words | {folder / "depth.tiff": "floating-point", folder / "huge.png": "17,000 x 16,000"}

@@ -19,7 +19,7 @@ from PIL import Image as PILImage
 from transformers_sem import SEMForMultiTaskDensePrediction, SEMImageProcessor
 from transformers_sem.data.benchmarks import BENCHMARKS, Benchmark
 from transformers_sem.data.row_format import FEATURES, encode_row
-from transformers_sem.data.scenes import Scenes, render_scene
+from transformers_sem.data.scenes import CLASS_NAMES, Scenes, render_scene
 from transformers_sem.data.transforms import row_to_tensors
 from transformers_sem.evaluation import evaluator as evaluating
 from transformers_sem.evaluation.boundary import boundary_counts, boundary_scores
@@ -78,8 +78,8 @@ def image_processor():
 
 BENCHMARK = Benchmark(
     builder=Scenes,
-    task_num_labels=dict(WIDTHS),
-    class_names={},
+    tasks=list(WIDTHS),
+    class_names={"semseg": CLASS_NAMES["semseg"]},
     needs_data_dir=False,
     task_metric_kwargs={"boundary": {"max_distance": MAX_DISTANCE}, "saliency": {"unused": "by these models"}},
 )

@@ -1,5 +1,6 @@
 """Tiles, flips and scales, with models that map every pixel independently and with a tiny SEM."""
 
+import copy
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -162,9 +163,9 @@ AUGMENTATIONS = [{"flip": True}, {"flip": True, "scales": (0.75, 1.0, 1.5)}]
 def test_predictions_of_the_flipped_image_are_flipped(tiny, augmentations, layout):
     processor = tiny["image_processor"] if layout == "padded" else SEMImageProcessor(size={"height": 64, "width": 96})
     predictor = Predictor(model=tiny["model"], image_processor=processor, batch_size=2, **augmentations)
-    maps, mirrored = (predictor([image])[0] for image in (random_image(), random_image().flip(-1)))
+    maps, flipped = (predictor([image])[0] for image in (random_image(), random_image().flip(-1)))
     expected = {task: TASKS[task].kind.flip_values(values.flip(-1)) for task, values in maps.items()}
-    assert_alike(mirrored, expected, atol=2e-4)  # resizing rounds to levels of 8 bits
+    assert_alike(flipped, expected, atol=2e-4)  # resizing rounds to levels of 8 bits
     assert not torch.allclose(
         maps["depth"], Predictor(model=tiny["model"], image_processor=processor)([random_image()])[0]["depth"]
     )
@@ -185,7 +186,7 @@ def test_scales_change_the_input_size_and_undo_the_zoom_of_depth():
 
 
 def test_fused_maps_are_valid_predictions(tiny):
-    maps = Predictor(**tiny, tile=64, flip=True)([random_image(90, 100)])[0]
+    maps = Predictor(**tiny, tile=64, flip=True, batch_size=4)([random_image(90, 100)])[0]
     torch.testing.assert_close(maps["normal"].norm(dim=0), torch.ones(90, 100), rtol=0, atol=1e-5)
     for task in ("boundary", "saliency"):
         assert maps[task].min() >= 0 and maps[task].max() <= 1
@@ -218,10 +219,8 @@ def test_tiles_cover_the_length_and_overlap(length, tile):
 
 def test_half_precision_is_close(tiny):
     maps = Predictor(**tiny)([random_image()])[0]
-    state = tiny["model"].state_dict()
-    half = SEMForMultiTaskDensePrediction(tiny_config(task_num_labels=WIDTHS)).eval()
-    half.load_state_dict(state)
-    half_maps = Predictor(model=half.to(torch.bfloat16), image_processor=tiny["image_processor"])([random_image()])[0]
+    half = copy.deepcopy(tiny["model"]).to(torch.bfloat16)
+    half_maps = Predictor(model=half, image_processor=tiny["image_processor"])([random_image()])[0]
     assert half_maps["depth"].dtype == torch.float32
     assert_close = torch.testing.assert_close
     assert_close(half_maps["depth"], maps["depth"], rtol=0.1, atol=0.05)

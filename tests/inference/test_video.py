@@ -9,6 +9,7 @@ import pytest
 from transformers_sem.inference import video
 from transformers_sem.inference.inputs import InputItem
 from transformers_sem.inference.video import create_video, open_video
+from transformers_sem.utils.extras import MissingExtraError
 
 
 av = pytest.importorskip("av")
@@ -99,9 +100,9 @@ def test_cameras_on_an_unknown_system_raise(monkeypatch):
 
 
 def test_a_missing_package_names_the_extra(monkeypatch):
-    monkeypatch.setattr(video, "find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "av", None)
     with (
-        pytest.raises(ValueError, match=r'pip install "transformers-sem\[video\]"'),
+        pytest.raises(MissingExtraError, match=r"pip install 'transformers-sem\[video\]'"),
         open_video(InputItem(Path("film.mp4"), "film", "video")),
     ):
         pass

@@ -17,7 +17,7 @@ from transformers_sem.training.optimizer import (
     layer_depths,
 )
 
-from ..test_transformers_behaviour import BACKBONES, build_config
+from ..test_transformers_behavior import BACKBONES, build_config
 from ..tiny import tiny_config
 
 

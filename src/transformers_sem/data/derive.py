@@ -1,7 +1,8 @@
-"""Labels computed where a data set lacks the files: surface normals from depth, boundaries from a label map.
+"""Labels that are computed where a dataset lacks the files: surface normals from depth, boundaries from a label map.
 
-Axes of normals: x right, y down, z forward. Normals are unit vectors towards the camera, so that of a wall straight ahead
-is (0, 0, -1); the NYU labels that papers train on use the same sign. Letters in shapes: H height, W width, N pixels, T taps.
+Axes of normals: x right, y down, z forward. Normals are unit vectors that point to the camera, so a wall straight ahead has
+the normal (0, 0, -1); the NYU labels of other papers use the same sign. Letters in shapes: H height, W width, N pixels,
+T taps.
 """
 
 from dataclasses import dataclass, replace
@@ -13,29 +14,29 @@ from numpy.lib.stride_tricks import sliding_window_view
 from ..evaluation.boundary import thin
 
 
-# Where the window of a pixel is read, in both directions and in pixels from it: 9 x 9 taps over 25 x 25 pixels. Kinect rounds
-# depth, to 2.6 cm at 3 m: a window must see several steps. On real frames that are rounded to 3.9 cm, the median difference
-# to normals fitted before the rounding is 4.2 degrees, with 17 pixels 7.3; 33 smear small things.
+# Offsets of the taps of a window in both directions, in pixels: 9 x 9 taps over 25 x 25 pixels. Kinect rounds depth, to
+# 2.6 cm at 3 m, and a window must contain several such steps. On real frames that are rounded to 3.9 cm, the median
+# difference to normals fitted before the rounding is 4.2 degrees; with 17 pixels it is 7.3, and 33 pixels blur small objects.
 WINDOW_TAPS = np.arange(-12, 13, 3)
-# A tap belongs to the surface of the pixel if their inverse depths differ by less than this share. It must exceed the
-# noise (1 % at 7 m), else it cuts off one side of its distribution: 0.03 doubles the median error. 0.08 lets in steps of
-# 24 cm at 3 m.
+# A tap is on the surface of the pixel if their inverse depths differ by less than this share. The share must exceed the
+# noise (1 % at 7 m); otherwise one side of its distribution is cut off, and 0.03 doubles the median error. A share of 0.08
+# includes steps of 24 cm at 3 m.
 MAX_DIFFERENCE = 0.05
-# A window counts with this share of its taps. A corner of the picture still has 25 of 81, and 21 are too many to lie on a
-# line or on two rows: the tilt of the plane is never left open.
+# A window is valid with this share of its taps. A window at a corner of the image has 25 of 81. With 21 taps they cannot be
+# all on one line or on two rows, so the plane is always determined.
 MIN_SUPPORT = 0.25
-# A window counts with a root mean squared residual up to this share of the inverse depth: Kinect noise at 8 m. Unrelated
+# A window is valid with a root mean squared residual up to this share of the inverse depth: Kinect noise at 8 m. Unrelated
 # values that pass MAX_DIFFERENCE have 0.014 to 0.029.
 MAX_RESIDUAL = 0.012
-# Windows around a pixel whose planes are averaged, in both directions and in pixels from it. All of them contain the
-# pixel. Their step is not that of the taps, so that one sees the pixels between the taps of the others.
+# Offsets of the windows whose planes are averaged, in both directions and in pixels. All of them contain the pixel. Their
+# step differs from that of the taps, so that they use pixels between the taps of each other.
 VOTE_TAPS = np.arange(-8, 9, 4)
-# Residuals below this share of the inverse depth do not tell one window from another: steps of 4 cm at 2 m.
+# Residuals below this share of the inverse depth are noise and do not rank windows: steps of 4 cm at 2 m.
 NOISE = 0.006
-# Length of the mean of the unit normals of the windows, below which they contradict each other and the pixel has none:
-# about 18 degrees around the mean. In rendered scenes the median error of what it drops is 23 degrees.
+# A pixel has no normal if the mean of the unit normals of its windows is shorter, because they contradict each other: about
+# 18 degrees around the mean. In rendered scenes the median error of the normals that this drops is 23 degrees.
 MIN_AGREEMENT = 0.95
-# Rows that are fitted at a time, so that the taps of all their windows stay in the cache.
+# Number of rows that are fitted at once, so that the taps of all their windows fit into the cache.
 BLOCK_ROWS = 8
 
 TAP_ROWS, TAP_COLUMNS = (grid.ravel() for grid in np.meshgrid(WINDOW_TAPS, WINDOW_TAPS, indexing="ij"))
@@ -46,7 +47,7 @@ PRODUCTS = np.stack([DESIGN[first] * DESIGN[second] for first, second in zip(*np
 
 @dataclass(frozen=True)
 class Intrinsics:
-    """A pinhole camera, in pixels; the centre of the first pixel is (0, 0)."""
+    """A pinhole camera in pixels; the center of the first pixel is (0, 0)."""
 
     focal_x: float
     focal_y: float
@@ -54,43 +55,50 @@ class Intrinsics:
     center_y: float
 
     def cropped(self, top: int, left: int) -> "Intrinsics":
-        """The camera of what is left without the first `top` rows and `left` columns."""
+        """Returns the camera of the image without the first `top` rows and `left` columns."""
         return replace(self, center_x=self.center_x - left, center_y=self.center_y - top)
 
 
 @dataclass(frozen=True)
 class Planes:
-    """The plane of every pixel's window, relative to the inverse depth 1 / Z of the pixel.
+    """The plane of the window of each pixel, relative to the inverse depth 1 / Z of the pixel.
 
-    At (x, y) pixels from it, the inverse depth is 1 / Z times 1 + offset + slope_x x + slope_y y. All are `(H, W)`.
+    At (x, y) pixels from the pixel, the inverse depth is 1 / Z times 1 + offset + slope_x x + slope_y y.
+
+    Args:
+        offset: Of the plane, `(H, W)`.
+        slope_x: Along x, `(H, W)`.
+        slope_y: Along y, `(H, W)`.
+        mean_square: Mean of the squared residuals, `(H, W)`.
+        valid: Whether the window is valid, bool `(H, W)`.
     """
 
     offset: np.ndarray
     slope_x: np.ndarray
     slope_y: np.ndarray
-    mean_square: np.ndarray  # of the residuals
+    mean_square: np.ndarray
     valid: np.ndarray
 
 
 def normals_from_depth(depth: np.ndarray, intrinsics: Intrinsics) -> np.ndarray:
-    """Compute surface normals.
+    """Computes surface normals from depth.
 
-    1 / Z is linear in pixel coordinates on a plane, and the noise of disparity sensors such as Kinect is uniform in it: a
-    plane is fitted to 1 / Z by least squares in a window around every pixel, without the taps beyond a depth step. The
-    planes of neighbouring windows are averaged, and those count most that fit best, as in weighted guided filtering:
-    near a crease, these are the ones that do not run over it.
+    1 / Z is linear in pixel coordinates on a plane, and the noise of disparity sensors such as Kinect is uniform in 1 / Z.
+    A plane is fitted to 1 / Z by least squares in a window around each pixel, without the taps beyond a depth step. The
+    planes of neighboring windows are averaged with larger weights for better fits, as in weighted guided filtering. Near
+    a crease, the windows that do not cross it fit best.
 
-    Depth rounded to steps that are wider than a window in the picture gives flat treads, and risers in between.
+    Depth that is rounded to steps wider than a window gives a staircase of flat and steep normals.
 
     Args:
         depth: Metres along the optical axis `(H, W)`; 0 and NaN are unknown.
-        intrinsics: The camera that took it.
+        intrinsics: The camera.
 
     Returns:
-        Unit vectors towards the camera, float32 `(3, H, W)`; NaN where depth is unknown or does not tell.
+        Unit vectors that point to the camera, float32 `(3, H, W)`; NaN where the depth is unknown or contradictory.
 
     Raises:
-        ValueError: If depth has other axes, or is negative or infinite somewhere.
+        ValueError: If depth has another number of axes, or negative or infinite values.
     """
     inverse = invert(depth)
     planes = fit_planes(inverse)
@@ -98,7 +106,7 @@ def normals_from_depth(depth: np.ndarray, intrinsics: Intrinsics) -> np.ndarray:
 
 
 def invert(depth: np.ndarray) -> np.ndarray:
-    """Turn depth `(H, W)` into inverse depth, float32; unknown depth becomes 0, which no tap takes for its own surface."""
+    """Converts depth `(H, W)` to inverse depth, float32. Unknown depth becomes 0, which is near no other value."""
     if depth.ndim != 2:
         raise ValueError(
             f"Depth must be (height, width); got the shape {depth.shape}. Pass one map, without channels."
@@ -106,17 +114,17 @@ def invert(depth: np.ndarray) -> np.ndarray:
     if (depth < 0).any() or np.isinf(depth).any():
         raise ValueError(
             f"Depth must be metres >= 0, with 0 or NaN where unknown; got {np.nanmin(depth)} to {np.nanmax(depth)}. "
-            "Replace what is negative or infinite by NaN."
+            "Replace negative and infinite values by NaN."
         )
     known = depth > 0
     return np.where(known, 1.0 / np.where(known, depth, 1.0), 0.0).astype(np.float32)
 
 
 def fit_planes(inverse: np.ndarray) -> Planes:
-    """Fit a plane to the inverse depth `(H, W)` in the window of every pixel."""
+    """Fits a plane to the inverse depth `(H, W)` in the window of each pixel."""
     reach, step = WINDOW_TAPS[-1], WINDOW_TAPS[1] - WINDOW_TAPS[0]
     windows = sliding_window_view(np.pad(inverse, reach), (2 * reach + 1, 2 * reach + 1))[:, :, ::step, ::step]
-    # Unknown centres become infinite: then no tap is near them, and nothing is divided by 0.
+    # Unknown centers become infinite: no tap is near them, and there is no division by 0.
     centers = np.where(inverse > 0, inverse, np.inf)
     blocks = [slice(start, start + BLOCK_ROWS) for start in range(0, len(inverse), BLOCK_ROWS)]
     fits = [fit_rows(windows[rows], centers[rows]) for rows in blocks]
@@ -124,7 +132,7 @@ def fit_planes(inverse: np.ndarray) -> Planes:
 
 
 def fit_rows(windows: np.ndarray, centers: np.ndarray) -> list[np.ndarray]:
-    """Fit the planes of some rows.
+    """Fits the planes of some rows.
 
     Args:
         windows: Inverse depth of the taps, `(rows, W, taps, taps)`.
@@ -142,7 +150,7 @@ def fit_rows(windows: np.ndarray, centers: np.ndarray) -> list[np.ndarray]:
 
 
 def solve(moments: np.ndarray, products: np.ndarray, squares: np.ndarray) -> tuple[np.ndarray, ...]:
-    """Solve the least squares of N windows.
+    """Solves the least squares of N windows.
 
     Args:
         moments: Sums of 1, x, y, x x, x y and y y over the taps, `(6, N)`.
@@ -168,9 +176,9 @@ def solve(moments: np.ndarray, products: np.ndarray, squares: np.ndarray) -> tup
 
 
 def plane_normals(planes: Planes, intrinsics: Intrinsics) -> np.ndarray:
-    """Unit normals `(3, H, W)` of planes, towards the camera.
+    """Returns the unit normals `(3, H, W)` of planes that point to the camera.
 
-    A plane 1 / Z = a X / Z + b Y / Z + c has the normal (a, b, c), and the ray (X / Z, Y / Z, 1) points away from us.
+    A plane 1 / Z = a X / Z + b Y / Z + c has the normal (a, b, c), which is negated because it points away from the camera.
     """
     height, width = planes.offset.shape
     x = np.arange(width, dtype=np.float32) - np.float32(intrinsics.center_x)
@@ -182,7 +190,7 @@ def plane_normals(planes: Planes, intrinsics: Intrinsics) -> np.ndarray:
 
 
 def average_normals(inverse: np.ndarray, planes: Planes, normals: np.ndarray) -> np.ndarray:
-    """Average the normals of the windows around every pixel.
+    """Averages the normals of the windows around each pixel.
 
     Args:
         inverse: Inverse depth, `(H, W)`; 0 is unknown.
@@ -190,7 +198,7 @@ def average_normals(inverse: np.ndarray, planes: Planes, normals: np.ndarray) ->
         normals: Their normals, `(3, H, W)`.
 
     Returns:
-        Unit normals, float32 `(3, H, W)`; NaN where none counts, or they contradict each other.
+        Unit normals, float32 `(3, H, W)`; NaN where no window is valid, or the normals contradict each other.
     """
     height, width = inverse.shape
     reach = VOTE_TAPS[-1]
@@ -202,7 +210,7 @@ def average_normals(inverse: np.ndarray, planes: Planes, normals: np.ndarray) ->
     for down in VOTE_TAPS:
         for right in VOTE_TAPS:
             seen = maps[:, reach + down : reach + down + height, reach + right : reach + right + width]
-            # The window counts if its plane passes through the pixel.
+            # A window has a weight only if its plane passes through the pixel.
             predicted = seen[3] - right * seen[4] - down * seen[5]
             weights = seen[6] * (np.abs(predicted / centers - 1.0) < MAX_DIFFERENCE)
             total += weights
@@ -213,23 +221,23 @@ def average_normals(inverse: np.ndarray, planes: Planes, normals: np.ndarray) ->
 
 
 def boundaries_from_labels(label_map: np.ndarray) -> np.ndarray:
-    """Draw the edges that models are trained on, uint8 `(H, W)`: 255 where the thinned Laplacian is not 0, else 0."""
+    """Computes the boundaries that models are trained on, uint8 `(H, W)`: 255 on the thinned Laplacian, else 0."""
     laplacian = scipy.ndimage.laplace(label_map.astype(np.int32), mode="mirror")
     return np.where(thin((laplacian != 0).astype(np.uint64)), 255, 0).astype(np.uint8)
 
 
-def fill_unlabelled(label_map: np.ndarray, unlabelled: int) -> np.ndarray:
-    """Give every unlabelled pixel of a map `(H, W)` the label of the nearest labelled one.
+def fill_unlabeled(label_map: np.ndarray, unlabeled: int) -> np.ndarray:
+    """Gives each unlabeled pixel of a map `(H, W)` the label of the nearest labeled pixel.
 
-    NYU leaves a strip without label, a few pixels wide, between most objects. Of the boundaries of its filled maps 98 % lie
-    within 2 pixels of the published edges, and find 97 % of those; left as they are, the strips have an edge on each side,
-    and it is 56 % and 77 %.
+    NYU leaves an unlabeled strip of a few pixels between most objects. Of the boundaries of the filled maps, 98 % are
+    within 2 pixels of the published edges, and they find 97 % of those. Without filling, the strips have an edge on each
+    side, and it is 56 % and 77 %.
 
     Returns:
-        A map of the same type; where nothing is labelled, the same map.
+        A map of the same type; the same map if no pixel is labeled.
     """
-    gaps = label_map == unlabelled
-    if gaps.all():  # SciPy does not define the nearest of nothing
+    gaps = label_map == unlabeled
+    if gaps.all():  # SciPy does not define this case
         return label_map
     nearest = scipy.ndimage.distance_transform_edt(gaps, return_distances=False, return_indices=True)
     return label_map[tuple(nearest)]

@@ -1,27 +1,31 @@
-"""Your own data: a folder of images, a folder of maps for each task, and a few lines of YAML.
+"""A user's own dataset: a folder of images, a folder of maps for each task, and a few lines of YAML.
 
     FOLDER/dataset.yaml
     FOLDER/images/ID.jpg                 or .jpeg, .png
-    FOLDER/semseg/ID.png                 ids, 8 or 16 bits, with or without a palette; or .npy
+    FOLDER/semseg/ID.png                 class ids, 8 or 16 bits, with or without a palette; or .npy
     FOLDER/parsing/ID.png                the same
     FOLDER/depth/ID.png                  8 or 16 bits; or .npy; 0 is unknown
     FOLDER/normal/ID.png                 RGB = (n + 1) / 2 * 255; or vectors as .npy
     FOLDER/boundary/ID.png               0 or 255, or one bit
     FOLDER/saliency/ID.png               salient above 127, or one bit
-    FOLDER/train.txt, validation.txt     ids, one a line; without these, every tenth image by name is for validation
+    FOLDER/train.txt, validation.txt     ids, one per line; without them, every tenth image by name is for validation
 
-Any of the tasks will do. `dataset.yaml` names those that there are, and says what their files mean:
+Any of the tasks is optional. `dataset.yaml` names those that the folder has, and describes their files:
 
     tasks:
       semseg:
         classes: [road, building, tree]  # ids 0, 1, 2 in the files; or {7: road, 11: building}
-        ignored: 255                     # the id that marks pixels without a class; 255 if not given
+        ignored: 255                     # the id of pixels without a class; 255 by default
       depth:
-        unit: millimetre                 # or metre, centimetre, or a number, the metres of a unit; metre if not given
+        unit: millimetre                 # or metre (default), centimetre, or a number: the metres of one unit
       normal:
-        axes: right-up-backward          # or right-down-forward, which it is if not given
+        axes: right-up-backward          # or right-down-forward (default)
       boundary:
       saliency:
+
+What the files hold depends on the kind of the task, so a task of your own that has one of these kinds is read in the same
+way. Maps of a kind of your own are images, or 2-D arrays of the values as .npy; the levels 0 and 255 of an 8-bit image
+stand for the two ends of the `value_range` of the kind.
 """
 
 from collections.abc import Callable
@@ -33,49 +37,51 @@ import datasets
 import numpy as np
 import yaml
 
-from transformers_sem.task_kinds import CLASS_IDS
-
+from ..losses import INVALID_ID
+from ..task_kinds import CLASS_IDS, METRES, PROBABILITY, UNIT_VECTORS
 from ..tasks import TASKS, get_task
-from .files import FrameReader, check_depth, find_root, read_colours, read_grey, read_list, read_normals, read_values
+from .files import FrameReader, check_depth, find_root, read_gray, read_list, read_normals, read_rgb, read_values
 from .sources import Frame, Maps, Source, SourceBuilder, SourceConfig
 
 
 SETTINGS_NAME = "dataset.yaml"
-RULE = f"the folder that has images/ and {SETTINGS_NAME}, the one that contains it, or a tar archive of either"
+RULE = f"the folder that has images/ and {SETTINGS_NAME}, its parent, or a tar archive of either"
 LISTS = {"train": "train.txt", "validation": "validation.txt"}
-IMAGE_ENDINGS = (".jpg", ".jpeg", ".png")
-MAP_ENDINGS = (".png", ".npy")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
+MAP_SUFFIXES = (".png", ".npy")
 UNITS = {"metre": 1.0, "centimetre": 0.01, "millimetre": 0.001}
-# What turns the axes of the files into ours, x right, y down, z forward.
-AXES = {"right-down-forward": (1, 1, 1), "right-up-backward": (1, -1, -1)}
-# A laser sees some hundred metres; beyond this the unit is wrong.
+DEFAULT_UNIT, DEFAULT_AXES = "metre", "right-down-forward"
+# Signs that convert the axes of the files to ours: x right, y down, z forward.
+AXES = {DEFAULT_AXES: (1, 1, 1), "right-up-backward": (1, -1, -1)}
+SETTINGS = {CLASS_IDS: ("classes", "ignored"), METRES: ("unit",), UNIT_VECTORS: ("axes",)}
+# Laser scanners reach some hundred metres; larger depths have another unit.
 MAX_DEPTH = 1000.0
 VALIDATION_STEP = 10
 Settings = dict[str, dict[str, Any]]
 
 
 def is_root(folder: Path) -> bool:
-    """Whether a folder is a data set of one's own."""
+    """Returns whether a folder is a user's own dataset."""
     return (folder / "images").is_dir() and (folder / SETTINGS_NAME).is_file()
 
 
 def find_source(data_dir: str | Path | None) -> Source:
-    """Reads what a folder says of itself, and finds its files.
+    """Reads the description of a folder and finds its files.
 
     Args:
-        data_dir: The folder, the one that contains it, or a tar archive of either.
+        data_dir: The folder, its parent, or a tar archive of either.
 
     Raises:
-        ValueError: If `dataset.yaml` or a list is broken, or two files go by one name.
+        ValueError: If `dataset.yaml` or a list is broken, or two files have the same id.
         FileNotFoundError: If there is no such folder, or a task in `dataset.yaml` has none.
     """
     root = find_root(data_dir, is_root, RULE)
     settings = read_settings(root / SETTINGS_NAME)
-    images = find_files(root / "images", IMAGE_ENDINGS)
-    maps = {task: find_files(root / task, MAP_ENDINGS) for task in settings}
+    images = find_files(root / "images", IMAGE_SUFFIXES)
+    maps = {task: find_files(root / task, MAP_SUFFIXES) for task in settings}
     return Source(
         title=root.name,
-        variant="a folder of one's own",
+        variant="a user's own folder",
         root=root,
         frames={split: find_frames(root, names, images, maps) for split, names in read_splits(root, images).items()},
         columns=["image", *settings],
@@ -91,15 +97,15 @@ def read_settings(path: Path) -> Settings:
     """Reads `dataset.yaml`.
 
     Returns:
-        Task to its settings.
+        `{task: settings}`.
 
     Raises:
-        ValueError: If it is anything else.
+        ValueError: If the file is not YAML, or describes a task in a wrong way.
     """
     try:
         description = yaml.safe_load(path.read_bytes())
     except yaml.YAMLError as error:
-        raise ValueError(f"Cannot use {path}: it must be YAML; {error}. Mend it.") from error
+        raise ValueError(f"Cannot use {path}: it must be YAML; {error}. Correct it.") from error
     tasks = description.get("tasks") if isinstance(description, dict) else None
     if not isinstance(tasks, dict) or not tasks or set(description) != {"tasks"}:
         raise ValueError(
@@ -116,21 +122,21 @@ def read_settings(path: Path) -> Settings:
 
 
 def check_settings(task: str, values: dict[str, Any]) -> None:
-    """Checks what is said of one task.
+    """Checks the settings of one task.
 
     Raises:
-        ValueError: If the task is unknown, or a setting is unknown, missing or impossible.
+        ValueError: If the task is unknown, or a setting is unknown, missing or not allowed.
     """
-    get_task(task)
-    known = {"classes", "ignored"} if has_classes(task) else {"depth": {"unit"}, "normal": {"axes"}}.get(task, set())
-    if not isinstance(values, dict) or set(values) - known:
-        raise ValueError(f"The settings of {task} are {sorted(known) or 'none'}; got {values!r}.")
-    if has_classes(task):
-        check_classes(task, values.get("classes"), values.get("ignored", 255))
-    unit = values.get("unit", "metre")
+    kind = get_task(task).kind
+    known = SETTINGS.get(kind, ())
+    if not isinstance(values, dict) or set(values) - set(known):
+        raise ValueError(f"The settings of {task} are {list(known) or 'none'}; got {values!r}.")
+    if kind is CLASS_IDS:
+        check_classes(task, values.get("classes"), values.get("ignored", INVALID_ID))
+    unit = values.get("unit", DEFAULT_UNIT)
     if unit not in UNITS and not (isinstance(unit, int | float) and 0 < unit < float("inf")):
         raise ValueError(f"The unit of {task} is one of {list(UNITS)}, or a number of metres above 0; got {unit!r}.")
-    axes = values.get("axes", next(iter(AXES)))
+    axes = values.get("axes", DEFAULT_AXES)
     if axes not in AXES:
         raise ValueError(f"The axes of {task} are one of {list(AXES)}; got {axes!r}.")
 
@@ -143,10 +149,11 @@ def check_classes(task: str, classes: Any, ignored: Any) -> None:
     """
     by_id = number_classes(classes) if isinstance(classes, list | dict) else {}
     names = list(by_id.values())
-    if not 1 <= len(names) <= 255 or not all(isinstance(name, str) for name in names) or len(set(names)) < len(names):
+    is_name = [isinstance(name, str) for name in names]
+    if not 1 <= len(names) <= INVALID_ID or not all(is_name) or len(set(names)) < len(names):
         raise ValueError(
-            f"The classes of {task} are 1 to 255 distinct names, as in 'classes: [road, tree]' or 'classes: {{7: road}}'; "
-            f"got {classes!r}. Put names that YAML takes for something else, such as yes, in quotes."
+            f"The classes of {task} are 1 to {INVALID_ID} distinct names, as in 'classes: [road, tree]' or "
+            f"'classes: {{7: road}}'; got {classes!r}. Put names that YAML does not read as text, such as yes, in quotes."
         )
     ids = [*by_id, ignored]
     if not all(isinstance(index, int) and 0 <= index <= 65535 for index in ids) or ignored in by_id:
@@ -156,48 +163,46 @@ def check_classes(task: str, classes: Any, ignored: Any) -> None:
         )
 
 
-def has_classes(task: str) -> bool:
-    """Whether the labels of a task are ids of classes."""
-    return get_task(task).kind is CLASS_IDS
-
-
 def number_classes(classes: list[str] | dict[int, str]) -> dict[int, str]:
-    """Id in the files to name."""
+    """Returns `{id in the files: name}`."""
     return dict(classes) if isinstance(classes, dict) else dict(enumerate(classes))
 
 
 def class_names(settings: Settings) -> dict[str, list[str]]:
-    """Names of the classes of each task that has any, in the order of the ids in rows."""
+    """Returns the class names of each task of class ids, in the order of the ids in rows."""
     return {
         task: list(number_classes(values["classes"]).values())
         for task, values in settings.items()
-        if has_classes(task)
+        if get_task(task).kind is CLASS_IDS
     }
 
 
-def find_files(folder: Path, endings: tuple[str, ...]) -> dict[str, str]:
-    """Finds the files of a folder by their ids.
+def find_files(folder: Path, suffixes: tuple[str, ...]) -> dict[str, str]:
+    """Finds the files of a folder.
+
+    Returns:
+        `{id: path}`.
 
     Raises:
-        FileNotFoundError: If there is no such folder, or nothing in it.
-        ValueError: If two files go by one id.
+        FileNotFoundError: If there is no such folder, or it has no files.
+        ValueError: If two files have the same id.
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"Every task in {SETTINGS_NAME} needs a folder of its name; there is no {folder}.")
-    paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in endings and path.name[0] != ".")
+    paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in suffixes and path.name[0] != ".")
     files = {path.stem: str(path) for path in paths}
     if not files:
-        raise FileNotFoundError(f"{folder} needs files that end in {', '.join(endings)}; there are none.")
-    twice = [str(path) for path in paths if files[path.stem] != str(path)]
-    if twice:
+        raise FileNotFoundError(f"{folder} needs files that end in {', '.join(suffixes)}; there are none.")
+    repeated = [str(path) for path in paths if files[path.stem] != str(path)]
+    if repeated:
         raise ValueError(
-            f"An id has one file in a folder; these have another with the same name: {twice[:5]}. Remove one."
+            f"An id has one file in a folder; these have another file with the same name: {repeated[:5]}. Remove one."
         )
     return files
 
 
 def read_splits(root: Path, images: dict[str, str]) -> dict[str, list[str]]:
-    """Reads the lists of ids, or, where there are none, cuts the images into splits.
+    """Reads the lists of ids. Without lists, every tenth image is for validation and the others for training.
 
     Raises:
         ValueError: If there are too few images.
@@ -213,34 +218,34 @@ def read_splits(root: Path, images: dict[str, str]) -> dict[str, list[str]]:
 
 
 def find_frames(root: Path, names: list[str], images: dict[str, str], maps: dict[str, dict[str, str]]) -> list[Frame]:
-    """Finds the files of frames; those that are missing are named as they should be called."""
+    """Finds the files of frames. A missing file gets the name that it should have."""
     return [
         {
             "id": name,
-            "image": images.get(name, f"{root}/images/{name}{IMAGE_ENDINGS[0]}"),
-            **{task: files.get(name, f"{root}/{task}/{name}{MAP_ENDINGS[0]}") for task, files in maps.items()},
+            "image": images.get(name, f"{root}/images/{name}{IMAGE_SUFFIXES[0]}"),
+            **{task: files.get(name, f"{root}/{task}/{name}{MAP_SUFFIXES[0]}") for task, files in maps.items()},
         }
         for name in names
     ]
 
 
 def build_reader(task: str, settings: dict[str, Any]) -> Callable[[str], np.ndarray]:
-    """What reads the maps of a task."""
-    if has_classes(task):
+    """Returns the function that reads the maps of a task."""
+    spec = get_task(task)
+    if spec.kind is CLASS_IDS:
         ids = tuple(number_classes(settings["classes"]))
-        return partial(read_classes, ids=ids, ignored=settings.get("ignored", 255))
-    unit, axes = settings.get("unit", "metre"), settings.get("axes", next(iter(AXES)))
-    readers = {
-        "depth": partial(read_depth, unit=unit),
-        "normal": partial(read_turned_normals, signs=AXES[axes]),
-        "boundary": read_grey,
-        "saliency": read_mask,
-    }
-    return readers.get(task, read_values)
+        return partial(read_classes, ids=ids, ignored=settings.get("ignored", INVALID_ID))
+    if spec.kind is METRES:
+        return partial(read_metres, unit=settings.get("unit", DEFAULT_UNIT))
+    if spec.kind is UNIT_VECTORS:
+        return partial(read_unit_vectors, signs=AXES[settings.get("axes", DEFAULT_AXES)])
+    if spec.kind is PROBABILITY:
+        return read_gray if spec.dtype.is_floating_point else read_mask
+    return partial(read_map, num_channels=spec.kind.num_channels)
 
 
 def read_classes(path: str, ids: tuple[int, ...], ignored: int) -> np.ndarray:
-    """Turns the ids of a file into 0, 1, ..., and the ignored one into 255, uint8 `(height, width)`."""
+    """Reads class ids and renumbers them: 0, 1, ... in the order of `ids`, 255 where ignored, uint8 `(height, width)`."""
     labels = read_values(path, palette=True)
     if labels.dtype.kind not in "iu" or labels.ndim != 2:
         raise ValueError(f"ids must be whole numbers (height, width); got {labels.dtype} {labels.shape}")
@@ -250,13 +255,13 @@ def read_classes(path: str, ids: tuple[int, ...], ignored: int) -> np.ndarray:
             f"ids must be those of the classes in {SETTINGS_NAME}, {list(ids)}, or the ignored {ignored}; got "
             f"{unknown[:5].tolist()}"
         )
-    table = np.full(65536, 255, np.uint8)
+    table = np.full(65536, INVALID_ID, np.uint8)
     table[list(ids)] = np.arange(len(ids))
     return table[labels]
 
 
-def read_depth(path: str, unit: str | float) -> np.ndarray:
-    """Reads depth in any unit as metres `(height, width)`, float32, NaN where unknown."""
+def read_metres(path: str, unit: str | float) -> np.ndarray:
+    """Reads depth of any unit as metres `(height, width)`, float32, NaN where unknown."""
     values = read_values(path)
     if values.dtype.kind not in "iuf" or values.ndim != 2:
         raise ValueError(f"depth must be numbers (height, width); got {values.dtype} {values.shape}")
@@ -269,37 +274,50 @@ def read_depth(path: str, unit: str | float) -> np.ndarray:
     return check_depth(depth, MAX_DEPTH)
 
 
-def read_turned_normals(path: str, signs: tuple[int, int, int]) -> np.ndarray:
-    """Reads normals as 8-bit codes `(height, width, 3)` of vectors in our axes."""
-    codes = read_normals(path)
-    return np.where(np.array(signs) > 0, codes, 255 - codes)
+def read_unit_vectors(path: str, signs: tuple[int, int, int]) -> np.ndarray:
+    """Reads unit vectors of any axes as 8-bit levels `(height, width, 3)` of vectors in our axes."""
+    levels = read_normals(path)
+    return np.where(np.array(signs) > 0, levels, 255 - levels)
 
 
 def read_mask(path: str) -> np.ndarray:
-    """Turns grey levels into ids 0 and 1, uint8 `(height, width)`."""
-    return (read_grey(path) > 127).astype(np.uint8)
+    """Reads gray levels as ids 0 and 1 (above 127), uint8 `(height, width)`."""
+    return (read_gray(path) > 127).astype(np.uint8)
+
+
+def read_map(path: str, num_channels: int) -> np.ndarray:
+    """Reads a map of a user's own kind: levels of an image `(height, width[, 3])` or values `(height, width)`."""
+    values = read_values(path)
+    if values.ndim != (3 if num_channels > 1 else 2) or (num_channels > 1 and values.shape[2] != num_channels):
+        shape = f"(height, width, {num_channels})" if num_channels > 1 else "(height, width)"
+        raise ValueError(f"it must have the shape {shape}; got {values.shape}")
+    if values.dtype.kind != "f":
+        return values
+    if values.ndim == 3:
+        raise ValueError(f"a map of several channels must be an 8-bit image; got {values.dtype} {values.shape}")
+    return values.astype(np.float32)
 
 
 def read_frame(frame: Frame, readers: dict[str, Callable[[str], np.ndarray]]) -> Maps:
     """Reads the image and the maps of one frame.
 
     Raises:
-        BrokenFrameError: If files cannot be read, hold what they should not, or are not of the image's size.
+        BrokenFrameError: If files cannot be read, hold values that are not allowed, or have another size than the image.
     """
     reader = FrameReader(frame["id"])
-    reader.read(frame["image"], read_colours)
+    reader.read(frame["image"], read_rgb)
     maps = {task: reader.read(frame[task], read) for task, read in readers.items()}
     reader.finish()
     return {"image": Path(frame["image"]).read_bytes(), **maps}
 
 
 class FolderConfig(SourceConfig):
-    """`data_dir` is what `find_source` takes."""
+    """Configuration of the builder; `data_dir` is an argument of `find_source`."""
 
     find_source = staticmethod(find_source)
 
     def create_config_id(self, config_kwargs: dict, custom_features: datasets.Features | None = None) -> str:
-        """Name the cache by `dataset.yaml` too."""
+        """Names the cache by `dataset.yaml` too."""
         settings = read_settings(find_root(self.data_dir, is_root, RULE) / SETTINGS_NAME)
         return super().create_config_id({**config_kwargs, "settings": settings}, custom_features)
 

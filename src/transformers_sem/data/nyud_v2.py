@@ -1,48 +1,50 @@
-"""NYU-Depth v2 as multi-task papers train on it: 795 training and 654 test frames of 425 x 560.
+"""NYU-Depth v2 as multi-task papers use it: 795 training and 654 test frames of 425 x 560.
 
-The data is on the user's disk already; nothing is downloaded. `NYUDv2(data_dir=...)` recognises three forms of it, and
-gives the same rows for each. The first two are a folder, or a tar archive of it, that has
+The data must be on disk; nothing is downloaded. `NYUDv2(data_dir=...)` recognizes three forms of it and gives the same
+rows for each. The first two are a folder, or a tar archive of it, with
 
     images/ID.png, .jpg         RGB
-    segmentation/ID.png, .npy   uint8, 0 unlabelled, 1..40
+    segmentation/ID.png, .npy   uint8, 0 unlabeled, 1..40
     depth/ID.npy                metres, 0 invalid
     normals/ID.png, .npy        RGB = (n + 1) / 2 * 255, x right, y down, z forward
     edge/ID.png, .npy           0 or 255
-    gt_sets/{train,val}.txt     ids, one a line
+    gt_sets/{train,val}.txt     ids, one per line
 
-of 425 x 560 (`NYUDv2`), or of 480 x 640 (`NYUD_MT`), whose blank border is cut off. The third is the official
+of 425 x 560 (`NYUDv2`), or of 480 x 640 (`NYUD_MT`), whose blank border is cropped. The third is the official
 
     nyu_depth_v2_labeled.mat    HDF5: images, depths, labels
     splits.mat                  trainNdxs, testNdxs: 1-based
     any other .mat              the class, 0..40, of each of the 894 labels
 
-Without a folder `edge` boundaries are drawn from the label map, and without `normals` normals are fitted to the depth.
+Without the folder `edge`, boundaries are computed from the label map. Without `normals`, normals are fitted to the depth.
+The official file is read with h5py, which the extra `data` installs.
 """
 
 from functools import partial
 from pathlib import Path
 
-import h5py
 import numpy as np
 
-from .derive import Intrinsics, boundaries_from_labels, fill_unlabelled, normals_from_depth
+from ..losses import INVALID_ID
+from ..task_kinds import unit_vectors_to_rgb
+from ..utils.extras import require
+from .derive import Intrinsics, boundaries_from_labels, fill_unlabeled, normals_from_depth
 from .files import (
     BrokenFrameError,
     FrameReader,
     check_depth,
+    existing_patterns,
     find_file,
-    find_places,
     find_root,
-    read_colours,
     read_depth,
-    read_grey,
+    read_gray,
     read_ids,
     read_list,
     read_matlab,
     read_normals,
+    read_rgb,
     read_variable,
 )
-from .row_format import code_normal
 from .sources import Frame, Maps, Source, SourceBuilder, SourceConfig
 
 
@@ -91,7 +93,7 @@ CLASS_NAMES = {
     ]
 }
 LISTS = {"train": "gt_sets/train.txt", "validation": "gt_sets/val.txt"}
-# Where a map lies; the first of several that has it counts.
+# Paths of the maps; the first of several that exists is used.
 FILES = {
     "image": ("images/{}.png", "images/{}.jpg"),
     "semseg": ("segmentation/{}.png", "segmentation/{}.npy"),
@@ -99,28 +101,28 @@ FILES = {
     "normal": ("normals/{}.png", "normals/{}.npy"),
     "boundary": ("edge/{}.png", "edge/{}.npy"),
 }
-NEEDED = ("image", "semseg", "depth")
-LABELED = "nyu_depth_v2_labeled.mat"
+REQUIRED = ("image", "semseg", "depth")
+OFFICIAL_FILE = "nyu_depth_v2_labeled.mat"
 SPLITS = {"train": "trainNdxs", "validation": "testNdxs"}
 OFFICIAL_SIZES = {"train": 795, "validation": 654}
 NUM_FINE_CLASSES = 894
 RULE = (
-    "the folder NYUDv2 that has images/, segmentation/, depth/ and gt_sets/, the one that contains it, its tar archive, or the "
-    f"folder of the official {LABELED}"
+    "the folder NYUDv2 that has images/, segmentation/, depth/ and gt_sets/, its parent, its tar archive, or the folder of the "
+    f"official {OFFICIAL_FILE}"
 )
-# Frames are 480 x 640 with a blank border; papers use the 425 x 560 within.
+# Frames are 480 x 640 with a blank border; papers use the 425 x 560 inside.
 FULL_SIZE, CROPPED_SIZE = (480, 640), (425, 560)
 TOP, LEFT = 45, 40
-# Of the colour camera, from the toolbox of the data set; its pixels count from 1.
+# The color camera, from the toolbox of the dataset, whose pixels are 1-based.
 INTRINSICS = Intrinsics(518.857901, 519.469611, 325.582449 - 1, 253.736166 - 1).cropped(TOP, LEFT)
-# Kinect sees no farther than ten metres; a wide margin, because the unit is what is in question.
+# The range of Kinect is ten metres. The margin is wide, because the check is for the unit.
 MAX_DEPTH = 20.0
 TERMS = (
     "NYU-Depth v2 (Silberman et al., Indoor Segmentation and Support Inference from RGBD Images, ECCV 2012), "
     "https://cs.nyu.edu/~fergus/datasets/nyu_depth_v2.html. Its terms apply; they name research use."
 )
-FITTED = "fitted to the depth, because there are no files of normals; never comparable with published errors"
-FACTS = {
+FITTED = "fitted to the depth, because there are no files of normals; errors are not comparable with published ones"
+COMMON_FIELDS = {
     "title": "NYUDv2",
     "columns": [*FILES],
     "class_names": CLASS_NAMES,
@@ -130,80 +132,82 @@ FACTS = {
 
 
 def is_root(folder: Path) -> bool:
-    """Whether a folder is NYU-Depth v2 in any form."""
-    return (folder / LABELED).is_file() or all((folder / name).is_dir() for name in ("images", "gt_sets"))
+    """Returns whether a folder is NYU-Depth v2 in any form."""
+    return (folder / OFFICIAL_FILE).is_file() or all((folder / name).is_dir() for name in ("images", "gt_sets"))
 
 
 def find_source(data_dir: str | Path | None) -> Source:
-    """Recognises NYU-Depth v2 on disk.
+    """Recognizes NYU-Depth v2 on disk.
 
     Args:
-        data_dir: The folder, the one that contains it, an archive of it, or `nyu_depth_v2_labeled.mat`.
+        data_dir: The folder, its parent, an archive of it, or `nyu_depth_v2_labeled.mat`.
 
     Raises:
         ValueError: If a list or one of the official files is broken.
-        FileNotFoundError: If nothing is recognised, or a part without which nothing can be done is missing.
+        FileNotFoundError: If no form is recognized, or a required part is missing.
         OSError: If an archive cannot be unpacked.
+        MissingExtraError: If it is the official file and h5py is not installed.
     """
-    if data_dir is not None and Path(data_dir).name == LABELED:
+    if data_dir is not None and Path(data_dir).name == OFFICIAL_FILE:
         data_dir = Path(data_dir).parent
     root = find_root(data_dir, is_root, RULE)
-    return find_official(root) if (root / LABELED).is_file() else find_folder(root)
+    return find_official(root) if (root / OFFICIAL_FILE).is_file() else find_folder(root)
 
 
 def find_folder(root: Path) -> Source:
     """Finds the files of the folder that multi-task papers share."""
-    places = find_places(root, FILES)
-    missing = [FILES[column][0].split("/")[0] for column in NEEDED if column not in places]
+    patterns = existing_patterns(root, FILES)
+    missing = [FILES[column][0].split("/")[0] for column in REQUIRED if column not in patterns]
     if missing:
-        raise FileNotFoundError(f"NYUDv2 cannot do without some folders; {root} lacks {missing}. Pass {RULE}.")
+        raise FileNotFoundError(f"NYUDv2 needs the folders of images and labels; {root} lacks {missing}. Pass {RULE}.")
     frames = {
         split: [
-            {"id": name, **{column: find_file(root, patterns, name) for column, patterns in places.items()}}
+            {"id": name, **{column: find_file(root, options, name) for column, options in patterns.items()}}
             for name in read_list(root / path)
         ]
         for split, path in LISTS.items()
     }
     explanations = {
         "normal": FITTED,
-        "boundary": "drawn from the map of 40 classes, gaps filled, because there is no edge/",
+        "boundary": "computed from the map of 40 classes, gaps filled, because there is no edge/",
     }
     return Source(
-        **FACTS,
-        variant="a folder of pictures, as multi-task papers share it",
+        **COMMON_FIELDS,
+        variant="a folder of images, as multi-task papers share it",
         root=root,
         frames=frames,
-        derived={column: text for column, text in explanations.items() if column not in places},
+        derived={column: text for column, text in explanations.items() if column not in patterns},
         read=read_folder_frame,
     )
 
 
 def find_official(root: Path) -> Source:
     """Finds the frames of the official file."""
-    num_frames = check_official(root / LABELED)
+    num_frames = check_official(root / OFFICIAL_FILE)
     frames = {
         split: [
-            {"id": f"{number:04d}", "file": str(root / LABELED)}
+            {"id": f"{number:04d}", "file": str(root / OFFICIAL_FILE)}
             for number in read_split(root / "splits.mat", variable, num_frames)
         ]
         for split, variable in SPLITS.items()
     }
     return Source(
-        **FACTS,
-        variant=f"the official {LABELED}",
+        **COMMON_FIELDS,
+        variant=f"the official {OFFICIAL_FILE}",
         root=root,
         frames=frames,
-        derived={"normal": FITTED, "boundary": f"drawn from the map of {NUM_FINE_CLASSES} classes, gaps filled"},
+        derived={"normal": FITTED, "boundary": f"computed from the map of {NUM_FINE_CLASSES} classes, gaps filled"},
         read=partial(read_official_frame, classes=read_class_map(root)),
     )
 
 
 def check_official(path: Path) -> int:
-    """Looks into the official file, and counts its frames.
+    """Checks the arrays of the official file and returns the number of its frames.
 
     Raises:
-        ValueError: If it is broken or has not the expected content.
+        ValueError: If it is broken or has other arrays.
     """
+    h5py = require("h5py", extra="data")
     try:
         with h5py.File(path) as file:
             shapes = {name: file[name].shape for name in ("images", "depths", "labels")}
@@ -229,11 +233,11 @@ def read_split(path: Path, variable: str, num_frames: int) -> list[int]:
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it is broken, or names a frame that there is not.
+        ValueError: If it is broken, or has a number without a frame.
     """
     if not path.is_file():
         raise FileNotFoundError(
-            f"{LABELED} needs the official {path.name} beside it; {path} is missing. Put it there."
+            f"{OFFICIAL_FILE} needs the official {path.name} in the same folder; {path} is missing. Copy it there."
         )
     try:
         numbers = read_variable(path, variable).ravel()
@@ -252,25 +256,25 @@ def read_class_map(root: Path) -> np.ndarray:
     """Finds the class, 0..40, of each of the 894 labels in the .mat files of a folder.
 
     Returns:
-        uint8 `(895,)`, by label; label 0 is unlabelled, class 0.
+        uint8 `(895,)`, by label; label 0 is unlabeled, class 0.
 
     Raises:
-        FileNotFoundError: If no file has it.
+        FileNotFoundError: If no file has the classes.
         ValueError: If a file cannot be read.
     """
     last = len(CLASS_NAMES["semseg"])
-    for path in sorted(set(root.glob("*.mat")) - {root / LABELED, root / "splits.mat"}):
+    for path in sorted(set(root.glob("*.mat")) - {root / OFFICIAL_FILE, root / "splits.mat"}):
         try:
             variables = read_matlab(path)
         except ValueError as error:
-            raise ValueError(f"Cannot use {path}: {error}. Restore it, or take it away.") from error
+            raise ValueError(f"Cannot use {path}: {error}. Restore it, or remove it.") from error
         for values in variables.values():
             is_vector = isinstance(values, np.ndarray) and values.size >= last and values.size == max(values.shape)
             if is_vector and values.dtype.kind in "iuf" and np.isin(values, np.arange(last + 1)).all():
                 return np.append(0, values.ravel()).astype(np.uint8)
     raise FileNotFoundError(
-        f"{LABELED} needs a class map beside it: a .mat file with {NUM_FINE_CLASSES} numbers 0..{last}, the class of each "
-        f"label, such as classMapping40.mat; {root} has none. Put it there."
+        f"{OFFICIAL_FILE} needs a class map in the same folder: a .mat file with {NUM_FINE_CLASSES} numbers 0..{last}, the class "
+        f"of each label, such as classMapping40.mat; {root} has none. Copy it there."
     )
 
 
@@ -278,18 +282,18 @@ def read_folder_frame(frame: Frame) -> Maps:
     """Reads the image and the maps of a frame of the folder.
 
     Returns:
-        Key of `FILES` to what `Source.read` returns.
+        The image and the maps, `{column: array}`.
 
     Raises:
-        BrokenFrameError: If files cannot be read, hold what they should not, or are not of the image's size.
+        BrokenFrameError: If files cannot be read, hold values that are not allowed, or have another size than the image.
     """
     reader = FrameReader(frame["id"])
     readers = {
-        "image": read_colours,
+        "image": read_rgb,
         "semseg": read_segmentation,
         "depth": partial(read_depth, max_depth=MAX_DEPTH),
         "normal": read_normals,
-        "boundary": read_grey,
+        "boundary": read_gray,
     }
     maps = {column: reader.read(frame[column], read) for column, read in readers.items() if column in frame}
     reader.finish()
@@ -300,8 +304,9 @@ def read_official_frame(frame: Frame, classes: np.ndarray) -> Maps:
     """Reads a frame of the official file, which stores its arrays transposed.
 
     Raises:
-        BrokenFrameError: If the file cannot be read, or holds what it should not.
+        BrokenFrameError: If the file cannot be read, or holds values that are not allowed.
     """
+    h5py = require("h5py", extra="data")
     index = int(frame["id"]) - 1
     try:
         with h5py.File(frame["file"]) as file:
@@ -320,13 +325,13 @@ def read_official_frame(frame: Frame, classes: np.ndarray) -> Maps:
 
 
 def finish_frame(name: str, maps: Maps, label_map: np.ndarray, image_file: bytes | None) -> Maps:
-    """Crops a frame to what papers use, and derives the maps it has no files for.
+    """Crops a frame to the window that papers use, and computes the maps that have no files.
 
     Args:
-        name: The id.
-        maps: What was read; "semseg" as on disk, 0..40.
-        label_map: Ids `(height, width)` that boundaries are drawn from.
-        image_file: The image as it was, kept where there is nothing to crop.
+        name: The id of the frame.
+        maps: The image and the maps; "semseg" as on disk, 0..40.
+        label_map: Ids `(height, width)` that boundaries are computed from.
+        image_file: Bytes of the image file, which are kept if nothing is cropped.
     """
     if label_map.shape == FULL_SIZE:
         window = slice(TOP, TOP + CROPPED_SIZE[0]), slice(LEFT, LEFT + CROPPED_SIZE[1])
@@ -338,20 +343,20 @@ def finish_frame(name: str, maps: Maps, label_map: np.ndarray, image_file: bytes
                 f"Normals are fitted to frames of {FULL_SIZE} or {CROPPED_SIZE} (height, width), whose camera is known; "
                 f"{name} is {label_map.shape}. Add a folder normals/."
             )
-        maps["normal"] = code_normal(normals_from_depth(maps["depth"], INTRINSICS))
+        maps["normal"] = unit_vectors_to_rgb(normals_from_depth(maps["depth"], INTRINSICS))
     if "boundary" not in maps:
-        maps["boundary"] = boundaries_from_labels(fill_unlabelled(label_map, 0))
-    maps["semseg"] = np.where(maps["semseg"] == 0, 255, maps["semseg"] - 1).astype(np.uint8)
+        maps["boundary"] = boundaries_from_labels(fill_unlabeled(label_map, 0))
+    maps["semseg"] = np.where(maps["semseg"] == 0, INVALID_ID, maps["semseg"] - 1).astype(np.uint8)
     return {**maps, "image": image_file or maps["image"]}
 
 
 def read_segmentation(path: str) -> np.ndarray:
-    """Reads 0, unlabelled, and 1..40."""
+    """Reads class ids 1..40, and 0 for unlabeled pixels."""
     return read_ids(path, range(len(CLASS_NAMES["semseg"]) + 1), ignored=0)
 
 
 class NYUDv2Config(SourceConfig):
-    """`data_dir` is what `find_source` takes."""
+    """Configuration of the builder; `data_dir` is an argument of `find_source`."""
 
     find_source = staticmethod(find_source)
 

@@ -1,4 +1,4 @@
-"""The one row schema of all data sets: a column per map, each stored as a lossless picture."""
+"""The row format of all datasets: one column per map, each stored as a lossless image."""
 
 from io import BytesIO
 
@@ -6,62 +6,75 @@ import datasets
 import numpy as np
 from PIL import Image
 
+from ..task_kinds import CLASS_IDS, METRES, PROBABILITY, UNIT_VECTORS, unit_vectors_to_rgb
+from ..tasks import TASKS
 
-# Raw TIFF keeps metres as float32, NaN included; 8-bit PNG keeps ids and, to 0.4 degrees, normals.
-FEATURES = {
-    "image": datasets.Image(),
-    "semseg": datasets.Image(),
-    "depth": datasets.Image(mode="F"),
-    "normal": datasets.Image(),
-    "boundary": datasets.Image(),
-    "parsing": datasets.Image(),
-    "saliency": datasets.Image(),
-}
 
+UNKNOWN_NORMAL = 128  # in all three channels: the level nearest to the zero vector
+# The full class ids of PASCAL-Context are stored beside the maps of the tasks: boundaries are scored by them.
+LABEL_MAP = "label_map"
 ENCODINGS = {
-    "image": "RGB",
-    "semseg": "class ids, 255 unlabelled",
-    "depth": "metres, float32, NaN unknown",
-    "normal": "RGB = (n + 1) / 2 * 255, x right, y down, z forward; (128, 128, 128) unknown",
-    "boundary": "grey, 255 on boundaries",
-    "parsing": "ids of the parts of people, 0 elsewhere; 255 everywhere in images that do not count",
-    "saliency": "1 salient, 0 not, 255 unknown",
-    "label_map": "the full ids of PASCAL-Context's `LabelMap`, 16 bits: boundaries are judged by them",
+    CLASS_IDS: "class ids, 255 unlabeled",
+    METRES: "metres, float32, NaN unknown",
+    UNIT_VECTORS: "RGB = (n + 1) / 2 * 255, x right, y down, z forward; (128, 128, 128) unknown",
+    PROBABILITY: "gray, 255 for 1",
 }
 
 
-def code_normal(normal: np.ndarray) -> np.ndarray:
-    """Code unit normals of shape `(3, height, width)` as 8-bit RGB; (128, 128, 128), the zero vector, marks NaN."""
-    codes = np.round((normal + 1.0) / 2.0 * 255.0)
-    return np.where(np.isnan(codes), 128, codes).astype(np.uint8).transpose(1, 2, 0)
+def map_feature(column: str) -> datasets.Image:
+    """Returns the feature of a column: raw TIFF keeps metres as float32, NaN included; PNG keeps everything else."""
+    return datasets.Image(mode="F" if column in TASKS and TASKS[column].kind is METRES else None)
 
 
-def code_boundary(boundary: np.ndarray) -> np.ndarray:
-    """Code a boundary map of shape `(height, width)` in [0, 1] as 8-bit grey."""
-    return np.round(boundary * 255.0).astype(np.uint8)
+def describe_column(column: str) -> str:
+    """Returns in words what the images of a column hold."""
+    if column not in TASKS:
+        return {"image": "RGB", LABEL_MAP: "all class ids of PASCAL-Context, 16 bits; boundaries are scored by them"}[
+            column
+        ]
+    spec = TASKS[column]
+    if spec.kind is PROBABILITY and not spec.dtype.is_floating_point:
+        return "1 or 0, 255 unknown"
+    return ENCODINGS.get(spec.kind, spec.kind.values)
+
+
+FEATURES = {
+    column: map_feature(column) for column in ("image", "semseg", "depth", "normal", "boundary", "parsing", "saliency")
+}
 
 
 def encode_row(arrays: dict[str, np.ndarray]) -> dict[str, Image.Image]:
-    """Turn the maps of one scene into pictures, as `FEATURES` expects them.
+    """Converts an image and its maps to the images of a row of `FEATURES`.
 
     Args:
-        arrays: Column name to map: uint8 ids `(height, width)` or colours `(height, width, 3)`, "boundary" and "depth"
-            float `(height, width)`, "normal" float `(3, height, width)`.
+        arrays: Column to array: "image" uint8 `(height, width, 3)`; class ids uint8, metres and probabilities float
+            `(height, width)`; unit vectors float `(3, height, width)`.
 
     Returns:
-        Column name to picture.
+        Column to image.
     """
-    codes = {"normal": code_normal, "boundary": code_boundary, "depth": np.float32}
-    return {name: Image.fromarray(codes[name](array) if name in codes else array) for name, array in arrays.items()}
+    return {column: Image.fromarray(image_values(column, values)) for column, values in arrays.items()}
+
+
+def image_values(column: str, values: np.ndarray) -> np.ndarray:
+    """Returns what the image of a column holds: float32 metres, or 8-bit levels for unit vectors and probabilities."""
+    kind = TASKS[column].kind if column in TASKS else None
+    if kind is UNIT_VECTORS:
+        return unit_vectors_to_rgb(values)
+    if kind is METRES:
+        return values.astype(np.float32)
+    if kind is PROBABILITY and values.dtype.kind == "f":
+        return np.round(values * 255.0).astype(np.uint8)
+    return values
 
 
 def encode_map(values: np.ndarray) -> bytes:
-    """Store a map as the bytes of a lossless picture.
+    """Returns the bytes of a lossless image of a map.
 
-    `datasets` would do so too, but would store 16-bit ids as TIFF, a hundred times larger.
+    `datasets` encodes arrays too, but it stores 16-bit ids as TIFF, which takes a hundred times more space.
 
     Args:
-        values: float32 `(height, width)`, or whole numbers of 8 or 16 bits `(height, width)` or `(height, width, 3)`.
+        values: float32 `(height, width)`, or integers of 8 or 16 bits `(height, width)` or `(height, width, 3)`.
     """
     buffer = BytesIO()
     Image.fromarray(values).save(buffer, "TIFF" if values.dtype.kind == "f" else "PNG")

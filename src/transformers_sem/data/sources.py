@@ -1,4 +1,4 @@
-"""What all data sets on disk have in common: found once, read frame by frame, served by one kind of builder."""
+"""Datasets on disk: their files, rows read frame by frame, and the `datasets` builder that serves them."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -9,32 +9,32 @@ from typing import Any, ClassVar
 import datasets
 import numpy as np
 
-from .files import describe_file
-from .row_format import FEATURES, encode_map
+from ..losses import INVALID_ID
+from .files import file_signature
+from .row_format import encode_map, map_feature
 
 
-# The full ids of a `LabelMap` go beside the maps of the tasks: boundaries are judged by them.
-COLUMNS = {**FEATURES, "label_map": datasets.Image()}
 Frame = dict[str, Any]
 Maps = dict[str, np.ndarray | bytes]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """A data set as it was found on a disk.
+    """A dataset found on disk.
 
     Args:
-        title (`str`): Name of the data set, for people.
-        variant (`str`): Which of the forms that it goes round in, for people.
-        root (`Path`): Where it lies.
-        frames (`dict[str, list[dict]]`): For each split what `read` needs: "id", and the path of every file by its key.
-        columns (`list[str]`): Columns of pictures that a row has.
-        class_names (`dict[str, list[str]]`): For the columns of class ids.
-        derived (`dict[str, str]`): Columns that were computed rather than annotated, and from what.
-        read (`Callable`): Reads a frame: "image", the bytes of its file or uint8 `(height, width, 3)`, and the maps. A
-            function of a module, so that other processes can call it. It raises `BrokenFrameError`.
-        official_sizes (`dict[str, int]`): How many frames each split has in papers; empty where there are none.
-        terms (`str`): Where the data is from, and on what terms, for the data set card.
+        title (`str`): Name of the dataset.
+        variant (`str`): The form in which it was found, in words.
+        root (`Path`): Its folder.
+        frames (`dict[str, list[dict]]`): The frames of each split. A frame is what `read` needs: "id", and the path of
+            each file by its key.
+        columns (`list[str]`): Columns of images in a row.
+        class_names (`dict[str, list[str]]`): Names of the classes, for columns of class ids.
+        derived (`dict[str, str]`): Columns that are computed and not annotated, with the source of their values.
+        read (`Callable`): Reads a frame: "image", the bytes of its file or uint8 `(height, width, 3)`, and the maps. It
+            must be a function of a module, so that other processes can call it, and raises `BrokenFrameError`.
+        official_sizes (`dict[str, int]`): Number of frames of each split in papers; empty for a user's own dataset.
+        terms (`str`): Origin and terms of use, for the dataset card.
     """
 
     title: str
@@ -55,18 +55,18 @@ class Source:
 
     @property
     def features(self) -> datasets.Features:
-        """Features of a row: "id", the pictures, "<column>_classes" and "derived"."""
+        """Features of a row: "id", the images, "<column>_classes" and "derived"."""
         classes = {
             f"{column}_classes": datasets.List(datasets.ClassLabel(names=self.class_names[column]))
             for column in self.class_columns
         }
-        pictures = {column: COLUMNS.get(column, datasets.Image()) for column in self.columns}
+        images = {column: map_feature(column) for column in self.columns}
         text = datasets.Value("string")
-        return datasets.Features({"id": text, **pictures, **classes, "derived": datasets.List(text)})
+        return datasets.Features({"id": text, **images, **classes, "derived": datasets.List(text)})
 
     @property
     def read_row(self) -> Callable[[Frame], dict[str, Any]]:
-        """What turns a frame into a row; light enough to be sent to other processes."""
+        """Function that reads a frame as a row; it is small enough to be sent to other processes."""
         return partial(
             read_row, read=self.read, class_columns=self.class_columns, derived=[*self.derived], columns=self.columns
         )
@@ -85,26 +85,26 @@ def read_row(
         BrokenFrameError: If a file of the frame cannot be used.
     """
     maps = read(frame)
-    pictures = {column: maps[column] for column in columns}
+    images = {column: maps[column] for column in columns}
     classes = {f"{column}_classes": find_classes(maps[column]) for column in class_columns}
     return {
         "id": frame["id"],
-        **{column: value if isinstance(value, bytes) else encode_map(value) for column, value in pictures.items()},
+        **{column: value if isinstance(value, bytes) else encode_map(value) for column, value in images.items()},
         **classes,
         "derived": derived,
     }
 
 
 def find_classes(ids: np.ndarray) -> list[int]:
-    """The classes in a map of ids, in order; 255 is none."""
-    return [int(index) for index in np.unique(ids) if index != 255]
+    """Returns the sorted classes in a map of ids, without the invalid id."""
+    return [int(index) for index in np.unique(ids) if index != INVALID_ID]
 
 
 def check_files(source: Source) -> None:
-    """Finds missing files before the first frame is read, not after an hour.
+    """Finds missing files before the first frame is read.
 
     Raises:
-        FileNotFoundError: If a file of a frame is missing; names up to five.
+        FileNotFoundError: If a file of a frame is missing; the message names up to five.
     """
     missing = [path for frames in source.frames.values() for frame in frames for path in missing_files(frame)]
     if missing:
@@ -114,33 +114,33 @@ def check_files(source: Source) -> None:
         )
 
 
-def files_of(frame: Frame) -> list[str]:
-    """The paths of a frame."""
+def frame_files(frame: Frame) -> list[str]:
+    """Returns the paths of a frame."""
     return [value for key, value in frame.items() if key != "id" and isinstance(value, str)]
 
 
 def missing_files(frame: Frame) -> list[str]:
-    """Those of a frame's files that are not there."""
-    return [path for path in files_of(frame) if not Path(path).is_file()]
+    """Returns the paths of a frame that do not exist."""
+    return [path for path in frame_files(frame) if not Path(path).is_file()]
 
 
 class SourceConfig(datasets.BuilderConfig):
-    """`data_dir` is a folder, an archive or a file of the data set."""
+    """Configuration of a builder; `data_dir` is a folder, an archive or a file of the dataset."""
 
     find_source: ClassVar[Callable[[str | Path | None], Source]]
 
     def create_config_id(self, config_kwargs: dict, custom_features: datasets.Features | None = None) -> str:
-        """Name the cache by the files that are read, with their sizes and times, so that what has changed is read anew."""
+        """Names the cache by the files with their sizes and times, so that changed files are read again."""
         frames = self.find_source(self.data_dir).frames
-        files = [describe_file(path) for split in frames.values() for frame in split for path in files_of(frame)]
+        files = [file_signature(path) for split in frames.values() for frame in split for path in frame_files(frame)]
         values = {**config_kwargs, "data_dir": None, **frames, "files": files}
         return super().create_config_id(values, custom_features)
 
 
 class SourceBuilder(datasets.GeneratorBasedBuilder):
-    """Serves a data set from `data_dir`; a cache is made anew when one of its lists or files has changed."""
+    """Serves a dataset from `data_dir`. The cache is rebuilt when one of its lists or files changes."""
 
-    # A change of how files are read must raise the version: it is part of the path of the cache.
+    # Raise the version when files are read in another way: it is part of the path of the cache.
     VERSION = datasets.Version("2.0.0")
     BUILDER_CONFIG_CLASS: type[SourceConfig]
     DEFAULT_WRITER_BATCH_SIZE = 16
@@ -153,7 +153,7 @@ class SourceBuilder(datasets.GeneratorBasedBuilder):
     def _split_generators(self, dl_manager: datasets.DownloadManager) -> list[datasets.SplitGenerator]:
         source = self.config.find_source(self.config.data_dir)
         check_files(source)
-        # The list is what `datasets` cuts into shards for its processes.
+        # `datasets` distributes the list over its processes.
         return [
             datasets.SplitGenerator(split, gen_kwargs={"frames": frames, "to_row": source.read_row})
             for split, frames in source.frames.items()

@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import gradio as gr
 import torch
 from PIL import Image
 
@@ -19,16 +18,19 @@ from ..image_processing_sem import SEMImageProcessor
 from ..modeling_sem import SEMForMultiTaskDensePrediction
 from ..pipeline_sem import MultiTaskDensePredictionPipeline, UnreadableImageError, read_image_file
 from ..tasks import get_task
+from ..utils.extras import require
 from .point_cloud import FIELD_OF_VIEW
 from .results import PageResults, write_results
 
+
+gr = require("gradio", "demo")
 
 TITLE = "One image, all dense predictions"
 HERE = Path(__file__).parent
 INVITATION = "<div class='status'>Upload an image, paste one, or use your camera.</div>"
 MAX_SIDE = 1024
 MAX_WAITING = 32
-# Results are deleted when their page is closed; those of pages left open, after this time
+# Results are deleted when their page is closed, or after this time
 MAX_AGE_SECONDS = 3600
 SYSTEM_FONT = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif")
 MONOSPACE_FONT = ("ui-monospace", "Menlo", "Consolas", "monospace")

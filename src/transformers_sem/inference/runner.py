@@ -13,6 +13,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..pipeline_sem import read_image_file
+from ..utils.extras import MissingExtraError
 from ..utils.files import atomic_write
 from ..utils.processes import progress
 from ..visualization.inside import inside_panel
@@ -138,7 +139,7 @@ class PredictionRunner:
                         writer.add(renderer.render(Prediction(frame.image, maps), frames_per_second), frame.time)
                 if writer.num_frames == 0:
                     raise ValueError(f"Cannot read {item.path}: it was stopped before its first frame.")
-        except ValueError as error:
+        except (ValueError, MissingExtraError) as error:
             self._note_failure(number, error)
             return
         description = {"num_frames": writer.num_frames, "frames_per_second": float(video.rate)}
@@ -159,7 +160,7 @@ class PredictionRunner:
                 yield from zip(batch, self.predictor([frame.image for frame in batch]), strict=True)
                 bar.update(len(batch))
 
-    def _note_failure(self, number: int, error: ValueError) -> None:
+    def _note_failure(self, number: int, error: Exception) -> None:
         self.failures.append((number, " ".join(str(error).split())))
 
 

@@ -67,7 +67,7 @@ def tile_starts(length: int, tile: int, overlap: int) -> list[int]:
 
 
 def tile_weights(length: int, overlap: int) -> Tensor:
-    """Returns the weights along an edge of a tile: they rise over the overlap, are 1 in the middle, and fall; all 1 without overlap."""
+    """Returns the weights along an edge of a tile, which rise and fall over the overlap and are 1 in the middle."""
     if overlap == 0:
         return torch.ones(length)
     positions = torch.arange(length) + 0.5

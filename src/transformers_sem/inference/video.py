@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..utils.extras import require
 from .inputs import InputItem
 
 
@@ -20,6 +20,7 @@ from .inputs import InputItem
 CAMERAS = {"linux": ("v4l2", "/dev/video{}"), "darwin": ("avfoundation", "{}")}
 DEFAULT_RATE = Fraction(30)  # if neither the container nor the camera states one
 VIDEO_ENDING = ".mp4"
+EXTRA = "video"  # brings PyAV
 
 
 @dataclass
@@ -84,24 +85,10 @@ def upright_image(frame: Any) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)
 
 
-def import_av() -> Any:
-    """Imports PyAV, which only videos and cameras need.
-
-    Raises:
-        ValueError: If it is not installed.
-    """
-    if find_spec("av") is None:
-        raise ValueError('Videos and cameras need the package av. Run pip install "transformers-sem[video]".')
-    import av
-
-    return av
-
-
 @contextmanager
 def ffmpeg_errors(item: InputItem) -> Iterator[None]:
     """Turns FFmpeg's errors into a `ValueError` that names the file."""
-    import av
-
+    av = require("av", EXTRA)
     try:
         yield
     except av.FFmpegError as error:
@@ -113,9 +100,10 @@ def open_video(item: InputItem) -> Iterator[VideoReader]:
     """Opens a video file or a camera.
 
     Raises:
-        ValueError: If it does not exist or is not a video, or PyAV is not installed.
+        ValueError: If it does not exist or is not a video.
+        MissingExtraError: If PyAV is not installed.
     """
-    av, path, input_format = import_av(), str(item.path), None
+    av, path, input_format = require("av", EXTRA), str(item.path), None
     if item.kind == "camera":
         if sys.platform not in CAMERAS:
             raise ValueError(
@@ -136,7 +124,7 @@ def create_video(path: Path, like: VideoReader) -> Iterator["VideoWriter"]:
     Raises:
         OSError: If it cannot be written.
     """
-    with import_av().open(str(path), "w") as container:
+    with require("av", EXTRA).open(str(path), "w") as container:
         writer = VideoWriter(container, like)
         yield writer
         writer.finish()
@@ -158,8 +146,7 @@ class VideoWriter:
 
     def add(self, pixels: np.ndarray, time: int) -> None:
         """Writes a frame, uint8 `(height, width, 3)`; height and width are even and the same for all frames."""
-        import av
-
+        av = require("av", EXTRA)
         if self.stream is None:
             self.stream = self.container.add_stream("libx264", rate=self.like.rate, options={"crf": "18"})
             self.stream.height, self.stream.width = pixels.shape[:2]

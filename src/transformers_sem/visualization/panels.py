@@ -35,7 +35,11 @@ class Prediction:
 
 
 def subsample_prediction(prediction: Prediction, max_side: int = 1024) -> Prediction:
-    """Keeps every n-th pixel of a large image and its maps, without labels, so that drawing is fast and no values are mixed."""
+    """Keeps every n-th pixel of a large image and its maps, so that drawing is fast and no values are mixed.
+
+    Returns:
+        `Prediction`: without labels, at most `max_side` pixels high and wide.
+    """
     step = -(-max(prediction.image.shape[-2:]) // max_side)
     return Prediction(
         prediction.image[..., ::step, ::step],
