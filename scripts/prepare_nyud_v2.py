@@ -1,25 +1,9 @@
-"""Turn NYU-Depth v2, as it lies on your disk, into Parquet shards that load fast, with a data set card.
+"""The command `transformers-sem prepare nyud_v2`, for `python scripts/prepare_nyud_v2.py`."""
 
-    python scripts/prepare_nyud_v2.py SOURCE --verify
-    python scripts/prepare_nyud_v2.py SOURCE --output FOLDER --preview preview.png
+import sys
 
-SOURCE is any form of it: the folder NYUDv2 or NYUD_MT, a tar archive of it, or the official nyu_depth_v2_labeled.mat with
-splits.mat and a class map beside it. What is missing and can be computed is, and is marked as derived.
---verify reads every file and says what is wrong with which. A run that was interrupted goes on with the same command.
-"""
-
-from transformers_sem.data.nyud_v2 import find_source
-from transformers_sem.data.prepare import build_parser, run
-from transformers_sem.utils.errors import plain_errors
-
-
-def main() -> None:
-    """Recognise, check, write."""
-    arguments = build_parser(__doc__).parse_args()
-    with plain_errors():
-        for line in run(find_source, arguments):
-            print(line, flush=True)
+from transformers_sem.cli.prepare import main
 
 
 if __name__ == "__main__":
-    main()
+    main(["nyud_v2", *sys.argv[1:]])

@@ -8,10 +8,11 @@ import pytest
 from huggingface_hub import DatasetCard
 from PIL import Image
 
+from transformers_sem.cli.prepare import build_parser, run
 from transformers_sem.data import prepare as preparing
 from transformers_sem.data.benchmarks import get_benchmark
 from transformers_sem.data.nyud_v2 import NYUDv2, find_source
-from transformers_sem.data.prepare import build_parser, prepare, run, verify
+from transformers_sem.data.prepare import prepare, verify
 from transformers_sem.hub import upload as hub
 
 from .nyud_v2_forms import write_tiny_folder
@@ -259,7 +260,7 @@ def test_verify_finds_frames_of_both_splits(root):
 
 
 def parse(*arguments: object) -> argparse.Namespace:
-    return build_parser("").parse_args([str(argument) for argument in arguments])
+    return build_parser().parse_args(["nyud_v2", *map(str, arguments)])
 
 
 def test_command(root, tmp_path):
@@ -270,25 +271,25 @@ def test_command(root, tmp_path):
     with Image.open(picture) as preview:
         assert preview.width > 5 * 224 and preview.height > 8 * 100
     lines = [*run(find_source, parse(root, "--verify", "--processes", 1))]
-    assert lines[-1] == "Every file is whole."
+    assert lines[-1] == "Every file is intact."
 
 
 def test_command_lists_all_problems_before_it_fails(root, tmp_path):
     cut(root / "depth" / "0002.npy")
     lines = run(find_source, parse(root, "--verify", "--processes", 1))
     heard = []
-    with pytest.raises(ValueError, match="1 files cannot be used. Mend them"):
+    with pytest.raises(ValueError, match="1 files cannot be used. Repair them"):
         heard.extend(lines)
     assert any("0002.npy" in line for line in heard)
-    with pytest.raises(ValueError, match="All shards without broken frames are written; the same command goes on"):
+    with pytest.raises(ValueError, match="All shards without broken images are written; the same command resumes"):
         [*run(find_source, parse(root, "--output", tmp_path / "prepared", "--processes", 1))]
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "Say what to do"),
-        (["--verify", "--push-to-hub", "me/data"], "say which with --output FOLDER"),
+        ([], "Nothing to do"),
+        (["--verify", "--push-to-hub", "me/data"], "name it with --output FOLDER"),
         (["--verify", "--processes", "0"], "must be at least 1; got 0"),
         (["--preview", "a.jpg"], "writes a .png file; got a.jpg"),
     ],
@@ -300,7 +301,7 @@ def test_invalid_command_lines(root, arguments, message):
 
 def test_a_refused_upload_prepares_nothing(root, tmp_path, monkeypatch):
     monkeypatch.setattr(hub, "get_token", lambda: None)
-    with pytest.raises(OSError, match="Nobody is logged in to the Hub, so nothing is sent to me/rooms"):
+    with pytest.raises(OSError, match="No user is logged in to the Hub, so nothing is uploaded to me/rooms"):
         [*run(find_source, parse(root, "--output", tmp_path / "prepared", "--push-to-hub", "me/rooms"))]
     assert not (tmp_path / "prepared").exists()
 

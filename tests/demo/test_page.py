@@ -112,8 +112,8 @@ def test_the_space_has_the_requirements_of_the_package(repository):
     setup = configparser.ConfigParser()
     setup.read(repository / "setup.cfg")
     needed = setup["options"]["install_requires"].split() + setup["options.extras_require"]["demo"].split()
-    assert (repository / "scripts" / "space" / "requirements.txt").read_text().split() == needed
-    _, front_matter, _ = (repository / "scripts" / "space" / "README.md").read_text().split("---\n", 2)
+    assert (repository / "src/transformers_sem/demo/space" / "requirements.txt").read_text().split() == needed
+    _, front_matter, _ = (repository / "src/transformers_sem/demo/space" / "README.md").read_text().split("---\n", 2)
     settings = yaml.safe_load(front_matter)
     assert (settings["sdk"], settings["app_file"]) == ("gradio", "app.py")
     assert f"gradio>={settings['sdk_version'].rpartition('.')[0]}" in needed

@@ -2,7 +2,6 @@
 
 import json
 import os
-import runpy
 import shutil
 import subprocess
 import sys
@@ -20,10 +19,10 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, pipeline
 
 from transformers_sem import SEMForMultiTaskDensePrediction, SEMImageProcessor, SEMModel
+from transformers_sem.cli import push
+from transformers_sem.cli.prepare import build_parser, run
 from transformers_sem.data.nyud_v2 import find_source
-from transformers_sem.data.prepare import build_parser, run
-from transformers_sem.hub.staging import REPLACED, file_sizes, stage_model, write_card
-from transformers_sem.hub.upload import create_repository, upload
+from transformers_sem.hub.upload import REPLACED, create_repository, file_sizes, stage_model, upload, write_card
 
 from ..data.nyud_v2_forms import write_tiny_folder
 from ..tiny import tiny_config
@@ -59,7 +58,7 @@ def hub(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A folder as scripts/train.py leaves it: 12 MB of weights, an image processor, scores and a picture."""
+    """A folder as `transformers-sem train` leaves it: 12 MB of weights, an image processor, scores and a picture."""
     folder = tmp_path_factory.mktemp("run")
     torch.manual_seed(0)
     model = SEMForMultiTaskDensePrediction(tiny_config(hidden_size=160, decoder_hidden_sizes=[96, 64, 32, 32]))
@@ -79,7 +78,7 @@ def staged(trained, tmp_path_factory):
     return folder
 
 
-def push(staged, **options):
+def push_staged(staged, **options):
     create_repository(REPOSITORY, repo_type="model", private=options.pop("private", False))
     return upload(staged, REPOSITORY, repo_type="model", **options)
 
@@ -93,7 +92,7 @@ def remote(hub, name=REPOSITORY, kind="model"):
 
 
 def test_everything_is_sent_in_one_commit(hub, staged):
-    address = push(staged, message="First")
+    address = push_staged(staged, message="First")
     repository = remote(hub)
     assert repository.messages == ["initial commit", "First"]
     assert address == f"{hub.url}/{REPOSITORY}/commit/{repository.sha()}"
@@ -111,7 +110,7 @@ def test_everything_is_sent_in_one_commit(hub, staged):
 
 @pytest.mark.slow
 def test_what_was_sent_loads(hub, staged, trained, tmp_path):
-    push(staged)
+    push_staged(staged)
     expected = SEMForMultiTaskDensePrediction.from_pretrained(trained).eval()
     model = SEMForMultiTaskDensePrediction.from_pretrained(REPOSITORY)
     assert (tmp_path / "cache" / "models--me--tiny").is_dir()
@@ -140,7 +139,7 @@ def test_what_was_sent_loads(hub, staged, trained, tmp_path):
 
 
 def test_an_update_sends_what_is_new_and_removes_what_is_gone(hub, staged, tmp_path):
-    push(staged)
+    push_staged(staged)
     HfApi().upload_file(path_or_fileobj=b"old code", path_in_repo="modeling_sem.py", repo_id=REPOSITORY)
     HfApi().upload_file(path_or_fileobj=b"by hand", path_in_repo="notes.txt", repo_id=REPOSITORY)
     received, num_commits = hub.received, len(remote(hub).commits)
@@ -148,19 +147,19 @@ def test_an_update_sends_what_is_new_and_removes_what_is_gone(hub, staged, tmp_p
     (tmp_path / "new" / "predictions.png").unlink()
     (tmp_path / "new" / "evaluation.json").write_text(json.dumps({**EVALUATION, "num_images": 8}))
     write_card(tmp_path / "new", REPOSITORY)
-    push(tmp_path / "new", delete_patterns=REPLACED)
+    push_staged(tmp_path / "new", delete_patterns=REPLACED)
     assert len(remote(hub).commits) == num_commits + 1
     files = remote(hub).commits[-1]
     assert "predictions.png" not in files and "modeling_sem.py" not in files
     assert files["notes.txt"].content == b"by hand"
     assert json.loads(files["evaluation.json"].content)["num_images"] == 8
     assert hub.received == received  # the weights are the same
-    push(tmp_path / "new", delete_patterns=REPLACED)
+    push_staged(tmp_path / "new", delete_patterns=REPLACED)
     assert len(remote(hub).commits) == num_commits + 1
 
 
 def test_a_cut_connection_leaves_the_repository_as_it_was(hub, staged, trained, tmp_path, monkeypatch):
-    push(staged)
+    push_staged(staged)
     before, num_commits = remote(hub).sha(), len(remote(hub).commits)
     torch.manual_seed(1)
     shutil.copytree(staged, tmp_path / "new")
@@ -168,14 +167,14 @@ def test_a_cut_connection_leaves_the_repository_as_it_was(hub, staged, trained, 
     hub.cut_uploads = True
     monkeypatch.setattr(time, "sleep", lambda seconds: None)  # between the tries of the client
     with pytest.raises(
-        OSError, match="The upload to me/tiny broke off, which is as it was.*Run the same command again"
+        OSError, match="The upload to me/tiny failed, and the repository is unchanged.*Run the same command again"
     ):
-        push(tmp_path / "new", delete_patterns=REPLACED)
+        push_staged(tmp_path / "new", delete_patterns=REPLACED)
     assert (remote(hub).sha(), len(remote(hub).commits)) == (before, num_commits)
     assert snapshot_download(REPOSITORY).endswith(before)
 
     hub.cut_uploads = False
-    push(tmp_path / "new", delete_patterns=REPLACED)
+    push_staged(tmp_path / "new", delete_patterns=REPLACED)
     assert len(remote(hub).commits) == num_commits + 1
     sent = remote(hub).commits[-1]["model.safetensors"].content
     assert sent == (tmp_path / "new" / "model.safetensors").read_bytes()
@@ -187,8 +186,10 @@ def test_a_cut_connection_leaves_the_repository_as_it_was(hub, staged, trained, 
 
 def test_without_a_token_nothing_is_sent(hub, staged, monkeypatch):
     monkeypatch.delenv("HF_TOKEN")
-    with pytest.raises(OSError, match="Nobody is logged in to the Hub, so nothing is sent to me/tiny. Log in with"):
-        push(staged)
+    with pytest.raises(
+        OSError, match="No user is logged in to the Hub, so nothing is uploaded to me/tiny. Log in with"
+    ):
+        push_staged(staged)
     assert hub.requests == []
 
 
@@ -205,16 +206,16 @@ def test_a_token_without_rights_is_refused(hub, monkeypatch, token, name, messag
 
 
 def test_a_token_that_may_only_read_is_refused_at_the_upload(hub, staged, monkeypatch):
-    push(staged)
+    push_staged(staged)
     monkeypatch.setenv("HF_TOKEN", "hf_wrong")
     before = remote(hub).sha()
     with pytest.raises(OSError, match="401.*Log in with"):
-        push(staged, delete_patterns=["*"])
+        push_staged(staged, delete_patterns=["*"])
     assert remote(hub).sha() == before
 
 
 def test_private_is_private(hub, staged, monkeypatch):
-    push(staged, private=True)
+    push_staged(staged, private=True)
     assert HfApi().model_info(REPOSITORY).private
     monkeypatch.delenv("HF_TOKEN")
     with pytest.raises(RepositoryNotFoundError):
@@ -223,8 +224,8 @@ def test_private_is_private(hub, staged, monkeypatch):
 
 def test_what_must_be_private_is_not_sent_to_a_public_repository(hub, staged):
     create_repository(REPOSITORY, repo_type="model", private=False)
-    with pytest.raises(OSError, match="me/tiny is to be private, and is there already, for all to see"):
-        push(staged, private=True)
+    with pytest.raises(OSError, match="me/tiny must be private, but it exists and is public"):
+        push_staged(staged, private=True)
     assert remote(hub).commits == [{}]
 
 
@@ -232,26 +233,9 @@ def test_what_must_be_private_is_not_sent_to_a_public_repository(hub, staged):
 # transformers' own push_to_hub
 
 
-def test_models_push_themselves_with_a_card(hub, trained):
-    model = SEMForMultiTaskDensePrediction.from_pretrained(trained)
-    model.push_to_hub(REPOSITORY)
-    SEMImageProcessor.from_pretrained(trained).push_to_hub(REPOSITORY)
-    card = ModelCard.load(REPOSITORY)
-    assert card.data.pipeline_tag == "multi-task-dense-prediction"
-    assert f'model="{REPOSITORY}"' in card.text
-    assert "Nobody has recorded scores of these weights" in card.text and card.data.eval_results is None
-    assert "More Information Needed" not in card.text
-    assert set(remote(hub).commits[-1]) >= {
-        "config.json",
-        "model.safetensors",
-        "preprocessor_config.json",
-        "README.md",
-    }
-
-
 @pytest.mark.slow
-def test_a_card_that_is_there_stays(hub, staged, trained):
-    push(staged)
+def test_push_to_hub_of_a_model_keeps_the_card(hub, staged, trained):
+    push_staged(staged)
     SEMForMultiTaskDensePrediction.from_pretrained(trained).push_to_hub(REPOSITORY)
     assert str(ModelCard.load(REPOSITORY)) == (staged / "README.md").read_text(encoding="utf-8")
 
@@ -264,7 +248,7 @@ def test_a_data_set_is_sent_and_loads(hub, tmp_path, monkeypatch):
     root = write_tiny_folder(tmp_path / "NYUDv2", {"train": ["0001", "0003"], "val": ["0002"]})
     output = tmp_path / "prepared"
     options = ["--output", str(output), "--push-to-hub", "me/rooms", "--processes", "1"]
-    lines = [*run(find_source, build_parser("").parse_args([str(root), *options]))]
+    lines = [*run(find_source, build_parser().parse_args(["nyud_v2", str(root), *options]))]
     assert lines[-1] == f"Uploaded: {hub.url}/me/rooms/commit/{remote(hub, 'me/rooms', 'dataset').sha()}"
     assert remote(hub, "me/rooms", "dataset").is_private
     monkeypatch.setattr(datasets.config, "HF_ENDPOINT", hub.url)
@@ -322,16 +306,16 @@ def be_evaluated_long_ago(folder):
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (shutil.rmtree, "There is no folder .*scripts/train.py"),
-        (lose_config, "no trained model: it has no config.json"),
-        (lose_processor, "no trained model: it has no preprocessor_config.json"),
-        (break_config, "is no configuration"),
-        (be_another_model, "A model of type 'sem' is sent; .* holds 'dpt'"),
+        (shutil.rmtree, "There is no folder .*transformers-sem train"),
+        (lose_config, "not a trained model: it has no config.json"),
+        (lose_processor, "not a trained model: it has no preprocessor_config.json"),
+        (break_config, "is not a configuration"),
+        (be_another_model, "The model type must be 'sem'; that of .* is 'dpt'"),
         (have_a_pickle, r"weights are pickles, \['pytorch_model.bin'\], which can run code"),
         (lose_weights, "it has no weights"),
         (cut_weights, "cannot be read"),
-        (lose_tensors, "1 tensors are missing or left over"),
-        (be_evaluated_long_ago, "evaluation.json lacks .*Write it anew with scripts/evaluate.py"),
+        (lose_tensors, "1 tensors are missing or unexpected"),
+        (be_evaluated_long_ago, "evaluation.json lacks .*Write it again with `transformers-sem evaluate`"),
     ],
 )
 def test_what_is_no_trained_model_is_refused(trained, tmp_path, damage, message):
@@ -351,31 +335,30 @@ def test_names_that_the_hub_has_not_are_refused(hub):
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# The script
+# The command
 
 
 @pytest.fixture
-def push_script(repository, monkeypatch, capsys):
-    """Runs scripts/push_to_hub.py in this process; returns what it prints."""
+def push_command(capsys):
+    """Runs the command `push`; returns what it prints."""
 
-    def run_script(*arguments):
-        monkeypatch.setattr(sys, "argv", ["push_to_hub.py", *map(str, arguments)])
-        runpy.run_path(str(repository / "scripts" / "push_to_hub.py"), run_name="__main__")
+    def run_command(*arguments):
+        push.main([str(argument) for argument in arguments])
         return capsys.readouterr()
 
-    return run_script
+    return run_command
 
 
-def test_a_dry_run_lists_and_sends_nothing(hub, trained, push_script, monkeypatch):
+def test_a_dry_run_lists_and_sends_nothing(hub, trained, push_command, monkeypatch):
     monkeypatch.delenv("HF_TOKEN")
-    lines = push_script("--model", trained, "--repo-id", REPOSITORY, "--dry-run").out.splitlines()
+    lines = push_command("--model", trained, "--repo-id", REPOSITORY, "--dry-run").out.splitlines()
     assert f"{(trained / 'model.safetensors').stat().st_size:,}  model.safetensors" in lines[3]
     assert "in 6 files, for me/tiny" in lines[-1]
     assert hub.requests == []
 
 
-def test_the_script_sends_and_never_prints_the_token(hub, trained, push_script):
-    output = push_script("--model", trained, "--repo-id", "tiny", "--private")
+def test_the_script_sends_and_never_prints_the_token(hub, trained, push_command):
+    output = push_command("--model", trained, "--repo-id", "tiny", "--private")
     assert output.out.splitlines()[-1] == f"Uploaded: {hub.url}/{REPOSITORY}/commit/{remote(hub).sha()}"
     assert TOKEN not in output.out + output.err
     assert remote(hub).is_private
@@ -383,10 +366,10 @@ def test_the_script_sends_and_never_prints_the_token(hub, trained, push_script):
 
 
 @pytest.mark.slow
-def test_the_script_says_in_a_line_what_is_wrong(hub, trained, push_script, monkeypatch):
+def test_the_script_says_in_a_line_what_is_wrong(hub, trained, push_command, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_wrong")
-    with pytest.raises(SystemExit, match="^error: The Hub did not make me/tiny: .*401.*Log in with") as stopped:
-        push_script("--model", trained, "--repo-id", REPOSITORY)
+    with pytest.raises(SystemExit, match="^error: The Hub did not create me/tiny: .*401.*Log in with") as stopped:
+        push_command("--model", trained, "--repo-id", REPOSITORY)
     assert "hf_wrong" not in str(stopped.value) and "\n" not in str(stopped.value)
 
 
@@ -409,7 +392,8 @@ def test_a_repository_with_its_code_needs_no_package(trained, repository, tmp_pa
     with HubServer() as hub:
         environment = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
         environment |= {"HF_ENDPOINT": hub.url, "HF_TOKEN": TOKEN, "HF_HOME": str(tmp_path), "HF_HUB_DISABLE_XET": "1"}
-        script = [str(repository / "scripts" / "push_to_hub.py"), "--model", str(trained), "--repo-id", REPOSITORY]
+        environment["PYTHONPATH"] = str(repository / "src")
+        script = ["-m", "transformers_sem", "push", "--model", str(trained), "--repo-id", REPOSITORY]
         for command in ([*script, "--custom-code"], ["-c", WITHOUT_THE_PACKAGE]):
             finished = subprocess.run(
                 [sys.executable, *command], capture_output=True, text=True, timeout=300, env=environment, cwd=tmp_path

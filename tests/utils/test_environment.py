@@ -6,17 +6,28 @@ import pytest
 import torch
 
 from transformers_sem.utils import environment as reporting
-from transformers_sem.utils.environment import environment, git_commit, save_report
+from transformers_sem.utils.environment import environment, git_commit, save_report, typed_command
 
 
 def test_a_report_says_what_and_how(tmp_path, monkeypatch):
-    monkeypatch.setattr("sys.argv", ["scripts/evaluate.py", "--model", "my run"])
+    monkeypatch.setattr("sys.argv", ["/opt/bin/transformers-sem", "evaluate", "--model", "my run"])
     save_report(tmp_path / "evaluation.json", scores={"depth/rmse": 0.1 + 0.2}, num_images=3, seed=None)
     report = json.loads((tmp_path / "evaluation.json").read_text())
     assert report["scores"] == {"depth/rmse": 0.1 + 0.2}
     assert (report["num_images"], report["seed"]) == (3, None)
-    assert report["command"] == "python scripts/evaluate.py --model 'my run'"
+    assert report["command"] == "transformers-sem evaluate --model 'my run'"
     assert report["environment"] == environment()
+
+
+def test_the_command_of_a_report_can_be_typed_again():
+    expected = {
+        "/opt/bin/transformers-sem": "transformers-sem train",
+        "/lib/transformers_sem/__main__.py": "transformers-sem train",
+        "scripts/prepare_nyud_v2.py": "python scripts/prepare_nyud_v2.py train",
+    }
+    assert {path: typed_command([path, "train"]) for path in expected} == expected
+    module = "/lib/transformers_sem/cli/evaluate_boundaries.py"
+    assert typed_command([module, "--ids", "a b"]) == "transformers-sem evaluate-boundaries --ids 'a b'"
 
 
 def test_the_environment_has_commit_versions_and_hardware():

@@ -6,7 +6,6 @@
 Shards are written to `unfinished_OUTPUT`, which is renamed when it is complete. A second run writes only missing shards.
 """
 
-import argparse
 import hashlib
 import os
 from collections.abc import Callable, Iterator
@@ -22,10 +21,9 @@ import pyarrow.parquet
 from huggingface_hub import DatasetCard, DatasetCardData
 from tqdm.auto import tqdm
 
-from ..hub.upload import create_repository, upload
 from ..tasks import TASKS
 from ..utils.files import atomic_write
-from ..utils.processes import available_cpus, process_pool
+from ..utils.processes import process_pool
 from ..visualization.panels import contact_sheet
 from .files import BrokenFrameError, file_signature
 from .row_format import describe_column
@@ -300,81 +298,3 @@ def save_preview(source: Source, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as unfinished:
         sheet.save(unfinished)
-
-
-def build_parser(description: str) -> argparse.ArgumentParser:
-    """The command line of the scripts that prepare a data set."""
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("source", type=Path, help="what you have: a folder, an archive or a file")
-    parser.add_argument("--output", type=Path, help="folder to write Parquet shards and a data set card to")
-    parser.add_argument("--verify", action="store_true", help="read every file, list what is wrong, write nothing")
-    parser.add_argument("--preview", type=Path, metavar="PNG", help="draw frames beside all their maps in colour")
-    parser.add_argument("--skip-broken", action="store_true", help="leave broken frames out; the card names them")
-    parser.add_argument("--processes", type=int, default=available_cpus(), help="default: all cores")
-    parser.add_argument("--push-to-hub", metavar="USER/NAME", help="upload OUTPUT as a private data set")
-    return parser
-
-
-def check_arguments(arguments: argparse.Namespace) -> None:
-    """Refuses command lines that cannot mean anything.
-
-    Raises:
-        ValueError: If nothing is asked for, or an option lacks what it needs.
-    """
-    if not (arguments.output or arguments.verify or arguments.preview):
-        raise ValueError("Say what to do: --output FOLDER, --verify or --preview FILE.png.")
-    if arguments.push_to_hub and not arguments.output:
-        raise ValueError("--push-to-hub uploads a prepared folder; say which with --output FOLDER.")
-    if arguments.processes < 1:
-        raise ValueError(f"--processes must be at least 1; got {arguments.processes}.")
-    if arguments.preview and arguments.preview.suffix != ".png":
-        raise ValueError(f"--preview writes a .png file; got {arguments.preview}.")
-
-
-def run(find_source: Callable[[Path], Source], arguments: argparse.Namespace) -> Iterator[str]:
-    """Does what the command line asks for.
-
-    Args:
-        find_source: Recognises the data set.
-        arguments: Of `build_parser`.
-
-    Yields:
-        What there is to say, as it comes.
-
-    Raises:
-        ValueError: If the data cannot be used, after all that is wrong was said.
-        OSError: If something is missing, or cannot be written.
-    """
-    check_arguments(arguments)
-    if arguments.push_to_hub:  # first, or a missing login would show after an hour
-        repository = create_repository(arguments.push_to_hub, repo_type="dataset", private=True)
-    source = find_source(arguments.source)
-    yield f"{source.title}: {source.variant}, {source.root}"
-    yield from describe_source(source)
-    problems = verify(source, arguments.processes) if arguments.verify else []
-    if arguments.output:
-        problems = prepare(source, arguments.output, arguments.processes, skip_broken=arguments.skip_broken)
-    yield from problems
-    if problems and not (arguments.output and arguments.skip_broken):
-        kept = " All shards without broken frames are written; the same command goes on." if arguments.output else ""
-        raise ValueError(
-            f"{len(problems)} files cannot be used.{kept} Mend them, or leave them out with --skip-broken."
-        )
-    if arguments.output:
-        yield f"Written: {arguments.output}"
-    if arguments.verify and not problems:
-        yield "Every file is whole."
-    if arguments.preview:
-        save_preview(source, arguments.preview)
-        yield f"Written: {arguments.preview}"
-    if arguments.push_to_hub:
-        address = upload(arguments.output, repository, repo_type="dataset")
-        yield f"Uploaded: {address}"
-
-
-def describe_source(source: Source) -> Iterator[str]:
-    """Counts frames, and says which maps there are."""
-    for split, frames in source.frames.items():
-        yield f"{split}: {len(frames)} frames; papers have {source.official_sizes[split]}"
-    for column in source.columns:
-        yield f"{column}: {source.derived.get(column, 'as in the files')}"

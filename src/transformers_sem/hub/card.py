@@ -1,27 +1,28 @@
-"""Model cards: what a model does, how well, and how it came about, from `config.json` and `evaluation.json` alone.
-
-Nothing is typed by hand: whatever a card says of a model, one of the two files says. `model_card.md.jinja` is the text.
-"""
+"""Model cards, rendered from `config.json` and `evaluation.json` alone; `model_card.md.jinja` is their text."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
-
-from transformers_sem.evaluation.metrics import METRICS
+from PIL import Image
 
 from ..configuration_sem import SEMConfig
+from ..evaluation.metrics import METRICS
 from ..pipeline_sem import PIPELINE_TAG
 from ..tasks import get_task
+from ..utils.files import atomic_write
+from ..visualization.panels import save_image
 
 
-TEMPLATE = Path(__file__).with_name("model_card.md.jinja")  # code that comes with a checkpoint has none
+TEMPLATE = Path(__file__).with_name("model_card.md.jinja")
 PAPER_URL = (
     "https://openaccess.thecvf.com/content/CVPR2024/html/"
     "Huang_Going_Beyond_Multi-Task_Dense_Prediction_with_Synergy_Embedding_Models_CVPR_2024_paper.html"
 )
-PICTURE_NAME = "predictions.png"
+CARD_NAME = "README.md"
+PREDICTIONS_NAME = "predictions.png"
 EVALUATION_NAME = "evaluation.json"
 EVALUATION_KEYS = (
     *("scores", "constant_scores", "dataset", "data", "num_images", "num_scored_images", "num_parameters"),
@@ -29,42 +30,89 @@ EVALUATION_KEYS = (
 )
 
 
-def card_of_folder(folder: Path, name: str, model_id: str) -> ModelCard:
-    """The card of a model that lies in a folder: `config.json`, and where they are there `evaluation.json` and a picture.
+# ----------------------------------------------------------------------------------------------------------------------
+# Folders of cards
+
+
+def render_cards(cards_dir: Path) -> dict[Path, str]:
+    """Renders the card of every checkpoint in a folder, and writes none.
 
     Args:
-        folder (`Path`): Where the files are.
-        name (`str`): What to call the model.
-        model_id (`str`): Where people load it from, a repository of the Hub or a folder.
+        cards_dir (`Path`): Has for each checkpoint a folder with `config.json`, `evaluation.json` and optionally
+            `predictions.png`.
+
+    Returns:
+        `dict[Path, str]`: the text of each card by its path.
+    """
+    folders = sorted(path.parent for path in cards_dir.glob(f"*/{EVALUATION_NAME}"))
+    return {
+        folder / CARD_NAME: f"{card_of_folder(folder, folder.name, model_id=f'runs/{folder.name}')}\n"
+        for folder in folders
+    }
+
+
+def add_checkpoint(run_dir: Path, cards_dir: Path) -> None:
+    """Copies the files that a card needs from a finished run to `cards_dir`, to a folder with the name of the run.
+
+    Raises:
+        OSError: If the run is not finished.
+        ValueError: If its evaluation is incomplete.
+    """
+    for name in ("config.json", EVALUATION_NAME):
+        if not (run_dir / name).is_file():
+            raise FileNotFoundError(f"A card needs a finished run; {run_dir} has no {name}. Train it to the end.")
+    read_evaluation(run_dir / EVALUATION_NAME)
+    folder = cards_dir / run_dir.resolve().name
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in ("config.json", EVALUATION_NAME):
+        with atomic_write(folder / name) as unfinished:
+            shutil.copyfile(run_dir / name, unfinished)
+    if (run_dir / PREDICTIONS_NAME).is_file():
+        with Image.open(run_dir / PREDICTIONS_NAME) as image:
+            save_image(folder / PREDICTIONS_NAME, image.convert("RGB").quantize())  # a fifth of the bytes, for git
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# One card
+
+
+def card_of_folder(folder: Path, name: str, model_id: str) -> ModelCard:
+    """Renders the card of a model in a folder with `config.json` and optionally `evaluation.json` and `predictions.png`.
+
+    Args:
+        folder (`Path`): Folder of the files.
+        name (`str`): Name of the model.
+        model_id (`str`): Where it is loaded from, a repository of the Hub or a folder.
 
     Raises:
         OSError: If there is no `config.json`.
         ValueError: If one of the files is not what it should be.
     """
     config = SEMConfig.from_pretrained(folder, local_files_only=True)
-    path, picture = folder / EVALUATION_NAME, folder / PICTURE_NAME
+    path, image = folder / EVALUATION_NAME, folder / PREDICTIONS_NAME
     return make_card(
         config,
         name,
         model_id=model_id,
         evaluation=read_evaluation(path) if path.is_file() else None,
-        picture=picture.name if picture.is_file() else None,
+        image=image.name if image.is_file() else None,
     )
 
 
 def read_evaluation(path: Path) -> dict[str, Any]:
-    """Reads what `scripts/evaluate.py` wrote.
+    """Reads the report that `transformers-sem evaluate` wrote.
 
     Raises:
-        ValueError: If something else is in the file, or it lacks what a card says.
+        ValueError: If the file is not such a report, or lacks what a card needs.
     """
+    remedy = "Write it again with `transformers-sem evaluate`"
     try:
         evaluation = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}. Write it anew with scripts/evaluate.py.") from error
+        raise ValueError(f"{path} is not JSON: {error}. {remedy}.") from error
     missing = [key for key in EVALUATION_KEYS if key not in evaluation] if isinstance(evaluation, dict) else "a report"
     if missing:
-        raise ValueError(f"{path} lacks {missing}, which a card needs. Write it anew with scripts/evaluate.py.")
+        raise ValueError(f"{path} lacks {missing}, which a card needs. {remedy}.")
     return evaluation
 
 
@@ -72,31 +120,23 @@ def make_card(
     config: SEMConfig,
     name: str,
     *,
-    model_id: str | None = None,
+    model_id: str,
     evaluation: dict[str, Any] | None = None,
-    picture: str | None = None,
-    data: dict[str, str] | None = None,
-    training: dict[str, Any] | None = None,
-    note: str = "",
+    image: str | None = None,
 ) -> ModelCard:
-    """Renders the card of a model, or of a configuration that nobody has trained.
+    """Renders the card of a model.
 
     Args:
-        config ([`SEMConfig`]): Of the model.
-        name (`str`): What to call it.
-        model_id (`str`, *optional*): Where people load it from; `None` where there are no weights.
-        evaluation (`dict`, *optional*): As `scripts/evaluate.py` writes it, with data and training.
-        picture (`str`, *optional*): Name of a picture of predictions beside the card.
-        data (`dict`, *optional*): Title, terms, license and limits of the data, for a recipe.
-        training (`dict`, *optional*): Settings and command of the training, for a recipe.
-        note (`str`): A paragraph on the model.
+        config ([`SEMConfig`]): Configuration of the model.
+        name (`str`): Name of the model.
+        model_id (`str`): Where it is loaded from.
+        evaluation (`dict`, *optional*): The report of `transformers-sem evaluate`, with data and training.
+        image (`str`, *optional*): Name of an image of predictions beside the card.
 
     Returns:
-        `huggingface_hub.ModelCard`: with metadata that the Hub understands.
+        `huggingface_hub.ModelCard`: with the metadata that the Hub reads.
     """
-    if evaluation:
-        data, training = evaluation["data"], evaluation.get("training")
-    card_data = make_card_data(config, name, evaluation, data, training)
+    card_data = make_card_data(config, name, evaluation)
     return ModelCard.from_template(
         card_data,
         template_str=TEMPLATE.read_text(encoding="utf-8"),
@@ -108,45 +148,48 @@ def make_card(
         evaluation=evaluation,
         main_rows=main_rows(evaluation) if evaluation else [],
         all_rows=all_rows(evaluation) if evaluation else [],
-        circumstances=circumstances,
-        data=data,
-        training=training,
+        describe_environment=describe_environment,
+        data=evaluation["data"] if evaluation else None,
+        training=evaluation.get("training") if evaluation else None,
         license=card_data.license,
-        picture=picture,
-        note=note,
+        image=image,
         paper_url=PAPER_URL,
         pipeline_tag=PIPELINE_TAG,
     )
 
 
-def make_card_data(
-    config: SEMConfig,
-    name: str,
-    evaluation: dict[str, Any] | None,
-    data: dict[str, str] | None,
-    training: dict[str, Any] | None,
-) -> ModelCardData:
-    """The metadata of a card, for the Hub to search and to show."""
+def make_card_data(config: SEMConfig, name: str, evaluation: dict[str, Any] | None) -> ModelCardData:
+    """Returns the metadata of a card."""
     hub_tasks = [get_task(task).hub_task for task in config.tasks if get_task(task).hub_task != "other"]
-    license_name = "terms-of-the-data-and-of-the-encoder"
-    settings = training["settings"] if training else {}
-    starts_at_random = training and not settings["pretrained_model"] and not settings["pretrained_backbone"]
-    is_free = starts_at_random and data and data["license"] == "apache-2.0"
-    license_facts = {"license": "apache-2.0"} if is_free else {"license": "other", "license_name": license_name}
+    facts = {}
+    if evaluation:
+        facts = {
+            "datasets": [evaluation["dataset"]],
+            "metrics": list(dict.fromkeys(row["metric"] for row in main_rows(evaluation))),
+            "eval_results": eval_results(evaluation),
+            **license_fields(evaluation),
+        }
     return ModelCardData(
         model_name=name,
         library_name="transformers",
         pipeline_tag=PIPELINE_TAG,
         tags=["sem", "multi-task-learning", "dense-prediction", *config.tasks, *hub_tasks],
-        datasets=[evaluation["dataset"]] if evaluation else None,
-        metrics=list(dict.fromkeys(row["metric"] for row in main_rows(evaluation))) if evaluation else None,
-        eval_results=eval_results(evaluation) if evaluation else None,
-        **(license_facts if data else {}),
+        **facts,
     )
 
 
+def license_fields(evaluation: dict[str, Any]) -> dict[str, str]:
+    """Returns the license of the weights: Apache-2.0 if the data is and the training started from random weights."""
+    training = evaluation.get("training")
+    settings = training["settings"] if training else {}
+    is_from_scratch = training and not settings["pretrained_model"] and not settings["pretrained_backbone"]
+    if is_from_scratch and evaluation["data"]["license"] == "apache-2.0":
+        return {"license": "apache-2.0"}
+    return {"license": "other", "license_name": "terms-of-the-data-and-of-the-encoder"}
+
+
 def eval_results(evaluation: dict[str, Any]) -> list[EvalResult]:
-    """All scores, a group for each task, as the Hub shows them."""
+    """Returns all scores in the form of the Hub, one group for each task."""
     results = []
     for key, value in evaluation["scores"].items():
         task, score = key.split("/")
@@ -157,7 +200,7 @@ def eval_results(evaluation: dict[str, Any]) -> list[EvalResult]:
                 task_name=spec.title,
                 dataset_type=evaluation["dataset"],
                 dataset_name=evaluation["data"]["title"],
-                dataset_config=task,  # results of one type of task on one data set would become one group
+                dataset_config=task,  # else results of one task type on one dataset would become one group
                 dataset_split="validation",
                 metric_type=score,
                 metric_name=metric.title if score == metric.main else score,
@@ -168,7 +211,7 @@ def eval_results(evaluation: dict[str, Any]) -> list[EvalResult]:
 
 
 def main_rows(evaluation: dict[str, Any]) -> list[dict[str, Any]]:
-    """The rows of the short table: each task by its main score."""
+    """Returns the rows of the short table: the main score of each task."""
     rows = []
     for task, num_images in evaluation["num_scored_images"].items():
         metric = METRICS[task]
@@ -179,25 +222,25 @@ def main_rows(evaluation: dict[str, Any]) -> list[dict[str, Any]]:
                 "score": metric.title,
                 "lower_is_better": metric.lower_is_better,
                 "num_images": num_images,
-                **values_of(evaluation, f"{task}/{metric.main}"),
+                **format_scores(evaluation, f"{task}/{metric.main}"),
             }
         )
     return rows
 
 
 def all_rows(evaluation: dict[str, Any]) -> list[dict[str, Any]]:
-    """The rows of the long table."""
-    return [{"key": key, **values_of(evaluation, key)} for key in evaluation["scores"]]
+    """Returns the rows of the table of all scores."""
+    return [{"key": key, **format_scores(evaluation, key)} for key in evaluation["scores"]]
 
 
-def values_of(evaluation: dict[str, Any], key: str) -> dict[str, str]:
-    """A score of the model and of the best constant predictor, for people."""
+def format_scores(evaluation: dict[str, Any], key: str) -> dict[str, str]:
+    """Returns a score of the model and of the best constant predictor as text."""
     values = {"model": evaluation["scores"][key], "constant": evaluation["constant_scores"][key]}
     return {owner: f"{value:.2f}" if abs(value) >= 10 else f"{value:.3f}" for owner, value in values.items()}
 
 
 def describe_task(config: SEMConfig, task: str) -> dict[str, str]:
-    """Name and title of a task, and what its map holds, with the classes that the checkpoint names."""
+    """Returns the name and title of a task, and what its map holds, with the class names of the checkpoint."""
     spec = get_task(task)
     names = config.task_id2label.get(task, {})
     classes = f": {', '.join(names[index] for index in sorted(names))}" if names else ""
@@ -205,14 +248,11 @@ def describe_task(config: SEMConfig, task: str) -> dict[str, str]:
 
 
 def encoder_name(config: SEMConfig) -> str:
-    """Timm's name of the encoder, or the kind of transformers' backbone."""
+    """Returns timm's name of the encoder, or the model type of a transformers backbone."""
     return getattr(config.backbone_config, "model_name", config.backbone_config.model_type)
 
 
-def circumstances(environment: dict[str, str | None]) -> str:
-    """Commit, version and hardware, in words."""
+def describe_environment(environment: dict[str, str | None]) -> str:
+    """Returns version, commit and hardware of a report in words."""
     commit = f"at commit `{environment['commit']}`" if environment["commit"] else "at an unrecorded commit"
     return f"transformers-sem {environment['transformers-sem']} {commit}, torch {environment['torch']}, on {environment['hardware']}"
-
-
-__all__ = ["card_of_folder", "make_card"]

@@ -1,42 +1,182 @@
-"""Sending a folder to the Hub: who is allowed to is known first, and one commit has all or nothing.
+"""Upload to the Hub: the files of a trained model, and one commit that holds all of them or none.
 
 The token is the one that `huggingface_hub` finds: `HF_TOKEN`, or the file that `hf auth login` writes.
 """
 
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from huggingface_hub import HfApi, get_token
 from huggingface_hub.utils import validate_repo_id
+from safetensors import SafetensorError
+
+from ..configuration_sem import SEMConfig
+from ..image_processing_sem import SEMImageProcessor
+from ..modeling_sem import SEMForMultiTaskDensePrediction, SEMModel
+from ..pipeline_sem import MultiTaskDensePredictionPipeline
+from .card import EVALUATION_NAME, PREDICTIONS_NAME, card_of_folder, read_evaluation
 
 
-LOG_IN = "Log in with `hf auth login` or set HF_TOKEN, to a token that may write there"
+LOG_IN = "Log in with `hf auth login` or set HF_TOKEN, with a token that may write there"
+PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
+# Files of these names that an upload does not bring belong to an earlier version, and are deleted by the same commit.
+REPLACED = ["*.py", "*.safetensors", "*.safetensors.index.json", EVALUATION_NAME, PREDICTIONS_NAME]
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# The files of a model
+
+
+def stage_model(folder: Path, staging: Path, *, custom_code: bool = False) -> None:
+    """Writes all files of an upload but the card to an empty folder.
+
+    The model is loaded and saved again, so that what is uploaded is known to load.
+
+    Args:
+        folder (`Path`): A trained model with its image processor, as `transformers-sem train` writes it.
+        staging (`Path`): Empty folder to write to.
+        custom_code (`bool`): Whether to add the code, so that the model loads without this package and with
+            `trust_remote_code=True`.
+
+    Raises:
+        OSError: If there is no model, or a part of it is missing.
+        ValueError: If it is another model, or its weights are incomplete or a pickle.
+    """
+    check_files(folder)
+    model = load_model(folder)
+    image_processor = SEMImageProcessor.from_pretrained(folder, local_files_only=True)
+    if (folder / EVALUATION_NAME).is_file():
+        read_evaluation(folder / EVALUATION_NAME)
+    if custom_code:
+        save_with_code(model, image_processor, staging)
+    else:
+        model.save_pretrained(staging)
+        image_processor.save_pretrained(staging)
+    for name in (EVALUATION_NAME, PREDICTIONS_NAME):
+        if (folder / name).is_file():
+            shutil.copyfile(folder / name, staging / name)
+
+
+def write_card(staging: Path, repository: str) -> None:
+    """Writes the card of a staged model that is to be loaded from `repository`."""
+    card_of_folder(staging, repository.split("/")[-1], model_id=repository).save(staging / "README.md")
+
+
+def file_sizes(staging: Path) -> dict[str, int]:
+    """Returns `{name: bytes}` of the staged files."""
+    return {path.name: path.stat().st_size for path in sorted(staging.iterdir())}
+
+
+def check_files(folder: Path) -> None:
+    """Checks that a folder holds a trained SEM, before anything of it is loaded.
+
+    Raises:
+        OSError: If a file is missing.
+        ValueError: If a file is not what it should be.
+    """
+    remedy = "Pass a folder that `transformers-sem train` or `save_pretrained` has written"
+    if not folder.is_dir():
+        raise FileNotFoundError(f"There is no folder {str(folder)!r}. {remedy}.")
+    for name in ("config.json", "preprocessor_config.json"):
+        if not (folder / name).is_file():
+            raise FileNotFoundError(f"{folder} is not a trained model: it has no {name}. {remedy}.")
+    try:
+        model_type = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
+    except (ValueError, AttributeError) as error:
+        raise ValueError(f"{folder / 'config.json'} is not a configuration: {error}. {remedy}.") from error
+    if model_type != SEMConfig.model_type:
+        raise ValueError(
+            f"The model type must be {SEMConfig.model_type!r}; that of {folder} is {model_type!r}. {remedy}."
+        )
+    if not list(folder.glob("*.safetensors")):
+        pickles = [path.name for path in sorted(folder.iterdir()) if path.suffix in PICKLES]
+        found = f"its weights are pickles, {pickles}, which can run code" if pickles else "it has no weights"
+        raise ValueError(f"Weights must be safetensors, and {folder} has none: {found}. {remedy}.")
+
+
+def load_model(folder: Path) -> SEMForMultiTaskDensePrediction:
+    """Loads a model and checks that its weights are complete.
+
+    Raises:
+        ValueError: If the weights cannot be read, or tensors are missing or unexpected.
+    """
+    try:
+        model, report = SEMForMultiTaskDensePrediction.from_pretrained(
+            folder, local_files_only=True, use_safetensors=True, output_loading_info=True
+        )
+    except (SafetensorError, RuntimeError) as error:
+        raise ValueError(f"The weights in {folder} cannot be read: {error}. Train or copy them again.") from error
+    wrong = sorted({*report["missing_keys"], *report["unexpected_keys"]})
+    if wrong:
+        raise ValueError(
+            f"The weights in {folder} do not match its config.json: {len(wrong)} tensors are missing or unexpected, such as "
+            f"{wrong[:3]}. Train or copy them again."
+        )
+    return model
+
+
+def save_with_code(model: SEMForMultiTaskDensePrediction, image_processor: SEMImageProcessor, staging: Path) -> None:
+    """Saves a pipeline and the code that it needs."""
+    with auto_classes_registered():
+        MultiTaskDensePredictionPipeline(model=model, image_processor=image_processor).save_pretrained(staging)
+    path = staging / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    # transformers notes only the class that was saved; the model without heads can be loaded too
+    config["auto_map"]["AutoModel"] = f"{SEMModel.__module__.split('.')[-1]}.{SEMModel.__name__}"
+    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+@contextmanager
+def auto_classes_registered() -> Iterator[None]:
+    """Context in which `save_pretrained` of our classes also saves their code."""
+    auto_classes = {
+        SEMConfig: "AutoConfig",
+        SEMForMultiTaskDensePrediction: "AutoModelForSemanticSegmentation",
+        SEMImageProcessor: "AutoImageProcessor",
+    }
+    before = {cls: cls._auto_class for cls in auto_classes}
+    try:
+        for cls, auto_class in auto_classes.items():
+            cls.register_for_auto_class(auto_class)
+        yield
+    finally:
+        for cls, auto_class in before.items():
+            cls._auto_class = auto_class
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# The Hub
 
 
 def create_repository(name: str, *, repo_type: str, private: bool) -> str:
-    """Makes a repository, or takes the one that is there; returns its full name.
+    """Creates a repository unless it exists; returns its full name.
 
     Args:
-        name (`str`): "USER/NAME", or NAME alone for whoever is logged in.
+        name (`str`): "USER/NAME", or NAME for the user who is logged in.
         repo_type (`str`): "model" or "dataset".
-        private (`bool`): Whether nobody else may see it; otherwise it is as the account has it by default.
+        private (`bool`): Whether the repository must be private; otherwise the default of the account holds.
 
     Raises:
-        ValueError: If the Hub has no such names.
-        OSError: If nobody is logged in, the Hub refuses or cannot be reached, or what must be private is public.
+        ValueError: If the name is not one that the Hub allows.
+        OSError: If no user is logged in, the Hub refuses or cannot be reached, or a repository that must be private exists and
+            is public.
     """
     validate_repo_id(name)
     if get_token() is None:
-        raise OSError(f"Nobody is logged in to the Hub, so nothing is sent to {name}. {LOG_IN}.")
+        raise OSError(f"No user is logged in to the Hub, so nothing is uploaded to {name}. {LOG_IN}.")
     api = HfApi()
     try:
         repository = api.create_repo(name, repo_type=repo_type, private=private or None, exist_ok=True).repo_id
         is_public = private and not api.repo_info(repository, repo_type=repo_type).private
     except Exception as error:  # the client also raises the errors of its HTTP library
-        raise OSError(f"The Hub did not make {name}: {explain(error)}") from error
+        raise OSError(f"The Hub did not create {name}: {explain(error)}") from error
     if is_public:
         raise OSError(
-            f"{repository} is to be private, and is there already, for all to see. Make it private in its settings, or choose "
-            "another name."
+            f"{repository} must be private, but it exists and is public. Make it private in its settings, or choose another "
+            "name."
         )
     return repository
 
@@ -52,14 +192,15 @@ def upload(
     """Uploads the files of a folder as one commit; returns its address.
 
     Args:
-        folder (`Path`): What to send.
+        folder (`Path`): The files.
         repository (`str`): Its full name.
         repo_type (`str`): "model" or "dataset".
-        message (`str`, *optional*): Of the commit.
-        delete_patterns (`list[str]`, *optional*): Files there that go with the same commit, unless they are sent anew.
+        message (`str`, *optional*): Message of the commit.
+        delete_patterns (`list[str]`, *optional*): Files of the repository to delete with the same commit, unless the folder
+            has them.
 
     Raises:
-        OSError: If the Hub refuses, or cannot be reached; the repository is then as it was.
+        OSError: If the Hub refuses or cannot be reached; the repository is then unchanged.
     """
     try:
         return (
@@ -75,12 +216,13 @@ def upload(
         )
     except Exception as error:  # the client also raises the errors of its HTTP library
         raise OSError(
-            f"The upload to {repository} broke off, which is as it was: {explain(error)} What has arrived is not sent twice."
+            f"The upload to {repository} failed, and the repository is unchanged: {explain(error)} Files that have arrived are "
+            "not sent again."
         ) from error
 
 
 def explain(error: Exception) -> str:
-    """What an error of the client says, in a line, and what to do about it."""
+    """Returns the message of a client's error in one line, and the remedy."""
     response = getattr(error, "response", None)  # errors of the connection have none
     is_refused = response is not None and response.status_code in (401, 403)
     remedy = f"{LOG_IN}, and run the same command again." if is_refused else "Run the same command again."

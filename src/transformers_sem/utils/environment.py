@@ -5,6 +5,7 @@ import platform
 import shlex
 import subprocess
 import sys
+from collections.abc import Sequence
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -14,11 +15,26 @@ import torch
 from .files import atomic_write
 
 
+PROGRAM = "transformers-sem"
+
+
 def save_report(path: Path, **facts) -> None:
     """Writes a JSON report: the `facts`, then the command, the commit, the versions and the hardware."""
-    report = {**facts, "command": shlex.join(["python", *sys.argv]), "environment": environment()}
+    report = {**facts, "command": typed_command(sys.argv), "environment": environment()}
     with atomic_write(path) as unfinished:
         unfinished.write_text(json.dumps(report, indent=2) + "\n")
+
+
+def typed_command(arguments: Sequence[str]) -> str:
+    """Returns the command that starts a process with these `sys.argv` again."""
+    path = Path(arguments[0])
+    if path.stem == PROGRAM or path.name == "__main__.py":  # the console entry point, or `python -m transformers_sem`
+        start = [PROGRAM]
+    elif path.parent.name == "cli":  # `accelerate launch -m transformers_sem.cli.train`
+        start = [PROGRAM, path.stem.replace("_", "-")]
+    else:
+        start = ["python", arguments[0]]
+    return shlex.join([*start, *arguments[1:]])
 
 
 def environment() -> dict[str, str | None]:

@@ -1,0 +1,1 @@
+"""The commands of the console entry point `transformers-sem`, one module each."""

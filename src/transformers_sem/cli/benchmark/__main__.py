@@ -1,0 +1,7 @@
+"""`python -m transformers_sem.cli.benchmark`."""
+
+from . import main
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,87 @@
+"""Serve the demo page: upload an image in the browser, see all maps.
+
+    transformers-sem demo
+    transformers-sem demo --model USER/NAME --port 8000
+    transformers-sem demo --space my_space
+
+Without --model it shows the quickstart model. The page answers only this machine unless --host says otherwise. With --space
+nothing is served: the command writes a folder that is a complete Hub Space, ready for upload.
+"""
+
+import argparse
+import os
+import shutil
+import signal
+from collections.abc import Sequence
+from pathlib import Path
+
+from .. import demo
+from ..image_processing_sem import SEMImageProcessor
+from ..modeling_sem import SEMForMultiTaskDensePrediction
+from ..utils.arguments import positive_integer
+from ..utils.errors import plain_errors
+from ..utils.extras import require
+from ..utils.files import save_trained
+from .arguments import command_parser
+
+
+QUICKSTART = Path("runs/quickstart")
+PACKAGE = Path(__file__).parents[1]
+SPACE = Path(demo.__file__).with_name("space")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Returns the parser of the command."""
+    parser = command_parser("demo", __doc__)
+    parser.add_argument("--model", help=f"folder or Hub name of a trained model (default: {QUICKSTART})")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 for every machine")
+    parser.add_argument("--port", type=positive_integer, help="default: the first free one from 7860")
+    parser.add_argument("--max-upload-mb", type=positive_integer, default=20, help="larger files are refused")
+    parser.add_argument("--space", type=Path, help="write a Hub Space to this new folder instead")
+    return parser
+
+
+def write_space(model: str, folder: Path) -> None:
+    """Writes the page, the package and a model as one folder, which appears once it is complete.
+
+    Raises:
+        FileExistsError: If the folder exists.
+    """
+    if folder.exists():
+        raise FileExistsError(
+            f"A Space is written to a new folder; {str(folder)!r} exists. Name another, or remove it."
+        )
+    weights = SEMForMultiTaskDensePrediction.from_pretrained(model)
+    unfinished = folder.with_name(f"unfinished_{folder.name}")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    shutil.copytree(SPACE, unfinished)
+    shutil.copytree(PACKAGE, unfinished / PACKAGE.name, ignore=shutil.ignore_patterns("__pycache__"))
+    models = unfinished / "models" / Path(model).name
+    models.mkdir(parents=True)
+    save_trained(weights, SEMImageProcessor.from_pretrained(model), models)
+    os.replace(unfinished, folder)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Checks that there is a model, and serves the page or writes the Space."""
+    parsed = build_parser().parse_args(arguments)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: close, and leave no temporary file
+    with plain_errors():
+        if parsed.model is None and not (QUICKSTART / "config.json").exists():
+            raise FileNotFoundError(
+                f"There is no trained model in {str(QUICKSTART)!r}. Train one in minutes with "
+                "`transformers-sem train --config quickstart`, or name another with --model."
+            )
+        model = parsed.model or str(QUICKSTART)
+        if parsed.space is not None:
+            write_space(model, parsed.space)
+            print(f"Written: {parsed.space}, a complete Space. Try it with `python {parsed.space / 'app.py'}`.")
+            return
+        require("gradio", "demo")
+        from ..demo import page  # imports gradio
+
+        page.launch(model, host=parsed.host, port=parsed.port, max_upload_mb=parsed.max_upload_mb)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,84 @@
+"""Compute the scores of a trained model with the settings of its training run.
+
+    transformers-sem evaluate --model runs/quickstart [key=value ...]
+
+Prints the scores beside those of the best constant predictor and writes them to evaluation.json. The scores of each image go
+to evaluation.parquet. Settings such as data_dir=FOLDER or num_evaluation_images=100 replace those of the run. A model without
+a training run, for example from the Hub, takes all of its settings from the command: dataset=nyud_v2 data_dir=FOLDER. The same
+command resumes an evaluation that was interrupted.
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+
+from ..data.benchmarks import get_benchmark
+from ..evaluation.evaluator import EvaluationConfig, evaluate_and_report
+from ..image_processing_sem import SEMImageProcessor
+from ..modeling_sem import SEMForMultiTaskDensePrediction
+from ..utils.arguments import json_path, positive_integer
+from ..utils.environment import starting_commit
+from ..utils.errors import plain_errors
+from .arguments import command_parser
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Returns the parser of the command."""
+    parser = command_parser("evaluate", __doc__)
+    parser.add_argument("--model", required=True, help="folder of a training run, or any saved model")
+    parser.add_argument("--output", type=json_path, help="JSON file to write (default: evaluation.json in the model)")
+    parser.add_argument(
+        "--save-predictions", type=Path, metavar="FOLDER", help="also write the maps as images for other programs"
+    )
+    parser.add_argument(
+        "--processes",
+        type=positive_integer,
+        help="processes of each rank for the boundary measure (default: all cores but one)",
+    )
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that replace those of the run")
+    return parser
+
+
+def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Parses the command line and sets the default of `--output`."""
+    parser = build_parser()
+    parsed = parser.parse_args(arguments)
+    if parsed.output is None:
+        if not Path(parsed.model).is_dir():
+            parser.error("--model is not a folder to write to; name a file with --output FILE.json")
+        parsed.output = Path(parsed.model) / "evaluation.json"
+    return parsed
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Loads the model and the rows, evaluates, and writes the report."""
+    parsed = parse_arguments(arguments)
+    starting_commit()  # before files change
+    accelerator = Accelerator(cpu=not torch.accelerator.is_available())  # or ranks on CPUs would not find each other
+    with plain_errors():
+        config = EvaluationConfig.load(parsed.model, parsed.overrides)
+        model = SEMForMultiTaskDensePrediction.from_pretrained(parsed.model)
+        image_processor = SEMImageProcessor.from_pretrained(parsed.model)
+        with accelerator.main_process_first():
+            rows = get_benchmark(config.dataset, config.data_dir).load(config.data_dir, **config.dataset_kwargs)
+        report = evaluate_and_report(
+            config,
+            accelerator,
+            model,
+            image_processor,
+            rows,
+            parsed.output,
+            num_processes=parsed.processes,
+            predictions_dir=parsed.save_predictions,
+        )
+    accelerator.print(report)
+    written = [parsed.output, parsed.output.with_suffix(".parquet"), parsed.save_predictions]
+    accelerator.print(f"Written: {', '.join(str(path) for path in written if path)}.")
+    accelerator.end_training()
+
+
+if __name__ == "__main__":
+    main()
