@@ -25,21 +25,22 @@ RANKS = {
     "tasks": 2,
     "configuration_sem": 3,
     "backbone_timm": 4,
-    "modeling_sem": 5,
-    "image_processing_sem": 6,
-    "pipeline_sem": 7,
-    "evaluation": 8,
-    "visualization": 8,
-    "data": 8,
-    "training": 9,
-    "inference": 9,
-    "export": 9,
-    "hub": 9,
-    "ablation": 10,
-    "demo": 10,
-    "__init__": 10,
-    "cli": 11,
-    "__main__": 12,
+    "backbone": 5,
+    "modeling_sem": 6,
+    "image_processing_sem": 7,
+    "pipeline_sem": 8,
+    "evaluation": 9,
+    "visualization": 9,
+    "data": 9,
+    "training": 10,
+    "inference": 10,
+    "export": 10,
+    "hub": 10,
+    "ablation": 11,
+    "demo": 11,
+    "__init__": 11,
+    "cli": 12,
+    "__main__": 13,
 }
 SAME_LEVEL = {"evaluation", "visualization", "data"}
 IMPORTS_TRAINING = {"training", "ablation", "cli"}
@@ -174,7 +175,12 @@ def test_importing_the_package_and_the_commands_needs_no_extra():
 
 def test_every_import_is_a_requirement():
     """A package that is imported but only comes with another requirement is listed here, with the one that brings it."""
-    brought_along = {"pyarrow": "datasets", "jinja2": "torch", "requests": "huggingface-hub"}
+    brought_along = {
+        "pyarrow": "datasets",
+        "jinja2": "torch",
+        "requests": "huggingface-hub",
+        "deepspeed": "accelerate",
+    }
     renamed = {"yaml": "pyyaml", "PIL": "pillow", "sklearn": "scikit-learn", "huggingface_hub": "huggingface-hub"}
     setup = configparser.ConfigParser()
     setup.read(REPOSITORY / "setup.cfg")
