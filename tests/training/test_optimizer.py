@@ -117,7 +117,7 @@ def test_a_step_reports_the_mean_of_its_micro_batches():
         ([3e38, -3e38], ["gradient"]),
     ],
 )
-def test_what_is_not_finite_changes_nothing(values, not_finite):
+def test_a_step_that_is_not_finite_changes_nothing(values, not_finite):
     steps = Steps(num_micro_batches=2)
     steps([1.0, 2.0], [1.0, 2.0])
     before = steps.state()
@@ -168,7 +168,7 @@ def test_a_scale_that_shrinks_without_end_ends_the_run():
         guard.count(2, ["gradient"])
 
 
-def test_an_image_that_is_not_finite_spoils_neither_bases_nor_batch_norms():
+def test_an_image_that_is_not_finite_changes_neither_bases_nor_batch_norms():
     backbone = {"model_name": "test_resnet", "out_indices": [1, 2, 3, 4]}
     model = SEMForMultiTaskDensePrediction(tiny_config(task_num_labels={"depth": 1}, backbone_config=backbone)).train()
     accelerator = Accelerator(cpu=True)
