@@ -72,17 +72,17 @@ def test_kinds_of_images(images):
 
 
 @pytest.mark.parametrize("mode", ["L", "1", "LA", "P", "CMYK"])
-def test_pictures_without_rgb(mode):
-    picture = Image.fromarray(random_image()).convert(mode)
-    pixel_values = SEMImageProcessor(do_resize=False)(picture, return_tensors="pt")["pixel_values"]
-    torch.testing.assert_close(pixel_values, normalized(np.asarray(picture.convert("RGB")))[None])
+def test_images_without_rgb(mode):
+    image = Image.fromarray(random_image()).convert(mode)
+    pixel_values = SEMImageProcessor(do_resize=False)(image, return_tensors="pt")["pixel_values"]
+    torch.testing.assert_close(pixel_values, normalized(np.asarray(image.convert("RGB")))[None])
 
 
 @pytest.mark.parametrize("kind", [np.asarray, torch.from_numpy], ids=["array", "tensor"])
 def test_grey_arrays_become_rgb(kind):
-    grey = random_image()[..., 0]
-    pixel_values = SEMImageProcessor(do_resize=False)(kind(grey[None]), return_tensors="pt")["pixel_values"]
-    torch.testing.assert_close(pixel_values, normalized(np.repeat(grey[..., None], 3, axis=-1))[None])
+    gray = random_image()[..., 0]
+    pixel_values = SEMImageProcessor(do_resize=False)(kind(gray[None]), return_tensors="pt")["pixel_values"]
+    torch.testing.assert_close(pixel_values, normalized(np.repeat(gray[..., None], 3, axis=-1))[None])
 
 
 def test_the_default_size_is_the_papers():
@@ -177,7 +177,7 @@ def test_maps_without_resizing_are_the_labels():
         torch.testing.assert_close(label[0], maps[task][0], equal_nan=True)
 
 
-def test_maps_may_be_pictures_arrays_and_tensors_single_or_batched():
+def test_maps_may_be_images_arrays_and_tensors_single_or_batched():
     ids = torch.randint(7, (2, 40, 60))
     depth = torch.rand(2, 1, 40, 60)
     processor = SEMImageProcessor(do_resize=False)
@@ -427,8 +427,8 @@ def test_saved_and_reloaded(loader, tmp_path):
 
 
 def test_labels_are_what_to_label_reads():
-    picture = Image.fromarray(np.full((40, 60, 3), (128, 128, 0), dtype=np.uint8))
-    labels = SEMImageProcessor(do_resize=False)(random_image(), maps={"normal": picture}, return_tensors="pt")[
+    image = Image.fromarray(np.full((40, 60, 3), (128, 128, 0), dtype=np.uint8))
+    labels = SEMImageProcessor(do_resize=False)(random_image(), maps={"normal": image}, return_tensors="pt")[
         "labels"
     ]
-    assert_same(labels["normal"][0], to_label("normal", picture))
+    assert_same(labels["normal"][0], to_label("normal", image))

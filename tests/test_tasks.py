@@ -1,4 +1,4 @@
-"""The task table: its numbers, its label formats, its pictures, and a task of the user's own from training to picture."""
+"""The task table: its numbers, its label formats, its images, and a task of the user's own from training to image."""
 
 from dataclasses import fields
 from io import BytesIO
@@ -94,7 +94,7 @@ def test_ids_are_read(task, value):
     assert_same(to_label(task, value), torch.from_numpy(IDS))
 
 
-def test_a_black_and_white_picture_is_a_mask():
+def test_a_black_and_white_image_is_a_mask():
     mask = np.array([[True, False], [False, True]])
     assert to_label("saliency", Image.fromarray(mask)).tolist() == [[1, 0], [0, 1]]
     assert to_label("boundary", Image.fromarray(mask)).tolist() == [[1, 0], [0, 1]]
@@ -117,13 +117,13 @@ def test_metres_are_read(value):
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
-def test_an_integer_picture_of_depth_is_refused(dtype):
+def test_an_integer_image_of_depth_is_refused(dtype):
     """Its unit is anybody's guess: millimetres would become kilometres."""
     with pytest.raises(ValueError, match="metres.*floating-point image"):
         to_label("depth", Image.fromarray(np.array([[3, 0], [7, 1]], dtype=dtype)))
 
 
-def test_a_boundary_picture_is_a_probability():
+def test_a_boundary_image_is_a_probability():
     levels = np.array([[0, 51], [128, 255]], dtype=np.uint8)
     assert_same(to_label("boundary", Image.fromarray(levels)), torch.from_numpy(levels / np.float32(255)))
 
@@ -133,13 +133,13 @@ def test_a_boundary_array_keeps_its_invalid_pixels():
     assert_same(to_label("boundary", values), torch.from_numpy(values).float())
 
 
-@pytest.mark.parametrize("channels", ["first", "last", "picture"])
+@pytest.mark.parametrize("channels", ["first", "last", "image"])
 def test_normals_are_read_and_brought_to_unit_length(channels):
     levels = np.array([[[255, 128, 128], [128, 0, 128]], [[128, 128, 128], [200, 200, 30]]], dtype=np.uint8)
     vectors = levels / 255 * 2 - 1
-    values = {"first": vectors.transpose(2, 0, 1), "last": vectors, "picture": Image.fromarray(levels)}[channels]
+    values = {"first": vectors.transpose(2, 0, 1), "last": vectors, "image": Image.fromarray(levels)}[channels]
     expected = vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
-    expected[1, 0] = np.nan  # grey is the zero vector: unknown
+    expected[1, 0] = np.nan  # gray is the zero vector: unknown
     expected = torch.from_numpy(expected.transpose(2, 0, 1)).float()
     torch.testing.assert_close(to_label("normal", values), expected, equal_nan=True)
 
@@ -211,7 +211,7 @@ def test_values_out_of_range_are_named(task, values, expected):
     assert expected in str(error.value)
 
 
-def test_the_array_of_a_black_and_white_boundary_picture_raises():
+def test_the_array_of_a_black_and_white_boundary_image_raises():
     """Its white would be read as 255, invalid, and every boundary would silently be lost."""
     with pytest.raises(ValueError, match="PIL image"):
         to_label("boundary", np.array([[0, 255], [255, 0]], dtype=np.uint8))
@@ -258,7 +258,7 @@ def nearest_indices(old, new):
 
 @pytest.mark.parametrize("size", [(6, 9), (31, 40), (12, 20), (7, 50)], ids=str)
 @pytest.mark.parametrize("task", NEAREST_TASKS)
-def test_nearest_labels_are_picked_from_pixel_centres(task, size):
+def test_nearest_labels_are_picked_from_pixel_centers(task, size):
     label = random_labels(task, 1, (12, 20))[0]
     rows, columns = nearest_indices(12, size[0]), nearest_indices(20, size[1])
     resized = resize_label(task, label, size)
@@ -287,7 +287,7 @@ def test_resized_normals_have_unit_length(size):
     assert 0.6 < valid.float().mean() < 0.95
 
 
-def test_invalid_normals_do_not_tint_their_neighbours():
+def test_invalid_normals_do_not_tint_their_neighbors():
     normals = torch.zeros(3, 8, 8)
     normals[2] = -1
     normals[:, 2:6, 2:6] = torch.nan
@@ -296,7 +296,7 @@ def test_invalid_normals_do_not_tint_their_neighbours():
     assert_same(resized[:, valid], torch.tensor([0.0, 0.0, -1.0])[:, None].expand(3, int(valid.sum())))
 
 
-# Predictions and colours
+# Predictions and colors
 
 
 @pytest.mark.parametrize("task", list(TASKS))
@@ -321,7 +321,7 @@ def test_probabilities_of_two_logits_and_of_one_agree():
 
 @pytest.mark.parametrize("kind", ["prediction", "label"])
 @pytest.mark.parametrize("task", list(TASKS))
-def test_colours_are_an_rgb_picture(task, kind):
+def test_colors_are_an_rgb_image(task, kind):
     spec = TASKS[task]
     prediction, label = spec.kind.predict(random_logits(task, 1, (4, 5)))[0], random_labels(task, 1, (4, 5))[0]
     values = prediction if kind == "prediction" else label.reshape(prediction.shape)
@@ -330,7 +330,7 @@ def test_colours_are_an_rgb_picture(task, kind):
     assert len(np.unique(colors.reshape(-1, 3), axis=0)) > 1
 
 
-# Pictures of the values
+# Images of the values
 
 
 def read_back(task, values):
@@ -341,17 +341,17 @@ def read_back(task, values):
 
 
 @pytest.mark.parametrize("task", list(TASKS))
-def test_the_encoding_of_a_prediction_is_a_picture_of_its_size(task):
+def test_the_encoding_of_a_prediction_is_a_image_of_its_size(task):
     prediction = TASKS[task].kind.predict(random_logits(task, 1, (4, 7)))[0]
-    picture = read_back(task, prediction.numpy())
-    assert picture.size == (7, 4)
-    assert picture.mode == {"depth": "I;16", "normal": "RGB", "boundary": "L", "saliency": "L"}.get(task, "P")
+    image = read_back(task, prediction.numpy())
+    assert image.size == (7, 4)
+    assert image.mode == {"depth": "I;16", "normal": "RGB", "boundary": "L", "saliency": "L"}.get(task, "P")
 
 
-def test_ids_are_coloured_as_everywhere():
+def test_ids_are_colored_as_everywhere():
     ids = np.arange(256).reshape(16, 16)
-    picture = read_back("semseg", ids)
-    np.testing.assert_array_equal(np.asarray(picture.convert("RGB")), TASKS["semseg"].kind.colorize(ids))
+    image = read_back("semseg", ids)
+    np.testing.assert_array_equal(np.asarray(image.convert("RGB")), TASKS["semseg"].kind.colorize(ids))
 
 
 def test_what_json_says_of_a_map():
@@ -379,9 +379,9 @@ def test_the_mean_of_one_look_is_that_look(task):
 @pytest.mark.parametrize("task", ["semseg", "parsing"])
 def test_encoded_ids_are_exact(task, dtype):
     ids = np.arange(256).reshape(16, 16)
-    picture = read_back(task, ids.astype(dtype))
-    np.testing.assert_array_equal(np.asarray(picture), ids)
-    assert_same(to_label(task, picture), torch.from_numpy(ids))
+    image = read_back(task, ids.astype(dtype))
+    np.testing.assert_array_equal(np.asarray(image), ids)
+    assert_same(to_label(task, image), torch.from_numpy(ids))
 
 
 def test_encoded_depth_is_within_half_a_millimetre():
@@ -413,13 +413,13 @@ def test_an_encoded_boundary_is_read_as_at_most_a_level_less():
 
 def test_encoded_normals_are_within_half_a_level():
     normals = TASKS["normal"].kind.predict(random_logits("normal", 1, (30, 40)))[0]
-    picture = read_back("normal", normals.numpy())
-    components = np.asarray(picture).transpose(2, 0, 1) / 255 * 2 - 1
+    image = read_back("normal", normals.numpy())
+    components = np.asarray(image).transpose(2, 0, 1) / 255 * 2 - 1
     np.testing.assert_allclose(components, normals.numpy(), rtol=0, atol=1 / 255 + 1e-6)
-    torch.testing.assert_close(to_label("normal", picture), normals, rtol=0, atol=0.01)
+    torch.testing.assert_close(to_label("normal", image), normals, rtol=0, atol=0.01)
 
 
-def test_encoded_axes_have_the_colours_of_the_formula():
+def test_encoded_axes_have_the_colors_of_the_formula():
     axes = np.array([[1, 0, 0], [0, -1, 0], [0, 0, 1]], dtype=np.float32).reshape(3, 1, 3)
     assert np.asarray(read_back("normal", axes)).tolist() == [[[255, 128, 128], [128, 0, 128], [128, 128, 255]]]
 
@@ -484,7 +484,7 @@ def train(model, inputs, num_steps):
     return losses
 
 
-def test_a_task_of_ones_own_from_training_to_picture(albedo, tmp_path):
+def test_a_task_of_ones_own_from_training_to_image(albedo, tmp_path):
     processor = SEMImageProcessor(size={"height": 32, "width": 64})
     colors, labels, inputs = albedo_batch(processor)
     assert inputs["labels"]["albedo"].shape == (1, 3, 32, 64)

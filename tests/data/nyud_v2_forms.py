@@ -16,15 +16,15 @@ WINDOW = (slice(45, 470), slice(40, 600))
 
 def write_tiny_frame(root: Path, name: str) -> None:
     rng = np.random.default_rng(int(name))
-    colours = rng.integers(0, 256, (2, HEIGHT, WIDTH, 3), dtype=np.uint8)
+    colors = rng.integers(0, 256, (2, HEIGHT, WIDTH, 3), dtype=np.uint8)
     segmentation = rng.integers(0, 41, (HEIGHT, WIDTH), dtype=np.uint8)
     segmentation[0, :2] = 0, 40
     depth = rng.uniform(0.5, 9.9, (HEIGHT, WIDTH)).astype(np.float32)
     depth[0, 0] = 0
-    colours[1, 0, 0] = 128
+    colors[1, 0, 0] = 128
     edge = rng.integers(0, 2, (HEIGHT, WIDTH), dtype=np.uint8) * 255
-    pictures = {"images": colours[0], "normals": colours[1], "segmentation": segmentation, "edge": edge}
-    for folder, values in pictures.items():
+    images = {"images": colors[0], "normals": colors[1], "segmentation": segmentation, "edge": edge}
+    for folder, values in images.items():
         Image.fromarray(values).save(root / folder / f"{name}.png")
     np.save(root / "depth" / f"{name}.npy", depth)
 

@@ -30,79 +30,87 @@ def make_benchmark(**values):
     )
 
 
-JUDGED_ELSEWHERE = {"reference_columns": {"boundary": "label_map"}}
-JUDGED_SOMETIMES = {"scored_ids": {"boundary": frozenset({"2008_000003"})}}
+REFERENCE_COLUMN = {"reference_columns": {"boundary": "label_map"}}
+SCORED_IDS = {"scored_ids": {"boundary": frozenset({"2008_000003"})}}
 
 
 def make_row(**values):
-    """A row as a data set of pictures gives it."""
+    """A row as a dataset of images gives it."""
     label_map = np.arange(20, dtype=np.uint16).reshape(4, 5) * 20
     row = {"id": "2008_000003", "label_map": Image.fromarray(label_map), **values}
     return Dataset.from_list([row])[0], label_map
 
 
-def test_by_default_a_task_is_judged_on_what_it_learns():
+def test_references_are_the_labels_by_default():
     benchmark = make_benchmark()
     assert benchmark.protocol_columns([column for column in COLUMNS if column != "id"]) == []
     references = benchmark.references({}, LABELS)
     assert references == LABELS and references is not LABELS
 
 
-def test_another_column_takes_the_place_of_the_labels():
+def test_reference_column_replaces_the_labels():
     row, label_map = make_row()
-    references = make_benchmark(**JUDGED_ELSEWHERE).references(row, LABELS)
+    references = make_benchmark(**REFERENCE_COLUMN).references(row, LABELS)
     assert list(references) == ["semseg", "boundary"]
     assert references["semseg"] is LABELS["semseg"]
     assert references["boundary"].dtype == np.uint16
     np.testing.assert_array_equal(references["boundary"], label_map)
 
 
-def test_without_that_column_the_labels_remain():
+def test_labels_are_references_without_the_reference_column():
     row, _ = make_row()
     del row["label_map"]
-    assert make_benchmark(**JUDGED_ELSEWHERE).references(row, LABELS) == LABELS
+    assert make_benchmark(**REFERENCE_COLUMN).references(row, LABELS) == LABELS
 
 
-def test_a_task_is_judged_on_its_images_only():
-    benchmark = make_benchmark(**JUDGED_SOMETIMES)
+def test_task_is_scored_on_scored_ids_only():
+    benchmark = make_benchmark(**SCORED_IDS)
     assert list(benchmark.references({"id": "2008_000003"}, LABELS)) == ["semseg", "boundary"]
     assert list(benchmark.references({"id": "2008_000004"}, LABELS)) == ["semseg"]
 
 
-def test_an_image_that_is_not_judged_is_not_judged_on_another_column_either():
-    benchmark = make_benchmark(**JUDGED_ELSEWHERE, **JUDGED_SOMETIMES)
+def test_scored_ids_apply_to_reference_columns():
+    benchmark = make_benchmark(**REFERENCE_COLUMN, **SCORED_IDS)
     assert list(benchmark.references(make_row(id="2008_000004")[0], LABELS)) == ["semseg"]
     assert isinstance(benchmark.references(make_row()[0], LABELS)["boundary"], np.ndarray)
 
 
-def test_a_task_that_the_model_does_not_have_is_not_judged():
+def test_task_without_labels_has_no_references():
     labels = {"semseg": LABELS["semseg"]}
-    assert list(make_benchmark(**JUDGED_ELSEWHERE).references(make_row()[0], labels)) == ["semseg"]
+    assert list(make_benchmark(**REFERENCE_COLUMN).references(make_row()[0], labels)) == ["semseg"]
 
 
 def test_protocol_columns_are_those_that_the_references_need():
-    benchmark = make_benchmark(**JUDGED_ELSEWHERE, **JUDGED_SOMETIMES)
+    benchmark = make_benchmark(**REFERENCE_COLUMN, **SCORED_IDS)
     assert benchmark.protocol_columns(COLUMNS) == ["id", "label_map"]
     assert benchmark.protocol_columns(["image", "semseg", "boundary"]) == []
 
 
-@pytest.mark.parametrize("name", BENCHMARKS)
-def test_every_benchmark_speaks_of_its_own_tasks(name):
-    benchmark = get_benchmark(name)
-    tasks = set(benchmark.task_num_labels)
-    assert tasks <= set(TASKS)
-    for mapping in (
-        benchmark.class_names,
-        benchmark.task_metric_kwargs,
-        benchmark.reference_columns,
-        benchmark.scored_ids,
-    ):
-        assert set(mapping) <= tasks
-    for task, names in benchmark.class_names.items():
-        assert len(names) == benchmark.num_labels(task)
+def test_settings_of_benchmarks_name_their_own_tasks():
+    for name in BENCHMARKS:
+        benchmark = get_benchmark(name)
+        tasks = set(benchmark.task_num_labels)
+        assert tasks <= set(TASKS)
+        for mapping in (
+            benchmark.class_names,
+            benchmark.task_metric_kwargs,
+            benchmark.reference_columns,
+            benchmark.scored_ids,
+        ):
+            assert set(mapping) <= tasks
+        for task, names in benchmark.class_names.items():
+            assert len(names) == benchmark.num_labels(task)
 
 
-def test_boundaries_are_judged_by_the_protocol_of_the_field():
+def test_head_widths_of_the_benchmarks():
+    nyud_v2 = {"semseg": 40, "depth": 1, "normal": 3, "boundary": 1}
+    assert get_benchmark("nyud_v2").task_num_labels == nyud_v2
+    pascal_context = {"semseg": 21, "parsing": 7, "saliency": 2, "normal": 3, "boundary": 1}
+    assert get_benchmark("pascal_context").task_num_labels == pascal_context
+    assert get_benchmark("scenes").task_num_labels == {**nyud_v2, "semseg": 15, "parsing": 7, "saliency": 2}
+
+
+def test_protocols_of_boundaries():
     assert get_benchmark("nyud_v2").task_metric_kwargs == {"boundary": {"max_distance": 0.011}}
     pascal_context = get_benchmark("pascal_context")
     assert pascal_context.task_metric_kwargs == {"boundary": {"max_distance": 0.0075}}
@@ -110,14 +118,14 @@ def test_boundaries_are_judged_by_the_protocol_of_the_field():
     assert pascal_context.scored_ids == {"boundary": SCORED_BOUNDARY_IDS}
 
 
-def test_what_is_not_there_is_named():
+def test_unknown_benchmark_and_task():
     with pytest.raises(ValueError, match="'nyud'.*nyud_v2"):
         get_benchmark("nyud")
     with pytest.raises(ValueError, match="Scenes has no labels for the task 'depth'.*semseg"):
         make_benchmark().num_labels("depth")
 
 
-def test_boundaries_of_pascal_context_are_judged_on_2498_images():
+def test_pascal_context_scores_boundaries_on_2498_images():
     assert len(SCORED_BOUNDARY_IDS) == 2498
     assert [name for name in SCORED_BOUNDARY_IDS if not re.fullmatch(r"20(08|09|10)_\d{6}", name)] == []
 
@@ -125,5 +133,5 @@ def test_boundaries_of_pascal_context_are_judged_on_2498_images():
 @pytest.mark.skipif(
     not OFFICIAL_LIST.is_file(), reason=f"no {OFFICIAL_LIST}; set SEM_PASCAL_CONTEXT_DIR to the real frames"
 )
-def test_images_with_judged_boundaries_are_official_validation_images():
+def test_images_with_scored_boundaries_are_official_validation_images():
     assert set(OFFICIAL_LIST.read_text().split()) > SCORED_BOUNDARY_IDS

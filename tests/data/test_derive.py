@@ -145,13 +145,13 @@ def slow_thin(mask: np.ndarray) -> np.ndarray:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("normal", [AHEAD, FLOOR, SIDE, (0.3, -0.5, -0.4), (-0.95, 0.1, -0.25), (0.0, 0.97, -0.2)])
-def test_planes_are_exact_up_to_the_border(normal):
-    depth = plane_depth(normal, distance=1.7)
-    normals = normals_from_depth(depth, CAMERA)
-    assert normals.shape == (3, HEIGHT, WIDTH) and normals.dtype == np.float32
-    assert is_known(normals).all()
-    assert angles(normals, to_map(normal)).max() < 0.1
+def test_planes_are_exact_up_to_the_border():
+    for normal in [AHEAD, FLOOR, SIDE, (0.3, -0.5, -0.4), (-0.95, 0.1, -0.25), (0.0, 0.97, -0.2)]:
+        depth = plane_depth(normal, distance=1.7)
+        normals = normals_from_depth(depth, CAMERA)
+        assert normals.shape == (3, HEIGHT, WIDTH) and normals.dtype == np.float32
+        assert is_known(normals).all()
+        assert angles(normals, to_map(normal)).max() < 0.1
 
 
 @pytest.mark.parametrize("seed", [0, 3])
@@ -198,36 +198,36 @@ def test_holes_are_unknown_and_leave_their_surroundings_alone():
     assert angles(normals, to_map(FLOOR))[~hole].max() < 0.1
 
 
-@pytest.mark.parametrize("height, width", [(1, 1), (1, 60), (60, 1), (3, 60), (4, 4)])
-def test_too_little_to_tell(height, width):
-    depth = np.zeros((HEIGHT, WIDTH))
-    depth[10 : 10 + height, 20 : 20 + width] = 2.0
-    for scattered in (depth, depth[10 : 10 + height, 20 : 20 + width]):
-        assert not is_known(normals_from_depth(scattered, CAMERA)).any()
+def test_too_few_pixels_for_a_plane():
+    for height, width in [(1, 1), (1, 60), (60, 1), (3, 60), (4, 4)]:
+        depth = np.zeros((HEIGHT, WIDTH))
+        depth[10 : 10 + height, 20 : 20 + width] = 2.0
+        for scattered in (depth, depth[10 : 10 + height, 20 : 20 + width]):
+            assert not is_known(normals_from_depth(scattered, CAMERA)).any()
 
 
-@pytest.mark.parametrize("normal", [FLOOR, (-0.95, 0.1, -0.25), (0.0, 0.97, -0.2)])
-def test_lone_pixels_do_not_take_the_normals_around_them(normal):
-    depth = plane_depth(normal, 1.7)
-    lone = np.zeros(depth.shape, bool)
-    lone[10::20, 10::20] = True
-    depth[lone] *= 1.1
-    normals = normals_from_depth(depth, CAMERA)
-    np.testing.assert_array_equal(is_known(normals), ~lone)
-    assert angles(normals, to_map(normal))[~lone].max() < 0.1
+def test_lone_pixels_do_not_take_the_normals_around_them():
+    for normal in [FLOOR, (-0.95, 0.1, -0.25), (0.0, 0.97, -0.2)]:
+        depth = plane_depth(normal, 1.7)
+        lone = np.zeros(depth.shape, bool)
+        lone[10::20, 10::20] = True
+        depth[lone] *= 1.1
+        normals = normals_from_depth(depth, CAMERA)
+        np.testing.assert_array_equal(is_known(normals), ~lone)
+        assert angles(normals, to_map(normal))[~lone].max() < 0.1
 
 
-@pytest.mark.parametrize("spread", [0.03, 0.1, 0.6])
-def test_clutter_has_no_normals(spread):
-    depth = 2.0 / np.random.default_rng(0).uniform(1 - spread, 1 + spread, (HEIGHT, WIDTH))
-    assert is_known(normals_from_depth(depth, CAMERA)).mean() < 0.05
+def test_clutter_has_no_normals():
+    for spread in [0.03, 0.1, 0.6]:
+        depth = 2.0 / np.random.default_rng(0).uniform(1 - spread, 1 + spread, (HEIGHT, WIDTH))
+        assert is_known(normals_from_depth(depth, CAMERA)).mean() < 0.05
 
 
-@pytest.mark.parametrize("value", [0.0, np.nan])
-def test_nothing_known(value):
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert np.isnan(normals_from_depth(np.full((20, 30), value), CAMERA)).all()
+def test_unknown_depth():
+    for value in [0.0, np.nan]:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert np.isnan(normals_from_depth(np.full((20, 30), value), CAMERA)).all()
 
 
 def test_no_warnings():
@@ -288,17 +288,14 @@ def test_float32_is_enough():
     assert angles(single, normals_from_depth(depth, CAMERA)).max() < 0.05
 
 
-@pytest.mark.parametrize(
-    "depth, message",
-    [
+def test_invalid_depth():
+    for depth, message in [
         (np.ones((1, 20, 30)), r"must be \(height, width\); got the shape \(1, 20, 30\). Pass one map"),
         (np.array([[1.0, -0.5], [np.nan, 2.0]]), r"metres >= 0.*got -0.5 to 2.0. Replace negative"),
         (np.array([[1.0, np.inf]]), r"metres >= 0.*got 1.0 to inf. Replace .* infinite values by NaN"),
-    ],
-)
-def test_what_is_no_depth(depth, message):
-    with pytest.raises(ValueError, match=message):
-        normals_from_depth(depth, CAMERA)
+    ]:
+        with pytest.raises(ValueError, match=message):
+            normals_from_depth(depth, CAMERA)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -306,18 +303,18 @@ def test_what_is_no_depth(depth, message):
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int64])
-def test_boundaries_against_plain_loops(dtype):
-    blocks = np.random.default_rng(0).integers(0, 250, (6, 8)).astype(dtype)
-    label_map = np.kron(blocks, np.ones((5, 4), dtype))
-    label_map[7:20, 3:30] = np.where(np.tri(13, 27, 5), label_map[7:20, 3:30], 255)
-    # Whole numbers of 8 bits would wrap sums of these around to 0.
-    label_map[18:] = np.random.default_rng(9).choice([0, 64, 128, 192], (12, 32))
-    padded = np.pad(label_map.astype(int), 1, mode="reflect")
-    neighbours = padded[:-2, 1:-1] + padded[2:, 1:-1] + padded[1:-1, :-2] + padded[1:-1, 2:]
-    boundary = boundaries_from_labels(label_map)
-    assert boundary.dtype == np.uint8
-    np.testing.assert_array_equal(boundary, 255 * slow_thin(neighbours != 4 * padded[1:-1, 1:-1]))
+def test_boundaries_against_plain_loops():
+    for dtype in [np.uint8, np.uint16, np.int64]:
+        blocks = np.random.default_rng(0).integers(0, 250, (6, 8)).astype(dtype)
+        label_map = np.kron(blocks, np.ones((5, 4), dtype))
+        label_map[7:20, 3:30] = np.where(np.tri(13, 27, 5), label_map[7:20, 3:30], 255)
+        # Whole numbers of 8 bits would wrap sums of these around to 0.
+        label_map[18:] = np.random.default_rng(9).choice([0, 64, 128, 192], (12, 32))
+        padded = np.pad(label_map.astype(int), 1, mode="reflect")
+        neighbors = padded[:-2, 1:-1] + padded[2:, 1:-1] + padded[1:-1, :-2] + padded[1:-1, 2:]
+        boundary = boundaries_from_labels(label_map)
+        assert boundary.dtype == np.uint8
+        np.testing.assert_array_equal(boundary, 255 * slow_thin(neighbors != 4 * padded[1:-1, 1:-1]))
 
 
 def test_a_strip_without_label_has_one_boundary_once_filled():
@@ -334,10 +331,10 @@ def test_filling_takes_a_nearest_label():
     label_map = np.random.default_rng(0).integers(1, 5, (18, 22)).astype(np.uint16)
     label_map[np.random.default_rng(1).random(label_map.shape) < 0.8] = 255
     filled = fill_unlabeled(label_map, unlabeled=255)
-    labelled = np.argwhere(label_map != 255)
+    labeled = np.argwhere(label_map != 255)
     for pixel in np.ndindex(label_map.shape):
-        distances = ((labelled - pixel) ** 2).sum(axis=1)
-        nearest = labelled[distances == distances.min()]
+        distances = ((labeled - pixel) ** 2).sum(axis=1)
+        nearest = labeled[distances == distances.min()]
         assert filled[pixel] in label_map[tuple(nearest.T)]
 
 

@@ -24,27 +24,27 @@ def save(path: Path, values: np.ndarray) -> str:
     return str(path)
 
 
-GREY = np.arange(12, dtype=np.uint8).reshape(3, 4)
-COLOURS = np.arange(36, dtype=np.uint8).reshape(3, 4, 3)
+GRAY = np.arange(12, dtype=np.uint8).reshape(3, 4)
+COLORS = np.arange(36, dtype=np.uint8).reshape(3, 4, 3)
 
 
-@pytest.mark.parametrize("values", [GREY, COLOURS, GREY > 5, GREY.astype(np.uint16) * 300], ids=str)
-def test_pictures(tmp_path, values):
-    np.testing.assert_array_equal(files.read_image(save(tmp_path / "a.png", values)), values)
+def test_images(tmp_path):
+    for values in [GRAY, COLORS, GRAY > 5, GRAY.astype(np.uint16) * 300]:
+        np.testing.assert_array_equal(files.read_image(save(tmp_path / "a.png", values)), values)
 
 
 def test_a_palette_is_for_ids(tmp_path):
-    picture = Image.fromarray(GREY)
+    picture = Image.fromarray(GRAY)
     picture.putpalette(range(255, -1, -1))
     picture.save(tmp_path / "a.png")
     path = str(tmp_path / "a.png")
-    np.testing.assert_array_equal(files.read_ids(path, range(12), ignored=255), GREY)
+    np.testing.assert_array_equal(files.read_ids(path, range(12), ignored=255), GRAY)
     with pytest.raises(ValueError, match="must be gray or RGB; got a palette, save it without one"):
         files.read_gray(path)
 
 
 def test_another_format_than_the_name_says(tmp_path):
-    Image.fromarray(COLOURS).save(tmp_path / "a.png", "JPEG")
+    Image.fromarray(COLORS).save(tmp_path / "a.png", "JPEG")
     with pytest.raises(ValueError, match="name says PNG, but it is a JPEG file, which may have lost .* rename it"):
         files.read_rgb(str(tmp_path / "a.png"))
 
@@ -80,12 +80,12 @@ def test_array_of_a_huge_header(tmp_path):
     assert "Cannot use" in reader.problems[0]
 
 
-def test_all_problems_of_a_frame_are_told(tmp_path):
+def test_all_problems_of_a_frame_are_reported(tmp_path):
     reader = FrameReader("0001")
-    image = reader.read(save(tmp_path / "image.png", COLOURS), files.read_rgb)
+    image = reader.read(save(tmp_path / "image.png", COLORS), files.read_rgb)
     assert reader.read(str(tmp_path / "missing.png"), files.read_gray) is None
-    assert reader.read(save(tmp_path / "small.png", GREY[:2]), files.read_gray) is None
-    np.testing.assert_array_equal(image, COLOURS)
+    assert reader.read(save(tmp_path / "small.png", GRAY[:2]), files.read_gray) is None
+    np.testing.assert_array_equal(image, COLORS)
     with pytest.raises(BrokenFrameError) as error:
         reader.finish()
     first, second = str(error.value).split("\n")
@@ -99,19 +99,16 @@ def test_depth(tmp_path):
     assert depth.dtype == np.float32
 
 
-@pytest.mark.parametrize(
-    ("values", "message"),
-    [
+def test_invalid_depth(tmp_path):
+    for values, message in [
         (np.array([[700.0, 3000.0]]), "at most 20; got up to 3000, .* millimetres divided by 1000"),
         (np.array([[700, 3000]], np.uint16), "floating point metres .* got uint16"),
         (np.array([[-1.0]]), "metres >= 0, 0 invalid; got -1.0"),
         (np.array([[np.inf]]), "metres >= 0"),
         (np.ones((1, 2, 3)), r"\(1, 2, 3\)"),
-    ],
-)
-def test_depth_that_is_none(tmp_path, values, message):
-    with pytest.raises(ValueError, match=message):
-        files.read_depth(save(tmp_path / "a.npy", values), max_depth=20.0)
+    ]:
+        with pytest.raises(ValueError, match=message):
+            files.read_depth(save(tmp_path / "a.npy", values), max_depth=20.0)
 
 
 def test_normals_as_vectors_and_as_codes(tmp_path):
@@ -123,15 +120,15 @@ def test_normals_as_vectors_and_as_codes(tmp_path):
         files.read_normals(save(tmp_path / "b.npy", codes.astype(np.float32)))
 
 
-@pytest.mark.parametrize("values", [GREY % 2, (GREY % 2).astype(np.float64), GREY % 2 == 1], ids=str)
-def test_edges_of_0_and_1_as_arrays(tmp_path, values):
-    np.testing.assert_array_equal(files.read_gray(save(tmp_path / "a.npy", values)), GREY % 2 * 255)
+def test_edges_of_0_and_1(tmp_path):
+    for values in [GRAY % 2, (GRAY % 2).astype(np.float64), GRAY % 2 == 1]:
+        np.testing.assert_array_equal(files.read_gray(save(tmp_path / "a.npy", values)), GRAY % 2 * 255)
 
 
-def test_ids_of_any_whole_type(tmp_path):
-    ids = files.read_ids(save(tmp_path / "a.npy", GREY.astype(np.int64)), range(12), ignored=255)
+def test_ids_of_any_integer_type(tmp_path):
+    ids = files.read_ids(save(tmp_path / "a.npy", GRAY.astype(np.int64)), range(12), ignored=255)
     assert ids.dtype == np.uint8
-    np.testing.assert_array_equal(ids, GREY)
+    np.testing.assert_array_equal(ids, GRAY)
 
 
 def test_lists(tmp_path):
@@ -211,25 +208,25 @@ HOSTILE = {
 }
 
 
-@pytest.mark.parametrize("members", HOSTILE.values(), ids=HOSTILE)
-def test_hostile_archive(tmp_path, unpack_into, members):
-    archive = write_archive(tmp_path / "a.tar", {"good.txt": b"1", **members})
-    with pytest.raises(
-        ValueError, match="Cannot unpack .*a.tar: .*leads out of it, or is neither a file nor a folder"
-    ):
-        unpack(archive)
-    assert [*unpack_into.iterdir()] == []
-    assert [*tmp_path.rglob("evil*")] == [] and not Path("/tmp/evil_of_transformers_sem.txt").exists()
+def test_hostile_archive(tmp_path, unpack_into):
+    for members in HOSTILE.values():
+        archive = write_archive(tmp_path / "a.tar", {"good.txt": b"1", **members})
+        with pytest.raises(
+            ValueError, match="Cannot unpack .*a.tar: .*leads out of it, or is neither a file nor a folder"
+        ):
+            unpack(archive)
+        assert [*unpack_into.iterdir()] == []
+        assert [*tmp_path.rglob("evil*")] == [] and not Path("/tmp/evil_of_transformers_sem.txt").exists()
 
 
-@pytest.mark.parametrize("content", [b"", b"<html>", "cut"])
-def test_broken_archive(tmp_path, unpack_into, content):
-    noise = np.random.default_rng(0).integers(0, 256, 100_000, dtype=np.uint8).tobytes()
-    archive = write_archive(tmp_path / "a.tar.gz", {"a/b.txt": noise, "a/c.txt": noise})
-    archive.write_bytes(archive.read_bytes()[:120_000] if content == "cut" else content)
-    with pytest.raises(ValueError, match="Cannot unpack .*a.tar.gz: .* Download it again, or unpack it yourself"):
-        unpack(archive)
-    assert [*unpack_into.iterdir()] == []
+def test_broken_archive(tmp_path, unpack_into):
+    for content in [b"", b"<html>", "cut"]:
+        noise = np.random.default_rng(0).integers(0, 256, 100_000, dtype=np.uint8).tobytes()
+        archive = write_archive(tmp_path / "a.tar.gz", {"a/b.txt": noise, "a/c.txt": noise})
+        archive.write_bytes(archive.read_bytes()[:120_000] if content == "cut" else content)
+        with pytest.raises(ValueError, match="Cannot unpack .*a.tar.gz: .* Download it again, or unpack it yourself"):
+            unpack(archive)
+        assert [*unpack_into.iterdir()] == []
 
 
 def test_full_disk(tmp_path, unpack_into, monkeypatch):

@@ -115,7 +115,7 @@ def test_streaming(root, tmp_path):
         assert_row_equals_files(row)
 
 
-def test_what_training_needs_to_know(root):
+def test_benchmark_of_a_folder(root):
     benchmark = get_benchmark("folder", root)
     assert benchmark.task_num_labels == {
         "semseg": 3,
@@ -144,22 +144,20 @@ def test_one_task_is_enough(root, prepare, task):
     np.testing.assert_allclose(label, expected_labels(rows[0]["id"])[task], atol=1e-6)
 
 
-@pytest.mark.parametrize(
-    ("unit", "metres"), [("metre", 1), ("centimetre", 0.01), ("millimetre", 0.001), ("0.002", 0.002)]
-)
-def test_units(root, unit, metres):
-    (root / "dataset.yaml").write_text(f"tasks: {{depth: {{unit: {unit}}}}}")
-    shutil.rmtree(root / "depth")
-    (root / "depth").mkdir()
-    for name in NAMES:
-        np.save(root / "depth" / f"{name}.npy", np.full(SHAPE, 500, np.float64))
-    source = find_source(root)
-    depth = source.read(source.frames["train"][0])["depth"]
-    assert depth.dtype == np.float32
-    np.testing.assert_allclose(depth, 500 * metres, rtol=1e-6)
+def test_units(root):
+    for unit, metres in [("metre", 1), ("centimetre", 0.01), ("millimetre", 0.001), ("0.002", 0.002)]:
+        (root / "dataset.yaml").write_text(f"tasks: {{depth: {{unit: {unit}}}}}")
+        shutil.rmtree(root / "depth")
+        (root / "depth").mkdir()
+        for name in NAMES:
+            np.save(root / "depth" / f"{name}.npy", np.full(SHAPE, 500, np.float64))
+        source = find_source(root)
+        depth = source.read(source.frames["train"][0])["depth"]
+        assert depth.dtype == np.float32
+        np.testing.assert_allclose(depth, 500 * metres, rtol=1e-6)
 
 
-def test_vectors_and_other_endings(root):
+def test_vectors_and_other_suffixes(root):
     (root / "dataset.yaml").write_text("tasks: {normal: }")
     for name in NAMES:
         codes = make_maps(name)["normal"]
@@ -173,7 +171,7 @@ def test_vectors_and_other_endings(root):
     np.testing.assert_array_equal(maps["normal"], make_maps("photo_01")["normal"])
 
 
-def test_a_photo_that_the_camera_turned(root, prepare):
+def test_image_with_exif_orientation(root, prepare):
     """Maps are drawn over the photo as it is seen."""
     turned = PILImage.fromarray(make_maps("photo_01")["images"].transpose(1, 0, 2)[:, ::-1].copy())
     exif = PILImage.Exif()
@@ -196,7 +194,7 @@ def test_lists(root):
     }
 
 
-def test_another_description_is_read_anew(root, prepare):
+def test_changed_description_is_read_again(root, prepare):
     before = np.asarray(prepare()["train"][0]["depth"])
     (root / "dataset.yaml").write_text(SETTINGS.replace("millimetre", "0.002"))
     np.testing.assert_allclose(np.asarray(prepare()["train"][0]["depth"]), 2 * before)
@@ -250,7 +248,7 @@ def test_missing_files(root, prepare):
         find_source(root)
 
 
-def test_two_files_of_one_name(root):
+def test_two_files_of_one_id(root):
     shutil.copy(root / "images" / "photo_03.png", root / "images" / "photo_03.jpg")
     with pytest.raises(ValueError, match="An id has one file in a folder; .*photo_03.*Remove one"):
         find_source(root)

@@ -40,7 +40,7 @@ def root(unchanged_root, tmp_path):
 
 @pytest.fixture
 def prepare(root, tmp_path):
-    """Builds and reads the data set."""
+    """Builds and reads the dataset."""
 
     def prepare(data_dir: Path = root.parent, **options) -> DatasetDict:
         builder = NYUDv2(data_dir=str(data_dir), cache_dir=str(tmp_path / "cache"))
@@ -99,7 +99,7 @@ def test_classes_of_an_image(prepare):
         assert row["semseg_classes"] == sorted(ids) and 39 in ids
 
 
-def test_stored_pictures(prepare, root):
+def test_stored_images(prepare, root):
     rows = prepare()["train"]
     modes = {column: rows[0][column].mode for column in COLUMNS}
     assert modes == {"image": "RGB", "semseg": "L", "depth": "F", "normal": "RGB", "boundary": "L"}
@@ -157,13 +157,13 @@ def test_cache_is_named_by_folder_and_lists(root, tmp_path, monkeypatch):
     assert cache_dir(root) != first
 
 
-def test_edited_list_is_read_anew(prepare, root):
+def test_edited_list_is_read_again(prepare, root):
     prepare()
     (root / "gt_sets" / "val.txt").write_text("0007\n")
     assert prepare()["validation"]["id"][:] == ["0007"]
 
 
-def test_replaced_file_is_read_anew(prepare, root):
+def test_replaced_file_is_read_again(prepare, root):
     prepare()
     np.save(root / "depth" / "0003.npy", np.full((HEIGHT, WIDTH), 7.0))
     assert (np.asarray(prepare()["train"][0]["depth"]) == 7).all()

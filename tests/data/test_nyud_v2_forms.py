@@ -35,13 +35,13 @@ def write_frame(root: Path, name: str) -> None:
     )
     depth[200:210, 300:330] = 0
     noise = rng.integers(0, 256, (*SHAPE, 3), dtype=np.uint8)
-    pictures = {
+    images = {
         "images": noise,
         "segmentation": segmentation,
         "normals": np.kron(rng.integers(0, 256, (17, 20, 3), dtype=np.uint8), np.ones((25, 28, 1), np.uint8)),
         "edge": (segmentation == 7).astype(np.uint8) * 255,
     }
-    for folder, values in pictures.items():
+    for folder, values in images.items():
         Image.fromarray(values).save(root / folder / f"{name}.png")
     np.save(root / "depth" / f"{name}.npy", depth.astype(np.float32))
 

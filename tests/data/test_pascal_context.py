@@ -82,13 +82,13 @@ def make_label_map(name: str) -> np.ndarray:
 
 def write_frame(root: Path, name: str) -> None:
     rng = np.random.default_rng(int(name[-2:]))
-    colours = rng.integers(0, 256, (2, *SHAPE, 3), dtype=np.uint8)
+    colors = rng.integers(0, 256, (2, *SHAPE, 3), dtype=np.uint8)
     semseg = PILImage.fromarray(np.where(rng.random(SHAPE) < 0.1, 255, rng.integers(0, 21, SHAPE)).astype(np.uint8))
     semseg.putpalette(rng.integers(0, 256, 768).tolist())
-    PILImage.fromarray(colours[0]).save(root / "JPEGImages" / f"{name}.jpg")
+    PILImage.fromarray(colors[0]).save(root / "JPEGImages" / f"{name}.jpg")
     semseg.save(root / "semseg" / "VOC12" / f"{name}.png")
     PILImage.fromarray(rng.integers(0, 256, SHAPE, dtype=np.uint8)).save(root / "sal_distill" / f"{name}.png")
-    PILImage.fromarray(colours[1]).save(root / "normals_distill" / f"{name}.png")
+    PILImage.fromarray(colors[1]).save(root / "normals_distill" / f"{name}.png")
     save_label_map(root / "pascal-context" / "trainval" / f"{name}.mat", make_label_map(name))
     people = [] if name == WITHOUT_PEOPLE else [PERSON, SECOND_PERSON]
     save_parts(root / "human_parts" / f"{name}.mat", TABLE, *people, DOG)
@@ -117,7 +117,7 @@ def root(unchanged_root, tmp_path):
 
 @pytest.fixture
 def prepare(root, tmp_path):
-    """Builds and reads the data set."""
+    """Builds and reads the dataset."""
 
     def prepare(data_dir: Path = root.parent, **options) -> DatasetDict:
         builder = PASCALContext(data_dir=str(data_dir), cache_dir=str(tmp_path / "cache"))
@@ -136,11 +136,11 @@ def rows_by_id(dataset: DatasetDict) -> dict[str, dict]:
 
 
 def slow_boundary(label_map: np.ndarray) -> np.ndarray:
-    """Four neighbours less four times the pixel, mirrored at the border without repeating it."""
+    """Four neighbors less four times the pixel, mirrored at the border without repeating it."""
     skimage_morphology = pytest.importorskip("skimage.morphology")
     padded = np.pad(label_map.astype(int), 1, mode="reflect")
-    neighbours = padded[:-2, 1:-1] + padded[2:, 1:-1] + padded[1:-1, :-2] + padded[1:-1, 2:]
-    return skimage_morphology.thin(np.abs(neighbours - 4 * padded[1:-1, 1:-1]) > 0)
+    neighbors = padded[:-2, 1:-1] + padded[2:, 1:-1] + padded[1:-1, :-2] + padded[1:-1, 2:]
+    return skimage_morphology.thin(np.abs(neighbors - 4 * padded[1:-1, 1:-1]) > 0)
 
 
 def assert_row_equals_files(row: dict, root: Path) -> None:
@@ -182,7 +182,7 @@ def test_features_follow_the_row_schema(prepare):
     assert features["label_map"] == Image()
 
 
-def test_stored_pictures(prepare, root):
+def test_stored_images(prepare, root):
     rows = prepare()["train"]
     modes = {column: rows[0][column].mode for column in COLUMNS[:-1]}
     assert modes == {"image": "RGB", "normal": "RGB", **dict.fromkeys(["semseg", "parsing", "saliency"], "L")} | {
@@ -225,7 +225,7 @@ def test_boundary_where_unsigned_numbers_would_overflow():
 
 
 @pytest.mark.parametrize("dtype", [np.uint16, np.int16, np.int32])
-def test_label_maps_of_any_whole_type(prepare, root, dtype):
+def test_label_maps_of_any_integer_type(prepare, root, dtype):
     name = "2008_000003"
     save_label_map(root / f"pascal-context/trainval/{name}.mat", make_label_map(name).astype(dtype))
     np.testing.assert_array_equal(np.asarray(rows_by_id(prepare())[name]["label_map"]), make_label_map(name))
@@ -295,7 +295,7 @@ MAPS_BY_FOLDER = {
 DERIVED = ["semseg"]
 
 
-def pictures(dataset: DatasetDict) -> list[str]:
+def images(dataset: DatasetDict) -> list[str]:
     return [column for column, feature in dataset["train"].features.items() if isinstance(feature, Image)]
 
 
@@ -304,7 +304,7 @@ def test_map_without_folder_is_left_out(prepare, root, folder):
     shutil.rmtree(root / folder)
     expected = [column for column in COLUMNS if column not in MAPS_BY_FOLDER[folder] or column in DERIVED]
     dataset = prepare()
-    assert pictures(dataset) == expected
+    assert images(dataset) == expected
     assert all(row[column] is not None for row in rows_by_id(dataset).values() for column in expected)
 
 
@@ -313,7 +313,7 @@ def test_one_map_is_enough(prepare, root, folder):
     for other in set(MAPS_BY_FOLDER) - {folder}:
         shutil.rmtree(root / other)
     derived = [*DERIVED] if folder == "pascal-context" else []
-    assert pictures(prepare()) == ["image", *derived, *MAPS_BY_FOLDER[folder]]
+    assert images(prepare()) == ["image", *derived, *MAPS_BY_FOLDER[folder]]
 
 
 def test_normals_without_label_map_all_count(prepare, root):
@@ -322,7 +322,7 @@ def test_normals_without_label_map_all_count(prepare, root):
         np.testing.assert_array_equal(np.asarray(row["normal"]), read_array(root / f"normals_distill/{name}.png"))
 
 
-def test_added_folder_is_read_anew(prepare, root, tmp_path):
+def test_added_folder_is_read_again(prepare, root, tmp_path):
     shutil.move(root / "sal_distill", tmp_path / "sal_distill")
     assert "saliency" not in prepare()["train"].features
     shutil.move(tmp_path / "sal_distill", root / "sal_distill")
@@ -391,7 +391,7 @@ def test_class_names():
 def test_normals_count_on_classes_of_nyu():
     assert set(NORMAL_CLASSES.values()) - set(nyud_v2.CLASS_NAMES["semseg"]) == {"tvmonitor"}
     assert len(set(NORMAL_CLASSES.values())) == len(NORMAL_CLASSES) == 25
-    # The label maps' ids of VOC classes, as the data set documents them, and three of no VOC class.
+    # The label maps' ids of VOC classes, as the dataset documents them, and three of no VOC class.
     voc = {72: "chair", 284: "person", 368: "sofa", 397: "table", 427: "tvmonitor"}
     assert voc.items() <= NORMAL_CLASSES.items()
     assert {158: "floor", 440: "wall", 454: "window"}.items() <= NORMAL_CLASSES.items()

@@ -149,7 +149,7 @@ def test_a_finished_folder_is_left_as_it_is(root, tmp_path):
     assert {path: path.stat().st_mtime_ns for path in output.rglob("*")} == times
 
 
-def test_changed_files_are_prepared_anew(root, tmp_path):
+def test_changed_files_are_prepared_again(root, tmp_path):
     output = tmp_path / "prepared"
     cut(root / "depth" / "0010.npy")
     prepare(find_source(root), output, num_processes=1)
@@ -163,7 +163,7 @@ def test_changed_files_are_prepared_anew(root, tmp_path):
     assert len([*(output / "data").iterdir()]) == 4
 
 
-def test_a_shard_that_was_cut_off_is_written_anew(root, tmp_path):
+def test_truncated_shard_is_written_again(root, tmp_path):
     cut(root / "depth" / "0010.npy")
     prepare(find_source(root), tmp_path / "prepared", num_processes=1)
     shard = next((tmp_path / "unfinished_prepared" / "data").glob("train-00001*"))
@@ -172,7 +172,7 @@ def test_a_shard_that_was_cut_off_is_written_anew(root, tmp_path):
     assert datasets.load_dataset(str(tmp_path / "prepared"))["train"]["id"][:] == IDS["train"]
 
 
-def test_an_empty_folder_is_as_good_as_none(root, tmp_path, monkeypatch):
+def test_empty_output_folder(root, tmp_path, monkeypatch):
     (tmp_path / "prepared").mkdir()
     monkeypatch.chdir(tmp_path / "prepared")
     prepare(find_source(root), Path("."), num_processes=1)
@@ -217,7 +217,7 @@ def test_full_disk(root, tmp_path, monkeypatch):
     assert_equal_rows(datasets.load_dataset(str(output))["train"], build(root, tmp_path)["train"])
 
 
-def test_what_a_kill_leaves_is_removed(root, tmp_path):
+def test_files_of_a_killed_run_are_removed(root, tmp_path):
     folder = tmp_path / "unfinished_prepared" / "data"
     folder.mkdir(parents=True)
     (folder / "train-00000-of-00003-0123456789ab.parquet").write_bytes(b"of other files")
@@ -264,7 +264,7 @@ def parse(*arguments: object) -> argparse.Namespace:
 
 
 def test_command(root, tmp_path):
-    output, picture = tmp_path / "prepared", tmp_path / "pictures" / "preview.png"
+    output, picture = tmp_path / "prepared", tmp_path / "images" / "preview.png"
     lines = [*run(find_source, parse(root, "--output", output, "--preview", picture, "--processes", 1))]
     assert "train: 7 frames; papers have 795" in lines and f"Written: {output}" in lines
     assert datasets.load_dataset(str(output))["train"].num_rows == 7
@@ -274,7 +274,7 @@ def test_command(root, tmp_path):
     assert lines[-1] == "Every file is intact."
 
 
-def test_command_says_all_that_is_wrong_before_it_fails(root, tmp_path):
+def test_command_lists_all_problems_before_it_fails(root, tmp_path):
     cut(root / "depth" / "0002.npy")
     lines = run(find_source, parse(root, "--verify", "--processes", 1))
     heard = []
@@ -294,7 +294,7 @@ def test_command_says_all_that_is_wrong_before_it_fails(root, tmp_path):
         (["--preview", "a.jpg"], "writes a .png file; got a.jpg"),
     ],
 )
-def test_command_lines_that_cannot_mean_anything(root, arguments, message):
+def test_invalid_command_lines(root, arguments, message):
     with pytest.raises(ValueError, match=message):
         [*run(find_source, parse(root, *arguments))]
 
@@ -306,7 +306,7 @@ def test_a_refused_upload_prepares_nothing(root, tmp_path, monkeypatch):
     assert not (tmp_path / "prepared").exists()
 
 
-def test_another_data_set_is_refused(root, tmp_path):
+def test_another_dataset_is_refused(root, tmp_path):
     prepare(find_source(root), tmp_path / "prepared", num_processes=1)
     with pytest.raises(ValueError, match="holds other semseg classes than PASCALContext"):
         get_benchmark("pascal_context").load(str(tmp_path / "prepared"))

@@ -54,21 +54,21 @@ def test_any_seed_works():
         assert np.isfinite(render_scene(seed, 6, 8)["depth"]).all()
 
 
-@pytest.mark.parametrize("size", [(1, 1), (17, 31), (64, 32)])
-def test_odd_sizes(size):
-    scene = render_scene(3, *size)
-    assert scene["image"].shape == (*size, 3)
-    assert np.isfinite(scene["depth"]).all()
+def test_odd_sizes():
+    for size in [(1, 1), (17, 31), (64, 32)]:
+        scene = render_scene(3, *size)
+        assert scene["image"].shape == (*size, 3)
+        assert np.isfinite(scene["depth"]).all()
 
 
-@pytest.mark.parametrize("seed", [0, 3, 5])
-def test_every_size_shows_the_same_scene(scenes, seed):
-    # At three times the size, the centre of every third pixel is the centre of a pixel of the base size.
-    large = render_scene(seed, 288, 384)
-    for name in ("semseg", "parsing", "depth"):
-        assert np.isclose(large[name][1::3, 1::3], scenes[seed][name], atol=1e-4).mean() > 0.999
-    assert np.isclose(large["normal"][:, 1::3, 1::3], scenes[seed]["normal"], atol=1e-4).mean() > 0.999
-    assert abs(large["saliency"].mean() - scenes[seed]["saliency"].mean()) < 0.01
+def test_every_size_shows_the_same_scene(scenes):
+    for seed in [0, 3, 5]:
+        # At three times the size, the center of every third pixel is the center of a pixel of the base size.
+        large = render_scene(seed, 288, 384)
+        for name in ("semseg", "parsing", "depth"):
+            assert np.isclose(large[name][1::3, 1::3], scenes[seed][name], atol=1e-4).mean() > 0.999
+        assert np.isclose(large["normal"][:, 1::3, 1::3], scenes[seed]["normal"], atol=1e-4).mean() > 0.999
+        assert abs(large["saliency"].mean() - scenes[seed]["saliency"].mean()) < 0.01
 
 
 def test_ranges(scenes):
@@ -119,29 +119,29 @@ def test_floor_looks_up(scenes):
     assert all((scene["normal"][1][scene["semseg"] == floor] < -0.8).all() for scene in scenes)
 
 
-@pytest.mark.parametrize("seed", range(8))
-def test_normals_agree_with_depth(seed):
-    scene = render_scene(seed, 192, 256)
-    points = back_project(scene, scene_intrinsics(seed, 192, 256))
-    right = points[:, 1:-1, 2:] - points[:, 1:-1, :-2]
-    down = points[:, 2:, 1:-1] - points[:, :-2, 1:-1]
-    expected = np.cross(down, right, axis=0)  # z x y = -x: towards the camera
-    expected /= np.linalg.norm(expected, axis=0)
-    cosine = (expected * scene["normal"][:, 1:-1, 1:-1]).sum(axis=0)
-    assert np.median(cosine) > 0.9999
-    assert (cosine > np.cos(np.deg2rad(10))).mean() > 0.85  # the rest straddles an edge
+def test_normals_agree_with_depth():
+    for seed in range(8):
+        scene = render_scene(seed, 192, 256)
+        points = back_project(scene, scene_intrinsics(seed, 192, 256))
+        right = points[:, 1:-1, 2:] - points[:, 1:-1, :-2]
+        down = points[:, 2:, 1:-1] - points[:, :-2, 1:-1]
+        expected = np.cross(down, right, axis=0)  # z x y = -x: towards the camera
+        expected /= np.linalg.norm(expected, axis=0)
+        cosine = (expected * scene["normal"][:, 1:-1, 1:-1]).sum(axis=0)
+        assert np.median(cosine) > 0.9999
+        assert (cosine > np.cos(np.deg2rad(10))).mean() > 0.85  # the rest straddles an edge
 
 
-@pytest.mark.parametrize("name", ["floor", "ceiling"])
-def test_points_of_a_plane_lie_in_a_plane(scenes, name):
-    label = CLASS_NAMES["semseg"].index(name)
-    seed = max(SEEDS, key=lambda seed: (scenes[seed]["semseg"] == label).sum())
-    mask = scenes[seed]["semseg"] == label
-    points = back_project(scenes[seed], scene_intrinsics(seed))[:, mask]
-    offset = points - points.mean(axis=1, keepdims=True)
-    plane_normal = np.linalg.svd(offset @ offset.T)[0][:, -1]
-    assert np.abs(plane_normal @ offset).max() < 1e-4
-    assert np.abs(plane_normal @ scenes[seed]["normal"][:, mask]).min() > 0.99999
+def test_points_of_a_plane_lie_in_a_plane(scenes):
+    for name in ["floor", "ceiling"]:
+        label = CLASS_NAMES["semseg"].index(name)
+        seed = max(SEEDS, key=lambda seed: (scenes[seed]["semseg"] == label).sum())
+        mask = scenes[seed]["semseg"] == label
+        points = back_project(scenes[seed], scene_intrinsics(seed))[:, mask]
+        offset = points - points.mean(axis=1, keepdims=True)
+        plane_normal = np.linalg.svd(offset @ offset.T)[0][:, -1]
+        assert np.abs(plane_normal @ offset).max() < 1e-4
+        assert np.abs(plane_normal @ scenes[seed]["normal"][:, mask]).min() > 0.99999
 
 
 def test_boundaries_run_along_classes(scenes):
@@ -164,7 +164,7 @@ def test_a_split_does_not_depend_on_its_size_and_never_meets_another():
     assert not train & validation
 
 
-def test_pictures_keep_the_values(scenes):
+def test_images_keep_the_values(scenes):
     normal = scenes[0]["normal"].copy()
     depth = scenes[0]["depth"].copy()
     depth[0, 0], normal[:, 0, 0] = np.nan, np.nan

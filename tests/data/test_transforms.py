@@ -49,7 +49,7 @@ def slope():
 
 @pytest.fixture
 def albedo(monkeypatch):
-    """A task that the package does not know: colours in [0, 1] that are interpolated, darker when enlarged."""
+    """A task that the package does not know: colors in [0, 1] that are interpolated, darker when enlarged."""
     spec = TaskSpec(
         name="albedo",
         num_labels=3,
@@ -94,10 +94,10 @@ def test_row_to_tensors(slope):
     assert_valid_sample(image, labels)
 
 
-@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "CMYK", "1"])
-def test_images_become_rgb(mode):
-    image, _ = row_to_tensors({"image": Image.new(mode, (5, 4))}, [])
-    assert (image.shape, image.dtype) == ((3, 4, 5), torch.uint8)
+def test_images_become_rgb():
+    for mode in ["L", "P", "RGBA", "CMYK", "1"]:
+        image, _ = row_to_tensors({"image": Image.new(mode, (5, 4))}, [])
+        assert (image.shape, image.dtype) == ((3, 4, 5), torch.uint8)
 
 
 @pytest.mark.parametrize("column", ["image", "depth"])
@@ -120,15 +120,15 @@ def test_map_of_another_size_is_named():
 # Zoom
 
 
-@pytest.mark.parametrize("zoom", [0.5, 0.75, 1.0, 1.5, 2.0])
-def test_zoom_divides_depth_and_keeps_ids(slope, zoom):
-    image, labels = slope
-    zoomed_image, zoomed = RandomZoom(zoom, zoom)(image, labels)
-    assert_valid_sample(zoomed_image, zoomed)
-    assert zoomed_image.shape == (3, HEIGHT * zoom, WIDTH * zoom)
-    assert set(zoomed["depth"].unique().tolist()) <= set((labels["depth"].unique() / zoom).tolist())
-    assert zoomed["semseg"].unique().tolist() == labels["semseg"].unique().tolist()
-    assert zoomed["boundary"].unique().tolist() == [0, 1]
+def test_zoom_divides_depth_and_keeps_ids(slope):
+    for zoom in [0.5, 0.75, 1.0, 1.5, 2.0]:
+        image, labels = slope
+        zoomed_image, zoomed = RandomZoom(zoom, zoom)(image, labels)
+        assert_valid_sample(zoomed_image, zoomed)
+        assert zoomed_image.shape == (3, HEIGHT * zoom, WIDTH * zoom)
+        assert set(zoomed["depth"].unique().tolist()) <= set((labels["depth"].unique() / zoom).tolist())
+        assert zoomed["semseg"].unique().tolist() == labels["semseg"].unique().tolist()
+        assert zoomed["boundary"].unique().tolist() == [0, 1]
 
 
 def test_zoom_range(slope):
@@ -147,59 +147,58 @@ def test_zoom_of_depth_is_the_one_that_took_place():
     torch.testing.assert_close(labels["depth"], torch.full((1, 5, 5), 7 / 5))
 
 
-@pytest.mark.parametrize("zoom", [0.5, 0.8, 1.3, 2.0])
-def test_zoomed_normals_are_unit_vectors_or_invalid(zoom):
-    generator = torch.Generator().manual_seed(0)
-    normals = torch.nn.functional.normalize(torch.randn(3, 40, 60, generator=generator), dim=0)
-    normals[:, :20, 30:] = torch.nan
-    _, labels = RandomZoom(zoom, zoom)(torch.zeros(3, 40, 60), {"normal": normals})
-    lengths = labels["normal"].norm(dim=0)
-    valid = lengths.isfinite()
-    torch.testing.assert_close(lengths[valid], torch.ones(int(valid.sum())))
-    assert valid.float().mean() > 0.3
-    assert lengths[: int(20 * zoom), int(np.ceil(30 * zoom)) :].isnan().all()
+def test_zoomed_normals_are_unit_vectors_or_invalid():
+    for zoom in [0.5, 0.8, 1.3, 2.0]:
+        generator = torch.Generator().manual_seed(0)
+        normals = torch.nn.functional.normalize(torch.randn(3, 40, 60, generator=generator), dim=0)
+        normals[:, :20, 30:] = torch.nan
+        _, labels = RandomZoom(zoom, zoom)(torch.zeros(3, 40, 60), {"normal": normals})
+        lengths = labels["normal"].norm(dim=0)
+        valid = lengths.isfinite()
+        torch.testing.assert_close(lengths[valid], torch.ones(int(valid.sum())))
+        assert valid.float().mean() > 0.3
+        assert lengths[: int(20 * zoom), int(np.ceil(30 * zoom)) :].isnan().all()
 
 
-@pytest.mark.parametrize("zoom", [0.5, 2.0])
-def test_holes_do_not_grow(zoom):
-    """Invalid pixels neither spread to their neighbours nor mix with them."""
-    normals = torch.zeros(3, 30, 30)
-    normals[2] = -1
-    normals[:, 10:20, 10:20] = torch.nan
-    resized = resize_label("normal", normals, [int(30 * zoom)] * 2)
-    assert resized.isnan().float().mean() == pytest.approx(1 / 9, abs=0.01)
-    assert resized[2].nanmean() == -1
+def test_holes_do_not_grow():
+    """Invalid pixels neither spread to their neighbors nor mix with them."""
+    for zoom in [0.5, 2.0]:
+        normals = torch.zeros(3, 30, 30)
+        normals[2] = -1
+        normals[:, 10:20, 10:20] = torch.nan
+        resized = resize_label("normal", normals, [int(30 * zoom)] * 2)
+        assert resized.isnan().float().mean() == pytest.approx(1 / 9, abs=0.01)
+        assert resized[2].nanmean() == -1
 
 
 # Crop
 
 
-@pytest.mark.parametrize(
-    ("size", "expected"),
-    [((20, 30), (20, 30)), ((200, 30), (96, 30)), ((20, 200), (20, 128)), ((500, 500), (96, 128))],
-)
-def test_crop_size(slope, size, expected):
-    image, labels = RandomCrop(size)(*slope)
-    assert image.shape[-2:] == expected
-    assert_valid_sample(image, labels)
+def test_crop_size(slope):
+    for size, expected in [
+        ((20, 30), (20, 30)),
+        ((200, 30), (96, 30)),
+        ((20, 200), (20, 128)),
+        ((500, 500), (96, 128)),
+    ]:
+        image, labels = RandomCrop(size)(*slope)
+        assert image.shape[-2:] == expected
+        assert_valid_sample(image, labels)
 
 
-@pytest.mark.parametrize(
-    ("ids", "varied"),
-    [
+def test_is_varied():
+    for ids, varied in [
         ([0, 0, 0, 1], True),
         ([0, 0, 0, 0, 1], False),
         ([3, 3, 3], False),
         ([3, 255, 255, 255, 255, 7], True),
         ([255, 255], False),
-    ],
-)
-def test_what_is_varied(ids, varied):
-    assert RandomCrop((1, 1)).is_varied(torch.tensor([ids])) == varied
+    ]:
+        assert RandomCrop((1, 1)).is_varied(torch.tensor([ids])) == varied
 
 
 def wide_sample(task: str) -> tuple[Tensor, dict[str, Tensor]]:
-    """Class 0 on 90 % of the picture, and a strip of class 1 at its right."""
+    """Class 0 on 90 % of the image, and a strip of class 1 at its right."""
     ids = torch.zeros(20, 200, dtype=torch.int64)
     ids[:, 180:] = 1
     return torch.arange(200, dtype=torch.uint8).expand(3, 20, 200), {task: ids}
@@ -253,15 +252,15 @@ def test_flip_negates_x_of_normals(slope):
     torch.testing.assert_close(flipped["normal"][1:], mirrored[1:])
 
 
-@pytest.mark.parametrize(("p", "share"), [(0.0, 0.0), (0.5, 0.5), (1.0, 1.0)])
-def test_flip_probability(slope, p, share):
-    torch.manual_seed(0)
-    image = slope[0][:, :2]
-    flips = [not torch.equal(RandomHorizontalFlip(p)(image, {})[0], image) for _ in range(200)]
-    assert np.mean(flips) == pytest.approx(share, abs=0.1)
+def test_flip_probability(slope):
+    for p, share in [(0.0, 0.0), (0.5, 0.5), (1.0, 1.0)]:
+        torch.manual_seed(0)
+        image = slope[0][:, :2]
+        flips = [not torch.equal(RandomHorizontalFlip(p)(image, {})[0], image) for _ in range(200)]
+        assert np.mean(flips) == pytest.approx(share, abs=0.1)
 
 
-# Colours
+# Colors
 
 
 def test_distortion_ranges():
@@ -295,26 +294,26 @@ def test_distortion_leaves_labels_alone(slope):
 # All of it
 
 
-@pytest.mark.parametrize("seed", range(12))
-def test_image_and_maps_stay_aligned(slope, seed):
-    torch.manual_seed(seed)
-    image, labels = TrainingAugmentation((64, 80), distortion_probability=0.0)(*slope)
-    assert_valid_sample(image, labels)
-    x, y = image[0] / 255, image[1] / 255
+def test_image_and_maps_stay_aligned(slope):
+    for seed in range(12):
+        torch.manual_seed(seed)
+        image, labels = TrainingAugmentation((64, 80), distortion_probability=0.0)(*slope)
+        assert_valid_sample(image, labels)
+        x, y = image[0] / 255, image[1] / 255
 
-    zoom = ((1 + x) / labels["depth"][0]).median()
-    assert 0.5 <= zoom <= 2
-    torch.testing.assert_close(labels["depth"][0] * zoom, 1 + x, atol=0.02, rtol=0)
+        zoom = ((1 + x) / labels["depth"][0]).median()
+        assert 0.5 <= zoom <= 2
+        torch.testing.assert_close(labels["depth"][0] * zoom, 1 + x, atol=0.02, rtol=0)
 
-    is_flipped = x[0, -1] < x[0, 0]
-    direction = -labels["normal"][0] / labels["normal"][2] * (-1 if is_flipped else 1)
-    torch.testing.assert_close((direction + 1) / 2, x, atol=0.02, rtol=0)
+        is_flipped = x[0, -1] < x[0, 0]
+        direction = -labels["normal"][0] / labels["normal"][2] * (-1 if is_flipped else 1)
+        torch.testing.assert_close((direction + 1) / 2, x, atol=0.02, rtol=0)
 
-    inside = (((4 * x) % 1 - 0.5).abs() < 0.4) & (((4 * y) % 1 - 0.5).abs() < 0.4)
-    assert inside.any()
-    assert torch.equal(labels["semseg"][inside], ((4 * x).long() + 4 * (4 * y).long())[inside])
-    away = (y - 0.5).abs() > 0.02
-    assert torch.equal(labels["boundary"][away], (y > 0.5).float()[away])
+        inside = (((4 * x) % 1 - 0.5).abs() < 0.4) & (((4 * y) % 1 - 0.5).abs() < 0.4)
+        assert inside.any()
+        assert torch.equal(labels["semseg"][inside], ((4 * x).long() + 4 * (4 * y).long())[inside])
+        away = (y - 0.5).abs() > 0.02
+        assert torch.equal(labels["boundary"][away], (y > 0.5).float()[away])
 
 
 SHIFTS = [(0, 0), (0, 3), (0, -3), (3, 0), (-3, 0)]
@@ -375,9 +374,8 @@ def test_transforms_compose_with_others(slope):
     assert "RandomZoom(low=0.5, high=2.0)" in repr(TrainingAugmentation((64, 80)))
 
 
-@pytest.mark.parametrize(
-    ("build", "message"),
-    [
+def test_invalid_settings():
+    for build, message in [
         (lambda: RandomZoom(0.0, 1.0), "0 < low <= high; got 0.0 and 1.0"),
         (lambda: RandomZoom(2.0, 1.0), "0 < low <= high; got 2.0 and 1.0"),
         (lambda: RandomCrop((0, 4)), r"at least 1; got \(0, 4\) and 10"),
@@ -385,11 +383,9 @@ def test_transforms_compose_with_others(slope):
         (lambda: RandomCrop((4, 4), max_class_share=75), "max_class_share must be a probability, 0 to 1; got 75"),
         (lambda: RandomHorizontalFlip(-0.1), "p must be a probability, 0 to 1; got -0.1"),
         (lambda: RandomPhotometricDistortion(1.5), "p must be a probability, 0 to 1; got 1.5"),
-    ],
-)
-def test_impossible_settings(build, message):
-    with pytest.raises(ValueError, match=message):
-        build()
+    ]:
+        with pytest.raises(ValueError, match=message):
+            build()
 
 
 def test_a_seed_fixes_the_augmentation(slope):
@@ -411,18 +407,18 @@ def test_inputs_are_left_as_they_were(slope):
     assert same(slope, before)
 
 
-@pytest.mark.parametrize("tasks", [[], ["normal"], ["saliency", "parsing"], [*TASKS]], ids=" ".join)
-def test_any_tasks_of_a_scene(tasks):
-    sample = row_to_tensors(encode_row(render_scene(1, 48, 64)), tasks)
-    torch.manual_seed(0)
-    image, labels = TrainingAugmentation((32, 40))(*sample)
-    assert list(labels) == tasks
-    assert_valid_sample(image, labels)
+def test_any_tasks_of_a_scene():
+    for tasks in [[], ["normal"], ["saliency", "parsing"], [*TASKS]]:
+        sample = row_to_tensors(encode_row(render_scene(1, 48, 64)), tasks)
+        torch.manual_seed(0)
+        image, labels = TrainingAugmentation((32, 40))(*sample)
+        assert list(labels) == tasks
+        assert_valid_sample(image, labels)
 
 
 def test_task_of_the_user(albedo):
-    colours = Image.new("RGB", (12, 8), (51, 102, 204))
-    row = {"image": colours, "albedo": colours, "semseg": Image.new("L", (12, 8), 3)}
+    colors = Image.new("RGB", (12, 8), (51, 102, 204))
+    row = {"image": colors, "albedo": colors, "semseg": Image.new("L", (12, 8), 3)}
     augment = TrainingAugmentation((64, 64), zoom=(2.0, 2.0), flip_probability=1.0)
     image, labels = augment(*row_to_tensors(row, ["albedo", "semseg"]))
     assert image.shape == (3, 16, 24)
@@ -430,11 +426,11 @@ def test_task_of_the_user(albedo):
     torch.testing.assert_close(labels["albedo"], expected[:, None, None].expand(3, 16, 24))
 
 
-# Data set
+# Dataset
 
 
 class PlainProcessor:
-    """Calls for and returns what `SEMImageProcessor` does, without padding or normalising."""
+    """Calls for and returns what `SEMImageProcessor` does, without padding or normalizing."""
 
     def __call__(self, images, labels, return_tensors):
         assert return_tensors == "pt"

@@ -207,8 +207,8 @@ def slow_suppression(levels):
     kept = np.zeros(values.shape)
     for row, column in np.ndindex(values.shape):
         step = np.array([np.sin(angle[row, column]), np.cos(angle[row, column])])
-        neighbours = [interpolate(values, row + side * step[0], column + side * step[1]) for side in (-1, 1)]
-        kept[row, column] = values[row, column] * (1.01 * values[row, column] >= max(neighbours))
+        neighbors = [interpolate(values, row + side * step[0], column + side * step[1]) for side in (-1, 1)]
+        kept[row, column] = values[row, column] * (1.01 * values[row, column] >= max(neighbors))
     fade = [np.minimum(np.minimum(np.arange(size), np.arange(size)[::-1]) / 5, 1) for size in values.shape]
     return kept * np.outer(*fade)
 

@@ -59,24 +59,24 @@ def folders(tmp_path):
 # read_map
 
 
-def palette_picture(ids):
-    picture = Image.fromarray(ids)
-    picture.putpalette(np.random.default_rng(0).integers(0, 256, 768).tolist())
-    return picture
+def palette_image(ids):
+    image = Image.fromarray(ids)
+    image.putpalette(np.random.default_rng(0).integers(0, 256, 768).tolist())
+    return image
 
 
 @pytest.mark.parametrize(
-    ("picture", "mode", "expected"),
+    ("image", "mode", "expected"),
     [
         (Image.fromarray(make_levels()), "L", make_levels()),
         (Image.fromarray(make_levels() > 30), "1", make_levels() > 30),
-        (palette_picture(make_ids()), "P", make_ids()),
+        (palette_image(make_ids()), "P", make_ids()),
         (Image.fromarray(make_ids().astype(np.uint16) * 300), "I;16", make_ids().astype(np.uint16) * 300),
     ],
-    ids=["grey", "one bit", "palette", "sixteen bits"],
+    ids=["gray", "one bit", "palette", "sixteen bits"],
 )
-def test_pictures_of_one_channel_are_read_as_they_are(tmp_path, picture, mode, expected):
-    picture.save(tmp_path / "map.png")
+def test_images_of_one_channel_are_read_as_they_are(tmp_path, image, mode, expected):
+    image.save(tmp_path / "map.png")
     with Image.open(tmp_path / "map.png") as saved:
         assert saved.mode == mode
     values = read_map(tmp_path / "map.png")
@@ -101,13 +101,13 @@ def cut(path):
     [
         lambda path: save(path, np.stack([make_levels()] * 3, axis=-1)),
         lambda path: save(path, np.stack([make_levels()] * 2, axis=-1)),
-        lambda path: path.write_text("not a picture"),
+        lambda path: path.write_text("not a image"),
         lambda path: cut(save(path, make_levels())),
         lambda path: path.touch(),
         lambda path: path.mkdir(),
         lambda path: None,
     ],
-    ids=["colours", "transparency", "text", "cut", "empty", "folder", "absent"],
+    ids=["colors", "transparency", "text", "cut", "empty", "folder", "absent"],
 )
 def test_what_is_no_map_is_named(tmp_path, write):
     path = tmp_path / "some map.png"
@@ -156,24 +156,24 @@ def test_a_pair_that_does_not_go_together_is_named(tmp_path, prediction, max_dis
         count_pair(pair, max_distance)
 
 
-def test_predictions_are_grey_levels_or_black_and_white(tmp_path):
-    np.testing.assert_array_equal(read_prediction(save(tmp_path / "grey.png", make_levels())), make_levels())
+def test_predictions_are_gray_levels_or_black_and_white(tmp_path):
+    np.testing.assert_array_equal(read_prediction(save(tmp_path / "gray.png", make_levels())), make_levels())
     levels = read_prediction(save(tmp_path / "bits.png", make_levels() > 30))
     assert levels.dtype == np.uint8
     np.testing.assert_array_equal(levels, np.where(make_levels() > 30, 255, 0))
 
 
 @pytest.mark.parametrize(
-    ("picture", "mode"),
+    ("image", "mode"),
     [
         (Image.fromarray(make_levels().astype(np.uint16)), "I;16"),
-        (palette_picture(make_levels()), "P"),
+        (palette_image(make_levels()), "P"),
         (Image.fromarray(np.stack([make_levels()] * 3, axis=-1)), "RGB"),
     ],
-    ids=["sixteen bits", "palette", "colours"],
+    ids=["sixteen bits", "palette", "colors"],
 )
-def test_other_predictions_are_named(tmp_path, picture, mode):
-    picture.save(tmp_path / "mine.png")
+def test_other_predictions_are_named(tmp_path, image, mode):
+    image.save(tmp_path / "mine.png")
     with pytest.raises(ValueError, match=rf"mine\.png.*mode {mode}"):
         read_prediction(tmp_path / "mine.png")
 
@@ -268,6 +268,7 @@ def forged(folders, tmp_path, threads):
     return pairs, path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_processes", [1, 2])
 def test_counts_are_those_of_the_arrays_in_any_number_of_processes(folders, tmp_path, num_processes):
     path = tmp_path / "new" / "counts"
@@ -306,7 +307,7 @@ def test_another_distance_starts_anew(forged, caplog):
     assert any((counts[name] != value).any() for name, value in expected_counts().items())
 
 
-def test_a_broken_file_is_named_and_what_was_counted_before_is_kept(folders, tmp_path):
+def test_a_broken_file_is_named_and_what_was_counted_before_is_kept(folders, tmp_path, threads):
     pairs, path = pair_files(*folders), tmp_path / "counts"
     pairs["0003"][0].write_bytes(b"broken")
     with pytest.raises(ValueError, match=r"predictions/0003\.png"):

@@ -440,6 +440,7 @@ def rank_results(tmp_path_factory):
     return ranks, MultiTaskMetric(TASK_NUM_LABELS).compute(predictions=maps[0], references=maps[1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_first", [0, 1])
 @pytest.mark.parametrize("rank", [0, 1])
 def test_uneven_ranks_score_as_one_process_does(rank_results, rank, num_first):

@@ -1,4 +1,4 @@
-"""Evaluation on rooms of the embedded data set, with a model of random weights."""
+"""Evaluation on rooms of the embedded dataset, with a model of random weights."""
 
 import json
 import shutil
@@ -307,6 +307,7 @@ def test_a_model_that_predicts_nan_is_an_error_and_writes_no_scores(evaluate, tm
     assert not (tmp_path / "evaluation.json").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("processes", [1, 2])
 def test_any_number_of_processes_gives_the_same(plain, evaluate, processes):
     report, table = evaluate(processes=processes)
@@ -417,15 +418,15 @@ def test_a_damaged_image_is_evaluated_again(plain, evaluate, seen, interrupted, 
     assert "0.npz is damaged" in caplog.text
 
 
-def test_pictures_of_the_predictions_are_complete_after_an_interruption(evaluate, seen, tmp_path):
-    pictures = tmp_path / "pictures"
+def test_images_of_the_predictions_are_complete_after_an_interruption(evaluate, seen, tmp_path):
+    images = tmp_path / "images"
     seen.interrupt_at = 4
     with pytest.raises(KeyboardInterrupt):
-        evaluate(tmp_path, predictions=pictures)
+        evaluate(tmp_path, predictions=images)
     seen.interrupt_at = None
-    evaluate(tmp_path, predictions=pictures)
+    evaluate(tmp_path, predictions=images)
     assert len(seen) < 4 + len(SIZES)
-    names = sorted(path.relative_to(pictures).as_posix() for path in pictures.rglob("*.*"))
+    names = sorted(path.relative_to(images).as_posix() for path in images.rglob("*.*"))
     assert names == sorted(f"{task}/{name}.png" for task in WIDTHS for name in NAMES)
 
 
@@ -472,7 +473,7 @@ def test_a_fingerprint_changes_with_what_statistics_depend_on(make_evaluation, r
         {"benchmark": replace(BENCHMARK, task_metric_kwargs={"boundary": {"max_distance": 0.051}})},
         {"constant": constant},
         {"batch_size": 3},
-        {"predictions_dir": tmp_path / "pictures"},
+        {"predictions_dir": tmp_path / "images"},
     ]
     assert len({make_evaluation(**change).fingerprint() for change in changes}) == len(changes)
 

@@ -393,7 +393,7 @@ def test_a_set_is_the_sum_of_any_split_in_any_order(task, split):
 
 @pytest.mark.parametrize("task", [task for task in TASKS_WITH_METRIC if task != "boundary"])
 def test_every_pixel_counts_the_same(task):
-    """A tall image and its two halves score alike; a boundary, which has neighbours, does not."""
+    """A tall image and its two halves score alike; a boundary, which has neighbors, does not."""
     prediction, label = predictions_of(task, 1, (12, 7))[0], random_labels(task, 1, (12, 7))[0]
     halves = score(task, prediction.split([5, 7], dim=-2), label.split([5, 7], dim=-2))
     assert halves == pytest.approx(score(task, [prediction], [label]), rel=1e-12)

@@ -99,6 +99,6 @@ def test_fsdp_wraps_the_boxes_that_the_model_has(overrides):
 )
 def test_flags_of_the_launcher_that_contradict_the_settings_are_refused(monkeypatch, variable, value):
     monkeypatch.setenv(variable, value)
-    with pytest.raises(ValueError, match=f"{value}, and the settings of the run"):
+    with pytest.raises(ValueError, match=f"to {value}, the settings of the run"):
         check_launcher(TrainingConfig())
     check_launcher(TrainingConfig(mixed_precision="bf16", gradient_accumulation_steps=4))

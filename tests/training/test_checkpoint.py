@@ -13,8 +13,8 @@ from transformers_sem.training.checkpoint import (
     list_checkpoints,
     resume,
     save_checkpoint,
-    seal,
     verify,
+    write_manifest,
 )
 
 
@@ -134,7 +134,7 @@ def truncate(path):
 
 
 DAMAGE = {
-    "flipped bit": (flip_a_bit, "model.safetensors", "model.safetensors has another checksum"),
+    "flipped bit": (flip_a_bit, "model.safetensors", "model.safetensors has changed"),
     "truncated": (truncate, "optimizer.bin", r"optimizer.bin has \d+ bytes instead of"),
     "deleted": (lambda path: path.unlink(), "custom_checkpoint_0.pkl", "custom_checkpoint_0.pkl is missing"),
     "no manifest": (lambda path: path.unlink(), MANIFEST_NAME, "manifest.json is missing"),
@@ -157,11 +157,11 @@ def test_of_a_broken_checkpoint_and_one_before_it_the_latter_is_used(saved, capl
     assert re.search(reason, record.getMessage())
 
 
-def test_without_a_whole_checkpoint_a_run_starts_anew(saved, caplog):
+def test_without_a_whole_checkpoint_a_run_starts_from_the_beginning(saved, caplog):
     for name in ("step_000001", "step_000002"):
         (saved[0] / name / MANIFEST_NAME).unlink()
     assert resume(Run().accelerator, saved[0]) == 0
-    assert len(caplog.records) == 3 and "starts anew" in caplog.text
+    assert len(caplog.records) == 3 and "starts from the beginning" in caplog.text
 
 
 def test_a_broken_checkpoint_ahead_costs_no_whole_one(saved, run):
@@ -188,7 +188,7 @@ def test_a_hostile_checkpoint_runs_no_code(saved, tmp_path, name):
     checkpoint, touched = folder / "step_000002", tmp_path / "touched"
     torch.save(Hostile(touched), checkpoint / name)
     (checkpoint / MANIFEST_NAME).unlink()
-    seal(checkpoint)
+    write_manifest(checkpoint)
     with pytest.raises(pickle.UnpicklingError):
         resume(Run().accelerator, folder)
     assert not touched.exists()

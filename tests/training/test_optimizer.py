@@ -147,12 +147,12 @@ def test_a_skipped_step_lets_the_scaler_find_its_scale(monkeypatch):
     assert guard.total == 0
 
 
-def test_too_many_skipped_steps_in_a_row_end_the_run(caplog):
+def test_too_many_consecutive_skipped_steps_end_the_run(caplog):
     guard = NonFiniteGuard(Accelerator(cpu=True), max_skipped_steps=2)
     for step, not_finite in enumerate([["loss"], ["gradient"], [], ["loss"], ["loss"]], start=1):
         guard.count(step, not_finite)
-    assert (guard.total, guard.in_a_row) == (4, 2)
-    assert "Step 2 is skipped: not finite are gradient." in caplog.text
+    assert (guard.total, guard.consecutive) == (4, 2)
+    assert "Step 2 is skipped; not finite: gradient." in caplog.text
     resumed = NonFiniteGuard(Accelerator(cpu=True), max_skipped_steps=2)
     resumed.load_state_dict(guard.state_dict())
     with pytest.raises(FloatingPointError, match=r"`max_skipped_steps`.*3 at step 6 \(depth\).*learning_rate"):

@@ -75,7 +75,7 @@ def test_a_plan_says_how_long_and_where(model):
     words = ["* max_steps", "  learning_rate", "240 images, 2.4 epochs of 100", "ranks: 2", "images in each: 2"]
     words += [
         "runs/x/",
-        "training_report.html",
+        "curves.png",
         "checkpoints/",
         "GB per device",
         f"{model.num_parameters() / 1e6:.1f} M",
@@ -84,7 +84,7 @@ def test_a_plan_says_how_long_and_where(model):
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_made_up_labels_have_the_format_of_their_task(task):
+def test_random_labels_have_the_format_of_their_task(task):
     config = replace(CONFIG, network_size=[16, 48], zoom=[1.0, 1.0])
     model_config = tiny_config(task_num_labels={task: TASKS[task].num_labels})
     batch = random_batch(config, model_config, 2)
