@@ -89,7 +89,7 @@ def test_the_trained_model_loads_and_predicts(trained):
     assert {task: tuple(value.shape[-2:]) for task, value in predictions[0].items()} == dict.fromkeys(TASKS, (32, 64))
 
 
-def test_the_bases_have_learnt(trained):
+def test_the_bases_have_unit_length(trained):
     weights = load_file(trained / "model.safetensors")
     bases = [value for name, value in weights.items() if name.endswith("initial_bases")]
     assert len(bases) == 4
@@ -212,7 +212,7 @@ def flip_a_bit(path):
 @pytest.mark.parametrize(
     ("damage", "name", "reason"),
     [
-        (flip_a_bit, "optimizer.bin", "another checksum"),
+        (flip_a_bit, "optimizer.bin", "its checksum differs"),
         (lambda path: os.truncate(path, 100), "model.safetensors", "100 bytes instead of"),
         (Path.unlink, "random_states_0.pkl", "is missing"),
     ],
@@ -230,7 +230,7 @@ def test_a_run_recovers_from_a_broken_checkpoint(uninterrupted, tmp_path, damage
 
 @pytest.mark.slow
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
-def test_a_run_that_is_asked_to_stop_saves_and_leaves(uninterrupted, tmp_path, signum):
+def test_a_run_saves_and_exits_after_a_signal(uninterrupted, tmp_path, signum):
     """In a process group of its own, to which the signal goes as Ctrl-C does: workers get it too."""
     folder = tmp_path / "run"
     arguments = ["--config", "quickstart", *INTERRUPTIBLE, "num_workers=1", f"output_dir={folder}"]
@@ -244,7 +244,7 @@ def test_a_run_that_is_asked_to_stop_saves_and_leaves(uninterrupted, tmp_path, s
     assert process.wait(timeout=60) == 128 + signum
     message = (tmp_path / "printed.txt").read_text()
     newest = max((folder / "checkpoints").glob("step_*"))
-    assert f"Stopped by {signum.name} after step {int(newest.name[5:])}, which is saved in {newest.parent}" in message
+    assert f"Stopped by {signum.name} after step {int(newest.name[5:])}, saved in {newest.parent}" in message
     assert "Traceback" not in message
     assert not (folder / "model.safetensors").exists()
     finish_interruptible(folder)
