@@ -428,7 +428,5 @@ def test_saved_and_reloaded(loader, tmp_path):
 
 def test_labels_are_what_to_label_reads():
     image = Image.fromarray(np.full((40, 60, 3), (128, 128, 0), dtype=np.uint8))
-    labels = SEMImageProcessor(do_resize=False)(random_image(), maps={"normal": image}, return_tensors="pt")[
-        "labels"
-    ]
+    labels = SEMImageProcessor(do_resize=False)(random_image(), maps={"normal": image}, return_tensors="pt")["labels"]
     assert_same(labels["normal"][0], to_label("normal", image))

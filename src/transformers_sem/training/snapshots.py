@@ -22,7 +22,8 @@ from ..data.benchmarks import Benchmark
 from ..data.transforms import row_to_tensors
 from ..evaluation.sums import MetricSums
 from ..image_processing_sem import SEMImageProcessor
-from ..modeling_sem import Padding, SEMForMultiTaskDensePrediction, SEMModel, SEMStates, reference_grid
+from ..layers import Padding
+from ..modeling_sem import SEMForMultiTaskDensePrediction, SEMModel, SEMStates, reference_grid
 from ..utils.files import atomic_write
 from ..visualization.colors import colorize_maps
 from ..visualization.panels import Prediction, to_channels_last
