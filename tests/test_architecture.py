@@ -176,7 +176,12 @@ def test_importing_the_package_and_the_commands_needs_no_extra():
 
 def test_every_import_is_a_requirement():
     """A package that is imported but only comes with another requirement is listed here, with the one that brings it."""
-    brought_along = {"pyarrow": "datasets", "jinja2": "torch", "requests": "huggingface-hub"}
+    brought_along = {
+        "pyarrow": "datasets",
+        "jinja2": "torch",
+        "requests": "huggingface-hub",
+        "deepspeed": "accelerate",
+    }
     renamed = {"yaml": "pyyaml", "PIL": "pillow", "sklearn": "scikit-learn", "huggingface_hub": "huggingface-hub"}
     setup = configparser.ConfigParser()
     setup.read(REPOSITORY / "setup.cfg")

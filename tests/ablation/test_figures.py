@@ -35,7 +35,7 @@ def test_nothing_trained_yet_is_an_empty_plot():
     assert len(plot_settings({"ES": {0: {"scores": {}}}, "DS": {0: {"scores": {}}}}).axes) == 2
 
 
-def test_features_are_those_of_labelled_pixels_and_the_same_of_each_class():
+def test_features_are_those_of_labeled_pixels_and_the_same_of_each_class():
     model = SEMForMultiTaskDensePrediction(tiny_config(task_num_labels={"semseg": 12}))
     image_processor = SEMImageProcessor(size={"height": 32, "width": 64}, do_resize=False)
     scene = render_scene(0, 32, 64)

@@ -121,7 +121,7 @@ def test_finished_trainings_are_skipped_and_the_table_follows_each(ablation):
 
 
 @pytest.mark.parametrize("changed", ["max_steps=8", "model.num_bases=8", "num_evaluation_images=3"])
-def test_other_settings_do_not_go_on_with_an_ablation(ablation, changed):
+def test_other_settings_do_not_resume_an_ablation(ablation, changed):
     other = Ablation(
         config_path=ablation.config_path, overrides=("max_steps=7", changed), output=ablation.output, seeds=(0,)
     )
@@ -129,7 +129,7 @@ def test_other_settings_do_not_go_on_with_an_ablation(ablation, changed):
         other.claim()
 
 
-def test_more_seeds_go_on_with_an_ablation(ablation):
+def test_more_seeds_resume_an_ablation(ablation):
     Ablation(
         config_path=ablation.config_path, overrides=("max_steps=7",), output=ablation.output, seeds=(0, 1, 2)
     ).claim()

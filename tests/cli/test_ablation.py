@@ -8,8 +8,12 @@ import sys
 import pytest
 from PIL import Image
 
+from transformers_sem.ablation import studies
+from transformers_sem.ablation.studies import build_study
+from transformers_sem.ablation.tables import TABLE_3
 from transformers_sem.cli import ablation as command
 from transformers_sem.cli.arguments import RECIPES_DIR, find_recipe
+from transformers_sem.utils.extras import MissingExtraError
 
 from ..conftest import REPOSITORY
 from .commands import SETTINGS as TINY_SETTINGS
@@ -48,24 +52,24 @@ def test_a_command_line_that_makes_no_sense_is_explained(tmp_path, capsys, writt
 
 def test_every_encoder_of_table_3_has_a_folder(tmp_path):
     configs = [RECIPES_DIR / f"{name}_nyud_v2.yaml" for name in ("swin_tiny", "vit_base")]
-    arguments = parse("table3", "--config", *configs, "--output", tmp_path, "data_dir=somewhere")
-    arguments.config = configs
-    ablations = command.build_ablations(arguments)
+    study = build_study("table3", configs, tmp_path, [0], ["data_dir=somewhere"])
+    ablations = study.ablations
     assert [ablation.output for ablation in ablations] == [
         tmp_path / "swin_tiny_nyud_v2",
         tmp_path / "vit_base_nyud_v2",
     ]
-    assert [run.folder.name for run in ablations[1].plan(command.TABLE_3.values())] == ["mtl", "sem"]
-    command.build_ablations(arguments)  # the same command again
+    assert [run.folder.name for run in ablations[1].plan(TABLE_3.values())] == ["mtl", "sem"]
+    for ablation in ablations:
+        ablation.claim()
+        ablation.claim()  # the same command again
 
 
 def test_figure_7_says_at_once_that_scikit_learn_is_missing(monkeypatch, tmp_path):
-    arguments = parse("fig7", "--config", QUICKSTART, "--output", tmp_path / "ablation")
-    arguments.config = [QUICKSTART]
-    monkeypatch.setattr(command, "find_spec", lambda name: None)
-    monkeypatch.setattr(command, "launch", lambda *_: pytest.fail("a training starts"))
-    with pytest.raises(ValueError, match=r"scikit-learn.* pip install 'transformers-sem\[train\]'"):
-        command.fig7(arguments, *command.build_ablations(arguments))
+    study = build_study("fig7", [QUICKSTART], tmp_path / "ablation", [0], [])
+    monkeypatch.setitem(sys.modules, "sklearn", None)
+    monkeypatch.setattr(studies, "launch_training", lambda *_: pytest.fail("a training starts"))
+    with pytest.raises(MissingExtraError, match=r"sklearn.* pip install 'transformers-sem\[train\]'"):
+        study.run()
 
 
 def ablate(what, folder, *arguments):

@@ -36,7 +36,7 @@ def test_a_missing_tracker_is_named(monkeypatch):
 
 
 @pytest.mark.parametrize("distributed_type", [DistributedType.FSDP, DistributedType.DEEPSPEED])
-def test_an_average_needs_whole_weights(launched, distributed_type):
+def test_an_average_needs_unsharded_weights(launched, distributed_type):
     launched(distributed_type)
     with pytest.raises(ValueError, match=r"`weight_average_decay`.*0\.9 with (FSDP|DEEPSPEED).*DDP"):
         build_accelerator(TrainingConfig(weight_average_decay=0.9))
@@ -83,7 +83,7 @@ def test_accelerate_reads_the_launch_configurations(repository):
 
 
 @pytest.mark.parametrize("overrides", [{}, {"use_decoder": False}, {"use_intra_task": False}], ids=str)
-def test_fsdp_wraps_the_boxes_that_the_model_has(overrides):
+def test_fsdp_wraps_the_modules_that_the_model_has(overrides):
     model = SEMForMultiTaskDensePrediction(tiny_config(**overrides))
     plugin = SimpleNamespace(transformer_cls_names_to_wrap=None)
     choose_sharded_modules(fake_accelerator(DistributedType.FSDP, fsdp_plugin=plugin), model)
@@ -99,6 +99,6 @@ def test_fsdp_wraps_the_boxes_that_the_model_has(overrides):
 )
 def test_flags_of_the_launcher_that_contradict_the_settings_are_refused(monkeypatch, variable, value):
     monkeypatch.setenv(variable, value)
-    with pytest.raises(ValueError, match=f"{value}, and the settings of the run"):
+    with pytest.raises(ValueError, match=f"to {value}, the settings of the run"):
         check_launcher(TrainingConfig())
     check_launcher(TrainingConfig(mixed_precision="bf16", gradient_accumulation_steps=4))

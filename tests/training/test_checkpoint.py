@@ -13,13 +13,13 @@ from transformers_sem.training.checkpoint import (
     list_checkpoints,
     resume,
     save_checkpoint,
-    seal,
     verify,
+    write_manifest,
 )
 
 
 class Run:
-    """A model, an optimiser and a schedule, as `scripts/train.py` puts them together."""
+    """A model, an optimizer and a schedule, as in a training run."""
 
     def __init__(self):
         torch.manual_seed(0)
@@ -65,7 +65,7 @@ def test_order_is_by_number(tmp_path):
     assert [checkpoint_step(path) for path in list_checkpoints(tmp_path)] == [100, 999_999, 2_000_000]
 
 
-def test_what_is_not_whole_is_ignored(run, tmp_path):
+def test_incomplete_checkpoints_are_ignored(run, tmp_path):
     save_checkpoint(run.accelerator, tmp_path, 3, keep=2)
     for name in ("unfinished_000009", "step_", "step_000007.tmp", "step_old", "other"):
         (tmp_path / name).mkdir()
@@ -83,14 +83,14 @@ def test_leftovers_of_a_killed_save_are_replaced(run, tmp_path):
     assert resume(run.accelerator, tmp_path) == 4
 
 
-def test_a_resumed_run_goes_on_as_if_nothing_had_happened(run, tmp_path):
+def test_a_resumed_run_equals_an_uninterrupted_one(run, tmp_path):
     for _ in range(2):
         run.step()
     save_checkpoint(run.accelerator, tmp_path, 2, keep=1)
     expected = [run.step() for _ in range(3)]
     resumed = Run()
     assert resume(resumed.accelerator, tmp_path) == 2
-    # data, optimiser moments, learning rate and random state all play a part
+    # data, moments of the optimizer, learning rate and random state all matter
     for weights in expected:
         assert torch.equal(resumed.step(), weights)
     assert resumed.schedule.get_last_lr() == run.schedule.get_last_lr()
@@ -134,7 +134,7 @@ def truncate(path):
 
 
 DAMAGE = {
-    "flipped bit": (flip_a_bit, "model.safetensors", "model.safetensors has another checksum"),
+    "flipped bit": (flip_a_bit, "model.safetensors", "model.safetensors has changed"),
     "truncated": (truncate, "optimizer.bin", r"optimizer.bin has \d+ bytes instead of"),
     "deleted": (lambda path: path.unlink(), "custom_checkpoint_0.pkl", "custom_checkpoint_0.pkl is missing"),
     "no manifest": (lambda path: path.unlink(), MANIFEST_NAME, "manifest.json is missing"),
@@ -145,7 +145,7 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("kind", DAMAGE)
-def test_of_a_broken_checkpoint_and_one_before_it_the_latter_is_used(saved, caplog, kind):
+def test_a_broken_checkpoint_is_skipped_for_the_one_before_it(saved, caplog, kind):
     folder, weights = saved
     damage, name, reason = DAMAGE[kind]
     damage(folder / "step_000002" / name)
@@ -157,15 +157,15 @@ def test_of_a_broken_checkpoint_and_one_before_it_the_latter_is_used(saved, capl
     assert re.search(reason, record.getMessage())
 
 
-def test_without_a_whole_checkpoint_a_run_starts_anew(saved, caplog):
+def test_without_a_whole_checkpoint_a_run_starts_from_the_beginning(saved, caplog):
     for name in ("step_000001", "step_000002"):
         (saved[0] / name / MANIFEST_NAME).unlink()
     assert resume(Run().accelerator, saved[0]) == 0
-    assert len(caplog.records) == 3 and "starts anew" in caplog.text
+    assert len(caplog.records) == 3 and "starts from the beginning" in caplog.text
 
 
-def test_a_broken_checkpoint_ahead_costs_no_whole_one(saved, run):
-    """A run that went back does not throw away what it goes on from."""
+def test_a_later_broken_checkpoint_does_not_remove_whole_ones(saved, run):
+    """A run that resumed an earlier checkpoint keeps it."""
     folder, _ = saved
     (folder / "step_000002").rename(folder / "step_000009")
     save_checkpoint(run.accelerator, folder, 3, keep=2)
@@ -188,7 +188,7 @@ def test_a_hostile_checkpoint_runs_no_code(saved, tmp_path, name):
     checkpoint, touched = folder / "step_000002", tmp_path / "touched"
     torch.save(Hostile(touched), checkpoint / name)
     (checkpoint / MANIFEST_NAME).unlink()
-    seal(checkpoint)
+    write_manifest(checkpoint)
     with pytest.raises(pickle.UnpicklingError):
         resume(Run().accelerator, folder)
     assert not touched.exists()

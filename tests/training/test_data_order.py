@@ -31,7 +31,7 @@ def load(**values):
     return [(batch["row"].tolist(), batch["noise"].tolist()) for batch in loader]
 
 
-def test_positions_count_on():
+def test_positions_are_consecutive():
     assert [position for position, _ in draw()] == list(range(23))
     assert len(PositionSampler(7, start=5, stop=23, seed=0)) == 18
 
@@ -109,7 +109,7 @@ def draw_all(step, rank=0):
     return random.random(), np.random.rand(), torch.rand(()).item()
 
 
-def test_what_the_model_draws_depends_on_step_and_rank_only():
+def test_random_numbers_of_the_model_depend_on_step_and_rank_only():
     first = draw_all(3)
     torch.rand(7)
     assert draw_all(3) == first
@@ -124,7 +124,7 @@ class SignalledRows(NoisyRows):
         return super().__getitem__(index)
 
 
-def test_workers_outlive_signals_and_end_with_their_iterator():
+def test_workers_ignore_signals_and_end_with_their_iterator():
     loader = build_train_loader(SignalledRows(), batch_size=2, first_sample=0, num_samples=12, seed=0, num_workers=2)
     batches = iter(loader)
     rows = [next(batches)["row"].tolist() for _ in range(4)]

@@ -3,20 +3,20 @@ import json
 import pytest
 from accelerate import Accelerator
 
-from transformers_sem.training.history import LossLog, read_history
+from transformers_sem.training.history import History, read_history
 
 
 @pytest.fixture
-def log(tmp_path):
-    return LossLog(Accelerator(cpu=True), tmp_path, images_per_step=4)
+def history(tmp_path):
+    return History(Accelerator(cpu=True), tmp_path, images_per_step=4)
 
 
 def losses(loss, depth=0.5):
     return {"loss": loss, "depth": depth}
 
 
-def flush(log, step, skipped_steps=0):
-    return log.flush(step, 1e-3, skipped_steps)
+def flush(history, step, skipped_steps=0):
+    return history.write_losses(step, 1e-3, skipped_steps)
 
 
 def without_machine(entries):
@@ -25,12 +25,12 @@ def without_machine(entries):
     ]
 
 
-def test_an_entry_holds_the_means_since_the_last_one(log, tmp_path):
+def test_an_entry_holds_the_means_since_the_last_one(history, tmp_path):
     for value in (1.0, 2.0, 6.0):
-        log.add(losses(value))
-    flush(log, 3)
-    log.add(losses(7.0, depth=1.5))
-    shown = flush(log, 4, skipped_steps=2)
+        history.add(losses(value))
+    flush(history, 3)
+    history.add(losses(7.0, depth=1.5))
+    shown = flush(history, 4, skipped_steps=2)
     expected = [
         {"step": 3, "loss": 3.0, "losses": {"depth": 0.5}, "learning_rate": 1e-3, "skipped_steps": 0},
         {"step": 4, "loss": 7.0, "losses": {"depth": 1.5}, "learning_rate": 1e-3, "skipped_steps": 2},
@@ -41,13 +41,13 @@ def test_an_entry_holds_the_means_since_the_last_one(log, tmp_path):
     assert shown.items() >= {"loss": "7", "depth": "1.5", "learning_rate": "0.001", "skipped_steps": "2"}.items()
 
 
-def test_what_is_not_finite_stays_out_of_the_means(log, tmp_path):
-    log.add(losses(float("nan")))
-    log.add(losses(3.0))
-    log.add(losses(4.0, depth=float("inf")))
-    flush(log, 3)
-    log.add(losses(float("nan")))
-    flush(log, 4)
+def test_losses_that_are_not_finite_are_left_out_of_the_means(history, tmp_path):
+    history.add(losses(float("nan")))
+    history.add(losses(3.0))
+    history.add(losses(4.0, depth=float("inf")))
+    flush(history, 3)
+    history.add(losses(float("nan")))
+    flush(history, 4)
     first, second = read_history(tmp_path)
     assert (first["loss"], first["losses"]) == (3.0, {"depth": 0.5})
     assert (second["loss"], second["losses"]) == (None, {"depth": None})
@@ -55,15 +55,15 @@ def test_what_is_not_finite_stays_out_of_the_means(log, tmp_path):
         json.loads(line, parse_constant=pytest.fail)
 
 
-def test_an_entry_that_a_checkpoint_cuts_in_two_is_the_same(log, tmp_path):
+def test_an_entry_split_by_a_checkpoint_is_the_same(history, tmp_path):
     values = [0.1, 0.2, 0.7, 1e-9, 3.0]
     for value in values:
-        log.add(losses(value))
-    flush(log, 5)
+        history.add(losses(value))
+    flush(history, 5)
     for value in values[:2]:
-        log.add(losses(value))
-    state = log.state_dict()
-    resumed = LossLog(log.accelerator, tmp_path, images_per_step=4)
+        history.add(losses(value))
+    state = history.state_dict()
+    resumed = History(history.accelerator, tmp_path, images_per_step=4)
     resumed.load_state_dict(state)
     for value in values[2:]:
         resumed.add(losses(value))
@@ -72,19 +72,19 @@ def test_an_entry_that_a_checkpoint_cuts_in_two_is_the_same(log, tmp_path):
     assert first == second
 
 
-def test_a_resumed_run_drops_what_it_takes_again(log, tmp_path):
+def test_a_resumed_run_removes_the_entries_of_steps_it_repeats(history, tmp_path):
     for step in (2, 4, 6):
-        log.add(losses(step))
-        flush(log, step)
-    with log.path.open("a") as file:
+        history.add(losses(step))
+        flush(history, step)
+    with history.path.open("a") as file:
         file.write('{"step": 8, "lo')
-    lines = log.path.read_text().splitlines()
+    lines = history.path.read_text().splitlines()
     assert [entry["step"] for entry in read_history(tmp_path)] == [2, 4, 6]
-    log.truncate_after(4)
-    assert log.path.read_text().splitlines() == lines[:2]
+    history.truncate_after(4)
+    assert history.path.read_text().splitlines() == lines[:2]
     assert [path.name for path in tmp_path.iterdir()] == ["history.jsonl"]
-    log.truncate_after(0)
-    assert log.path.read_text() == ""
+    history.truncate_after(0)
+    assert history.path.read_text() == ""
 
 
 @pytest.mark.parametrize(
@@ -98,20 +98,46 @@ def test_a_resumed_run_drops_what_it_takes_again(log, tmp_path):
         '{"loss": 1.0}',
         '{"step": "30"}',
         '{"step": 30, "losses": [1]}',
+        '{"step": 30, "scores": 0.5}',
         "\x00\x00",
         "\udcff",
     ],
     ids=ascii,
 )
-def test_a_history_is_read_up_to_the_first_line_that_is_no_entry(log, tmp_path, line):
+def test_a_history_is_read_up_to_the_first_line_that_is_no_entry(history, tmp_path, line):
     lines = ['{"step": 10}', '{"step": 20}', line, '{"step": 30}']
-    log.path.write_bytes("\n".join(lines).encode(errors="surrogateescape"))
+    history.path.write_bytes("\n".join(lines).encode(errors="surrogateescape"))
     assert read_history(tmp_path) == [{"step": 10}, {"step": 20}]
-    log.truncate_after(10)
-    assert log.path.read_text() == '{"step": 10}\n'
+    history.truncate_after(10)
+    assert history.path.read_text() == '{"step": 10}\n'
 
 
-def test_a_run_without_a_history_has_nothing_to_drop(log, tmp_path):
-    log.truncate_after(3)
+def test_a_run_without_a_history_has_nothing_to_remove(history, tmp_path):
+    history.truncate_after(3)
     assert read_history(tmp_path) == []
     assert list(tmp_path.iterdir()) == []
+
+
+def test_scores_are_entries_of_their_own(history, tmp_path):
+    history.add(losses(1.0))
+    flush(history, 2)
+    history.write_scores(2, {"depth/rmse": 0.5})
+    history.write_scores(4, {"depth/rmse": 0.25})
+    assert read_history(tmp_path)[1:] == [
+        {"step": 2, "scores": {"depth/rmse": 0.5}},
+        {"step": 4, "scores": {"depth/rmse": 0.25}},
+    ]
+    history.truncate_after(3)
+    assert [entry["step"] for entry in read_history(tmp_path)] == [2, 2]
+
+
+def test_trackers_get_losses_and_scores(history, monkeypatch):
+    logged = []
+    monkeypatch.setattr(history.accelerator, "log", lambda values, step: logged.append((step, values)))
+    history.add(losses(1.0))
+    history.add(losses(float("nan")))
+    flush(history, 2)
+    history.write_scores(2, {"depth/rmse": 0.5})
+    (step, values), scores = logged
+    assert step == 2 and values.items() >= {"train/loss": 1.0, "train/depth": 0.5, "train/learning_rate": 1e-3}.items()
+    assert scores == (2, {"validation/depth/rmse": 0.5})

@@ -117,7 +117,7 @@ def test_a_step_reports_the_mean_of_its_micro_batches():
         ([3e38, -3e38], ["gradient"]),
     ],
 )
-def test_what_is_not_finite_changes_nothing(values, not_finite):
+def test_a_step_that_is_not_finite_changes_nothing(values, not_finite):
     steps = Steps(num_micro_batches=2)
     steps([1.0, 2.0], [1.0, 2.0])
     before = steps.state()
@@ -147,12 +147,12 @@ def test_a_skipped_step_lets_the_scaler_find_its_scale(monkeypatch):
     assert guard.total == 0
 
 
-def test_too_many_skipped_steps_in_a_row_end_the_run(caplog):
+def test_too_many_consecutive_skipped_steps_end_the_run(caplog):
     guard = NonFiniteGuard(Accelerator(cpu=True), max_skipped_steps=2)
     for step, not_finite in enumerate([["loss"], ["gradient"], [], ["loss"], ["loss"]], start=1):
         guard.count(step, not_finite)
-    assert (guard.total, guard.in_a_row) == (4, 2)
-    assert "Step 2 is skipped: not finite are gradient." in caplog.text
+    assert (guard.total, guard.consecutive) == (4, 2)
+    assert "Step 2 is skipped; not finite: gradient." in caplog.text
     resumed = NonFiniteGuard(Accelerator(cpu=True), max_skipped_steps=2)
     resumed.load_state_dict(guard.state_dict())
     with pytest.raises(FloatingPointError, match=r"`max_skipped_steps`.*3 at step 6 \(depth\).*learning_rate"):
@@ -168,7 +168,7 @@ def test_a_scale_that_shrinks_without_end_ends_the_run():
         guard.count(2, ["gradient"])
 
 
-def test_an_image_that_is_not_finite_spoils_neither_bases_nor_batch_norms():
+def test_an_image_that_is_not_finite_changes_neither_bases_nor_batch_norms():
     backbone = {"model_name": "test_resnet", "out_indices": [1, 2, 3, 4]}
     model = SEMForMultiTaskDensePrediction(tiny_config(task_num_labels={"depth": 1}, backbone_config=backbone)).train()
     accelerator = Accelerator(cpu=True)

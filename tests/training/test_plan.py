@@ -70,12 +70,12 @@ def test_an_average_is_one_more_model(model):
     assert memory.average == memory.parameters > 0
 
 
-def test_a_plan_says_how_long_and_where(model):
+def test_a_plan_has_length_and_files(model):
     plan = format_plan(replace(CONFIG, gradient_accumulation_steps=2), model, num_rows=100, num_processes=2)
     words = ["* max_steps", "  learning_rate", "240 images, 2.4 epochs of 100", "ranks: 2", "images in each: 2"]
     words += [
         "runs/x/",
-        "training_report.html",
+        "curves.png",
         "checkpoints/",
         "GB per device",
         f"{model.num_parameters() / 1e6:.1f} M",
@@ -84,7 +84,7 @@ def test_a_plan_says_how_long_and_where(model):
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_made_up_labels_have_the_format_of_their_task(task):
+def test_random_labels_have_the_format_of_their_task(task):
     config = replace(CONFIG, network_size=[16, 48], zoom=[1.0, 1.0])
     model_config = tiny_config(task_num_labels={task: TASKS[task].num_labels})
     batch = random_batch(config, model_config, 2)
@@ -103,7 +103,7 @@ def test_one_step_is_measured(model):
     assert all(parameter.grad is not None for parameter in model.heads.parameters())
 
 
-def test_a_step_that_does_not_fit_is_refused_in_words(model, monkeypatch):
+def test_a_step_that_does_not_fit_in_memory_is_explained(model, monkeypatch):
     def run_out(*args, **kwargs):
         raise torch.OutOfMemoryError("CUDA out of memory")
 

@@ -14,7 +14,7 @@ def request_to_stop():
 
 
 @pytest.mark.parametrize("signum", SIGNALS)
-def test_a_signal_is_noted_and_nothing_else_happens(request_to_stop, capfd, signum):
+def test_a_signal_is_only_recorded(request_to_stop, capfd, signum):
     earlier = signal.getsignal(signum)
     with request_to_stop as stop:
         assert stop.signum == 0
@@ -36,7 +36,7 @@ def test_the_second_request_ends_the_process(request_to_stop, monkeypatch):
     assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGINT
 
 
-def test_leaving_says_where_it_stands(request_to_stop, tmp_path, capsys):
+def test_leaving_prints_the_step_and_the_checkpoints(request_to_stop, tmp_path, capsys):
     with pytest.raises(SystemExit) as exit_info:
         request_to_stop.leave(signal.SIGTERM, 12, tmp_path / "step_000012")
     assert exit_info.value.code == 143

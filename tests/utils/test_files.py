@@ -37,13 +37,13 @@ def random_maps(seed=0):
     return {task: torch.from_numpy(values) for task, values in maps.items()}
 
 
-def read_picture(path):
-    with Image.open(path) as picture:
-        return np.asarray(picture)
+def read_image(path):
+    with Image.open(path) as image:
+        return np.asarray(image)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# No file is ever half there
+# Files are written whole or not at all
 
 
 def write_report(folder, seed):
@@ -151,22 +151,22 @@ def test_image_scores_are_a_row_each_and_null_where_there_are_none(tmp_path):
     ]
 
 
-def test_maps_are_pictures_of_their_values(tmp_path):
+def test_maps_are_saved_as_images_of_their_values(tmp_path):
     maps = {task: values.numpy() for task, values in random_maps().items()}
     save_maps(tmp_path, "0001", random_maps())
-    pictures = {task: read_picture(tmp_path / task / "0001.png") for task in maps}
+    images = {task: read_image(tmp_path / task / "0001.png") for task in maps}
     assert len(list(tmp_path.rglob("*.*"))) == len(TASKS)
     for task in ("semseg", "parsing"):
-        assert pictures[task].dtype == np.uint8
-        np.testing.assert_array_equal(pictures[task], maps[task])
-    assert pictures["depth"].dtype == np.uint16
-    np.testing.assert_allclose(pictures["depth"] / 1000, maps["depth"].clip(max=65.535), atol=0.00051)
-    np.testing.assert_allclose(pictures["normal"] / 127.5 - 1, maps["normal"].transpose(1, 2, 0), atol=1 / 254)
+        assert images[task].dtype == np.uint8
+        np.testing.assert_array_equal(images[task], maps[task])
+    assert images["depth"].dtype == np.uint16
+    np.testing.assert_allclose(images["depth"] / 1000, maps["depth"].clip(max=65.535), atol=0.00051)
+    np.testing.assert_allclose(images["normal"] / 127.5 - 1, maps["normal"].transpose(1, 2, 0), atol=1 / 254)
     for task in ("boundary", "saliency"):
-        np.testing.assert_array_equal(pictures[task], np.floor(maps[task] * 255))
+        np.testing.assert_array_equal(images[task], np.floor(maps[task] * 255))
 
 
-def test_a_task_without_pictures_is_an_array(tmp_path):
+def test_a_task_without_an_image_encoding_is_an_array(tmp_path):
     write_arrays(tmp_path, seed=0)
     np.testing.assert_array_equal(np.load(tmp_path / "depth" / "0001.npy"), random_maps()["depth"])
 
@@ -186,4 +186,4 @@ def test_a_panel_shows_the_first_images_only(tmp_path):
 
     save_panel(tmp_path / "predictions.png", predictions(), num_images=2)
     assert next(images) == 2
-    assert read_picture(tmp_path / "predictions.png").ndim == 3
+    assert read_image(tmp_path / "predictions.png").ndim == 3

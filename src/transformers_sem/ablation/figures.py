@@ -1,14 +1,13 @@
-"""Pictures of ablations: scores against a setting, and deep features in two dimensions."""
+"""Figures of ablations: scores against a setting, and deep features in two dimensions."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import datasets
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -16,28 +15,35 @@ from ..data.transforms import TransformedDataset
 from ..image_processing_sem import SEMImageProcessor
 from ..modeling_sem import SEMForMultiTaskDensePrediction
 from ..tasks import get_task, resize_label
+from ..utils.extras import require
 from ..utils.files import atomic_write
 from .tables import arrow, score_columns
 
 
-NUM_CLASSES, NUM_POINTS = 10, 150  # of a picture of features: the most frequent classes, and points of each
-MAX_PIXELS = 256  # of an image; with all, the features of a data set would fill the memory
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
-def save_figure(figure: Figure, path: Path) -> None:
-    """Writes a figure beside and then renames it."""
+NUM_CLASSES, NUM_POINTS = 10, 150  # number of classes, the most frequent ones, and of points of each
+MAX_PIXELS = 256  # of each image; the features of a whole dataset do not fit in memory
+
+
+def save_figure(figure: "Figure", path: Path) -> None:
+    """Saves a figure atomically."""
     with atomic_write(path) as unfinished:
         figure.savefig(unfinished, dpi=150)
 
 
-def plot_settings(panels: dict[str, dict[int, dict[str, Any]]]) -> Figure:
-    """Draws the main score of each task against a setting, mean and standard deviation over seeds, a column for each setting.
+def plot_settings(panels: dict[str, dict[int, dict[str, Any]]]) -> "Figure":
+    """Draws the main scores against settings: a row for each task, a column for each setting, error bars over seeds.
 
     Args:
-        panels (`dict`): `{name of the setting: {value: row of a table}}`; rows without scores are left out.
+        panels (`dict`): `{name of the setting: {value: row of a table}}`; rows without scores are skipped.
     """
     keys = score_columns([row for rows in panels.values() for row in rows.values()])
-    figure = Figure(figsize=(3.4 * len(panels), 0.6 + 2.2 * max(len(keys), 1)), layout="constrained")
+    figure = require("matplotlib.figure", extra="train").Figure(
+        figsize=(3.4 * len(panels), 0.6 + 2.2 * max(len(keys), 1)), layout="constrained"
+    )
     grid = figure.subplots(max(len(keys), 1), len(panels), sharex="col", sharey="row", squeeze=False)
     for line, key in zip(grid, keys, strict=False):
         for axes, rows in zip(line, panels.values(), strict=True):
@@ -55,11 +61,11 @@ def plot_settings(panels: dict[str, dict[int, dict[str, Any]]]) -> Figure:
 
 @dataclass
 class Features:
-    """Deep features of labelled pixels.
+    """Deep features of labeled pixels.
 
     Args:
         states (`np.ndarray`): float32 `(points, channels)`.
-        ids (`np.ndarray`): The class of each, `(points,)`.
+        ids (`np.ndarray`): Class ids, `(points,)`.
     """
 
     states: np.ndarray
@@ -67,12 +73,12 @@ class Features:
 
 
 @torch.no_grad()
-def labelled_states(
+def labeled_states(
     model: SEMForMultiTaskDensePrediction, image_processor: SEMImageProcessor, rows: datasets.Dataset, task: str
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """The features of a task just before its head, and the class of each, image by image: `(points, channels)`, `(points,)`.
+    """Yields features before the head of a task and their class ids for each image: `(points, channels)`, `(points,)`.
 
-    Which pixels those are depends on the labels alone, so that models can be compared.
+    The choice of pixels depends on the labels only, so that models can be compared.
     """
     invalid = get_task(task).kind.invalid_value
     samples = TransformedDataset(rows, [task], image_processor)
@@ -89,8 +95,8 @@ def labelled_states(
 def collect_features(
     model: SEMForMultiTaskDensePrediction, image_processor: SEMImageProcessor, rows: datasets.Dataset, task: str
 ) -> Features:
-    """Features of some pixels of the most frequent classes, as many of each where there are."""
-    parts = zip(*labelled_states(model.eval(), image_processor, rows, task), strict=True)
+    """Collects features of up to `NUM_POINTS` pixels of each of the most frequent classes."""
+    parts = zip(*labeled_states(model.eval(), image_processor, rows, task), strict=True)
     states, ids = (torch.cat(part).numpy() for part in parts)
     classes, counts = np.unique(ids, return_counts=True)
     chosen = []
@@ -100,17 +106,18 @@ def collect_features(
     return Features(states[chosen], ids[chosen])
 
 
-def plot_features(features: dict[str, Features], class_names: dict[int, str]) -> Figure:
-    """Draws the features of several models by t-SNE, and how well the classes separate: the silhouette of the features.
+def plot_features(features: dict[str, Features], class_names: dict[int, str]) -> "Figure":
+    """Draws the features of several models by t-SNE, with their silhouette score, a measure of class separation.
 
     Args:
         features (`dict[str, Features]`): `{title: features}` of the same pixels.
-        class_names (`dict[int, str]`): Names of the classes; those without one go by their id.
+        class_names (`dict[int, str]`): Names of the classes; a class without a name is shown by its id.
     """
-    from sklearn.manifold import TSNE  # of the extra `analysis`
-    from sklearn.metrics import silhouette_score
-
-    figure = Figure(figsize=(5.2 * len(features), 5.6), layout="constrained")
+    TSNE = require("sklearn.manifold", extra="train").TSNE  # noqa: N806
+    silhouette_score = require("sklearn.metrics", extra="train").silhouette_score
+    figure = require("matplotlib.figure", extra="train").Figure(
+        figsize=(5.2 * len(features), 5.6), layout="constrained"
+    )
     for axes, (title, points) in zip(
         figure.subplots(1, len(features), squeeze=False)[0], features.items(), strict=True
     ):

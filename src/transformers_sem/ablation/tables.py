@@ -1,7 +1,7 @@
-"""The paper's ablations: which models they compare, which trainings that takes, and the table of what came out.
+"""The models that the ablations of the paper compare, the trainings they need, and the tables of their scores.
 
-A training is a folder that `scripts/train.py` fills, `OUTPUT/seed0/sem` for example. It counts once its `evaluation.json` is
-there, so that an ablation which was interrupted goes on where it was.
+A training writes to a folder, for example `OUTPUT/seed0/sem`. It is finished once `evaluation.json` is there, so an interrupted
+ablation resumes with the first training that is not.
 """
 
 import csv
@@ -14,26 +14,26 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from transformers_sem.evaluation.metrics import metric_of
-
 from ..configuration_sem import SEMConfig
 from ..data.benchmarks import get_benchmark
+from ..evaluation.evaluator import SETTINGS_NAME
+from ..evaluation.metrics import metric_of
 from ..evaluation.sums import main_scores, multi_task_gain
-from ..training.config import SETTINGS_NAME, TrainingConfig, claim_output_dir, network_size
+from ..training.config import TrainingConfig, claim_output_dir, network_size
 from ..utils.environment import save_report
 from ..utils.files import atomic_write
 from .cost import build_without_weights, count_multiply_accumulates
 
 
-# Fields of `SEMConfig`; all else is what the configuration says.
+# Fields of `SEMConfig` that each model changes.
 MODELS: dict[str, dict[str, Any]] = {
-    "stl": {"use_decoder": False},  # a model for each task
+    "stl": {"use_decoder": False},  # one model for each task
     "mtl": {"use_decoder": False},
     "baseline": {"use_intra_task": False, "inter_task_stages": 0},
     "intra": {"inter_task_stages": 0},
     "inter": {"use_intra_task": False},
     "sem": {},
-    # Fig. 6 looks at each module alone, as the rows "+ intra" and "+ inter" of Table 2 do; R = 3 where DS varies (Sec. 4.3)
+    # Fig. 6 varies one module without the other, like the rows "+ intra" and "+ inter" of Table 2; R = 3 for DS (Sec. 4.3).
     **{f"es{number}": {"num_intra_task_stages": number, "inter_task_stages": 0} for number in range(1, 5)},
     **{
         f"ds{number}": {"use_intra_task": False, "inter_task_stages": number, "num_em_iterations": 3}
@@ -56,11 +56,11 @@ FIGURE_6 = {
     "DS, decoder stages": {0: "baseline", **{number: f"ds{number}" for number in range(1, 5)}},
     "R, EM iterations": {number: f"r{number}" for number in range(1, 8)},
 }
-GAIN = "gain"  # of a row, beside its scores
+GAIN = "gain"  # key of the gain in a row
 NOTHING = "–"
 EXPLANATION = (
     "Mean ± standard deviation over the seeds that have finished. Δm is the mean over tasks of the relative gain over the "
-    "single-task models (STL) of the same seed. The costs of STL are those of all its models together, for one image."
+    "single-task models (STL) of the same seed. The costs of STL are the sum over its models, for one image."
 )
 
 
@@ -70,11 +70,11 @@ class Run:
 
     Args:
         model (`str`): Key of `MODELS`.
-        seed (`int`): Of weights, data order and augmentation.
+        seed (`int`): Seed of weights, data order and augmentation.
         task (`str`, *optional*): The only task of a single-task model.
-        folder (`Path`): Its `output_dir`.
-        config_path (`Path`): YAML file of its settings.
-        overrides (`tuple[str, ...]`): `key=value` settings that replace those.
+        folder (`Path`): `output_dir` of the training.
+        config_path (`Path`): YAML file of settings.
+        overrides (`tuple[str, ...]`): `key=value` settings that replace those of the file.
     """
 
     model: str
@@ -86,7 +86,7 @@ class Run:
 
     @property
     def report_path(self) -> Path:
-        """Where the scores are once it has finished."""
+        """File of the scores of a finished training."""
         return self.folder / "evaluation.json"
 
     @property
@@ -95,7 +95,7 @@ class Run:
         return self.report_path.is_file()
 
     def read_report(self) -> dict[str, Any]:
-        """What `evaluation.json` says."""
+        """Reads `evaluation.json`."""
         return json.loads(self.report_path.read_text())
 
     def __str__(self) -> str:
@@ -104,16 +104,16 @@ class Run:
 
 @dataclass(frozen=True, kw_only=True)
 class Ablation:
-    """Trainings of one configuration that differ in the model and the seed.
+    """Trainings of one configuration that differ in model and seed.
 
     Args:
         config_path (`Path`): YAML file of settings.
         overrides (`tuple[str, ...]`): `key=value` settings for all trainings.
-        output (`Path`): Folder of everything.
-        seeds (`tuple[int, ...]`): Each model is trained once with each.
+        output (`Path`): Folder of the trainings.
+        seeds (`tuple[int, ...]`): Seeds; each model is trained with each.
 
     Raises:
-        ValueError: If a setting is wrong, `output` holds an ablation of others, or a seed is given twice.
+        ValueError: If a seed is given twice, or settings name a dataset that does not exist, `seed` or `output_dir`.
         FileNotFoundError: If there is no such file.
     """
 
@@ -124,16 +124,16 @@ class Ablation:
 
     def __post_init__(self):
         if len(set(self.seeds)) < len(self.seeds):
-            raise ValueError(f"Seeds are distinct; got {list(self.seeds)}.")
-        stray = [text for text in self.overrides if text.split("=")[0] in ("seed", "output_dir")]
-        if stray:
-            raise ValueError(f"An ablation sets seed and output_dir itself, by --seeds and --output; got {stray}.")
-        # here, so that a mistake is seen now and not when the first training starts
+            raise ValueError(f"Seeds must be distinct; got {list(self.seeds)}.")
+        reserved = [text for text in self.overrides if text.split("=")[0] in ("seed", "output_dir")]
+        if reserved:
+            raise ValueError(f"An ablation sets seed and output_dir itself, by --seeds and --output; got {reserved}.")
+        # Fails now, and not when the first training starts.
         get_benchmark(self.config.dataset, self.config.data_dir)
 
     @property
     def config(self) -> TrainingConfig:
-        """What all trainings share."""
+        """The settings that all trainings share."""
         return TrainingConfig.load(self.config_path, [*self.overrides, f"output_dir={json.dumps(str(self.output))}"])
 
     @property
@@ -142,10 +142,10 @@ class Ablation:
         return self.config.tasks or list(get_benchmark(self.config.dataset, self.config.data_dir).task_num_labels)
 
     def claim(self) -> None:
-        """Notes the settings in `output`, or checks that those of the trainings there are the same.
+        """Writes the settings to `output`, or checks that the ablation there has the same settings.
 
         Raises:
-            ValueError: If they are not.
+            ValueError: If it has other settings.
         """
         claim_output_dir(self.config)
         earlier = TrainingConfig.load(self.output / SETTINGS_NAME).num_evaluation_images
@@ -156,10 +156,10 @@ class Ablation:
             )
 
     def run(self, model: str, seed: int, task: str | None = None) -> Run:
-        """One training of a model of `MODELS`."""
+        """Returns the training of a model of `MODELS`, or of a single-task model for one task."""
         folder = self.output / f"seed{seed}" / (f"{model}_{task}" if task else model)
         values = {f"model.{field}": value for field, value in MODELS[model].items()}
-        values |= self._only(task) if task else {}
+        values |= self._restrict_to(task) if task else {}
         values |= {"seed": seed, "output_dir": str(folder)}
         overrides = tuple(f"{key}={json.dumps(value)}" for key, value in values.items())  # JSON is YAML
         return Run(
@@ -171,8 +171,8 @@ class Ablation:
             overrides=(*self.overrides, *overrides),
         )
 
-    def _only(self, task: str) -> dict[str, Any]:
-        """Settings that leave one task of all."""
+    def _restrict_to(self, task: str) -> dict[str, Any]:
+        """Returns the settings that restrict a configuration to one task."""
         values = {"tasks": [task]}
         for field in ("task_loss_weights", "task_loss_kwargs"):
             entries = self.config.model.get(field)
@@ -181,19 +181,19 @@ class Ablation:
         return values
 
     def runs_of(self, model: str, seed: int) -> list[Run]:
-        """The trainings of a model with one seed: one, or for the single-task model one for each task."""
+        """Returns the trainings of a model with one seed: one, or one for each task for the single-task model."""
         if model == SINGLE_TASK:
             return [self.run(model, seed, task) for task in self.tasks]
         return [self.run(model, seed)]
 
     def plan(self, models: Iterable[str]) -> list[Run]:
-        """All trainings of some models, seed by seed, so that the first table is complete early."""
+        """Returns all trainings of some models, seed by seed, so that the first table is complete early."""
         models = dict.fromkeys(models)
         return [run for seed in self.seeds for model in models for run in self.runs_of(model, seed)]
 
 
 def train_missing(runs: Sequence[Run], train: Callable[[Run], None], report: Callable[[], None]) -> None:
-    """Trains what is not finished, in order, and reports before the first and after each."""
+    """Trains the runs that are not finished, in order, and calls `report` before the first and after each."""
     report()
     for run in runs:
         if not run.is_finished:
@@ -206,7 +206,7 @@ def train_missing(runs: Sequence[Run], train: Callable[[Run], None], report: Cal
 
 
 def summarize(values: dict[int, float]) -> dict[str, Any] | None:
-    """Mean and standard deviation (n - 1) over seeds, `{seed: value}`; one seed has no deviation, none have no summary."""
+    """Returns mean and standard deviation (n - 1) of `{seed: value}`; `None` without values, no deviation for one seed."""
     if not values:
         return None
     deviation = statistics.stdev(values.values()) if len(values) > 1 else None
@@ -214,7 +214,7 @@ def summarize(values: dict[int, float]) -> dict[str, Any] | None:
 
 
 def read_main_scores(runs: list[Run]) -> dict[str, float]:
-    """`{"task/score": value}` of the main score of each task, of the runs that have finished."""
+    """Returns the main scores `{"task/score": value}` of the finished runs."""
     scores = {}
     for run in runs:
         if run.is_finished:
@@ -225,16 +225,16 @@ def read_main_scores(runs: list[Run]) -> dict[str, float]:
 
 @cache
 def count_cost(folder: Path) -> tuple[float, float]:
-    """Millions of parameters of a trained model, and billions of multiply-accumulates for one image."""
+    """Returns the parameters of a trained model in millions, and its multiply-accumulates for one image in billions."""
     size = network_size(TrainingConfig.load(folder / SETTINGS_NAME))
     model, image = build_without_weights(SEMConfig.from_pretrained(folder), size)
     return model.num_parameters() / 1e6, count_multiply_accumulates(model, image)
 
 
 def describe_model(ablation: Ablation, name: str, model: str) -> dict[str, Any]:
-    """A row: costs, and the scores and the gain over the single-task models of the same seed, for seeds that have them.
+    """Returns a row of a table: costs, scores, and the gain over the single-task models of the same seed.
 
-    The costs of the single-task models are those of one for each task together.
+    The costs of the single-task models are the sum over the tasks.
     """
     scores: dict[str, dict[int, float]] = {}
     gains, costs = {}, None
@@ -244,7 +244,7 @@ def describe_model(ablation: Ablation, name: str, model: str) -> dict[str, Any]:
         for key, value in found.items():
             scores.setdefault(key, {})[seed] = value
         single = read_main_scores(ablation.runs_of(SINGLE_TASK, seed))
-        # a model of one task that scores 0 after a few steps is no basis for a ratio
+        # A single-task score of 0, after a few steps, gives no ratio.
         if model != SINGLE_TASK and found and set(found) == set(single) and min(single.values()) > 0:
             gains[seed] = multi_task_gain(found, single)
         if all(run.is_finished for run in runs):
@@ -260,10 +260,10 @@ def describe_model(ablation: Ablation, name: str, model: str) -> dict[str, Any]:
 
 
 def describe_runs(ablations: Sequence[Ablation], models: Iterable[str]) -> dict[str, Any]:
-    """How the numbers of some models came about; of a setting every value that the ablations have.
+    """Returns the facts below a table: settings, seeds, data, commits and hardware; all distinct values of each.
 
     Raises:
-        ValueError: If trainings were evaluated on different images, so that they cannot be compared.
+        ValueError: If trainings were evaluated on different numbers of images.
     """
     runs = [run for ablation in ablations for run in ablation.plan(models)]
     reports = [run.read_report() for run in runs if run.is_finished]
@@ -284,30 +284,30 @@ def describe_runs(ablations: Sequence[Ablation], models: Iterable[str]) -> dict[
     if len(facts["evaluated_images"]) > 1:
         raise ValueError(
             f"Trainings were evaluated on different numbers of images, {facts['evaluated_images']}. Remove the "
-            "evaluation.json of those to be evaluated again."
+            "evaluation.json of the trainings to evaluate again."
         )
     return facts
 
 
 def _distinct(values: Iterable[Any]) -> list[Any]:
-    """JSON values, each once, in order."""
+    """Returns the distinct values that are not `None`, in order; paths as text."""
     return list(
         dict.fromkeys(str(value) if isinstance(value, Path) else value for value in values if value is not None)
     )
 
 
 def score_columns(rows: list[dict[str, Any]]) -> list[str]:
-    """The main scores of all rows, in the order of the tasks."""
+    """Returns the keys of the main scores of all rows, in the order of the tasks."""
     return list(dict.fromkeys(key for row in reversed(rows) for key in row["scores"]))
 
 
 def arrow(key: str) -> str:
-    """Which way is better."""
+    """Returns an arrow that shows whether lower or higher is better."""
     return "↓" if metric_of(key).lower_is_better else "↑"
 
 
 def format_summary(summary: dict[str, Any] | None, digits: int) -> str:
-    """`0.1234 ± 0.0056`, or without the deviation where there is one seed."""
+    """Formats a summary as `0.1234 ± 0.0056`, without the deviation for one seed."""
     if summary is None:
         return NOTHING
     deviation = "" if summary["std"] is None else f" ± {summary['std']:.{digits}f}"
@@ -315,12 +315,12 @@ def format_summary(summary: dict[str, Any] | None, digits: int) -> str:
 
 
 def format_cost(cost: float | None) -> str:
-    """Two decimals."""
+    """Formats a cost with two decimals."""
     return NOTHING if cost is None else f"{cost:.2f}"
 
 
 def to_markdown(title: str, rows: list[dict[str, Any]], facts: dict[str, Any]) -> str:
-    """The table for people, and below how it came about; a column that no row has anything for is left out."""
+    """Formats a table as Markdown, with the facts below it; empty columns are left out."""
     keys = score_columns(rows)
     columns = {
         "": [row["name"] for row in rows],
@@ -341,7 +341,7 @@ def to_markdown(title: str, rows: list[dict[str, Any]], facts: dict[str, Any]) -
 
 
 def to_csv(rows: list[dict[str, Any]]) -> str:
-    """The table for other programs: mean and standard deviation of every column, empty where there is none."""
+    """Formats a table as CSV, with mean and standard deviation of every score; missing values are empty."""
     keys = score_columns(rows)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -355,13 +355,13 @@ def to_csv(rows: list[dict[str, Any]]) -> str:
 
 
 def save_table(stem: Path, title: str, rows: list[dict[str, Any]], facts: dict[str, Any]) -> None:
-    """Writes `stem`.md, .csv and .json."""
+    """Writes `stem`.md, `stem`.csv and `stem`.json."""
     save_report(stem.with_suffix(".json"), title=title, rows=rows, **facts)
     replace_text(stem.with_suffix(".csv"), to_csv(rows))
     replace_text(stem.with_suffix(".md"), to_markdown(title, rows, facts))
 
 
 def replace_text(path: Path, text: str) -> None:
-    """Writes a file beside and then renames it."""
+    """Writes a text file atomically."""
     with atomic_write(path) as unfinished:
         unfinished.write_text(text, encoding="utf-8")

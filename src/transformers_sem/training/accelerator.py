@@ -1,4 +1,4 @@
-"""The accelerator of a run: devices and engine as `accelerate launch` gives them, precision, determinism, trackers."""
+"""The accelerator of a run: devices, engine, precision, determinism and trackers."""
 
 import os
 from dataclasses import asdict
@@ -19,7 +19,7 @@ SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED)
 
 
 def build_accelerator(config: TrainingConfig) -> Accelerator:
-    """The accelerator that the configuration asks for.
+    """Builds the accelerator that the settings ask for.
 
     Raises:
         ValueError: If a tracker is not installed, or launcher or devices do not fit the settings.
@@ -27,23 +27,23 @@ def build_accelerator(config: TrainingConfig) -> Accelerator:
     check_trackers(config.trackers)
     check_launcher(config)
     if config.deterministic:
-        # where an operation has no deterministic form on this device, torch names it in a warning
+        # torch warns about operations that have no deterministic form on this device
         enable_full_determinism(config.seed, warn_only=True)
     accelerator = Accelerator(
-        cpu=not torch.accelerator.is_available(),  # without it, ranks on CPUs would not find each other
+        cpu=not torch.accelerator.is_available(),  # otherwise ranks on CPUs do not find each other
         gradient_accumulation_steps=config.gradient_accumulation_steps,
         mixed_precision=config.mixed_precision,
-        log_with=config.trackers or None,  # an empty list makes it warn
+        log_with=config.trackers or None,  # accelerate warns about an empty list
         project_config=ProjectConfiguration(config.output_dir, logging_dir=str(Path(config.output_dir) / "logs")),
     )
     images_per_forward = config.images_per_forward(accelerator.num_processes)
     if config.weight_average_decay is not None and accelerator.distributed_type in SHARDED:
         raise ValueError(
-            f"`weight_average_decay` needs whole weights on every rank; got {config.weight_average_decay} with "
+            f"`weight_average_decay` needs unsharded weights on every rank; got {config.weight_average_decay} with "
             f"{accelerator.distributed_type.value}. Launch with DDP, or leave it null."
         )
     if accelerator.distributed_type == DistributedType.FSDP:
-        # sharded checkpoints hold a pickle, which runs code, and belong to one number of ranks
+        # Sharded checkpoints hold pickles, which execute code, and fit one number of ranks only.
         accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
         settings = accelerator.state.deepspeed_plugin.deepspeed_config
@@ -53,7 +53,7 @@ def build_accelerator(config: TrainingConfig) -> Accelerator:
 
 
 def choose_sharded_modules(accelerator: Accelerator, model: PreTrainedModel) -> None:
-    """Leaves FSDP those of its units, the boxes of SEM unless the launcher names others, that this model has."""
+    """Sets the modules that FSDP shards: those that the launcher names, or `_no_split_modules`, that the model has."""
     if accelerator.distributed_type == DistributedType.FSDP:
         plugin, present = accelerator.state.fsdp_plugin, {type(module).__name__ for module in model.modules()}
         names = plugin.transformer_cls_names_to_wrap or model._no_split_modules
@@ -61,10 +61,10 @@ def choose_sharded_modules(accelerator: Accelerator, model: PreTrainedModel) -> 
 
 
 def check_launcher(config: TrainingConfig) -> None:
-    """Refuses flags of `accelerate launch` that contradict the settings, which would be ignored without a word.
+    """Checks that flags of `accelerate launch` do not contradict the settings, which accelerate would silently ignore.
 
     Raises:
-        ValueError: If there is any.
+        ValueError: If one does.
     """
     for variable, setting, default in (
         ("ACCELERATE_MIXED_PRECISION", "mixed_precision", "no"),
@@ -73,27 +73,26 @@ def check_launcher(config: TrainingConfig) -> None:
         launched, wanted = os.environ.get(variable, default), str(getattr(config, setting))
         if launched not in (default, wanted):
             raise ValueError(
-                f"accelerate launch says {setting} {launched}, and the settings of the run {wanted}. Give {setting}={launched} "
-                "behind --config, where it is noted with the run, and leave it to its default in the launcher."
+                f"accelerate launch sets {setting} to {launched}, the settings of the run to {wanted}. Pass {setting}={launched} "
+                "after --config, which records it with the run, and keep the default in the launcher."
             )
 
 
 def check_trackers(trackers: list[str]) -> None:
-    """Refuses trackers that are not installed, which accelerate would leave out without a word.
+    """Checks that trackers are installed; accelerate would silently ignore missing ones.
 
     Raises:
-        ValueError: If there is any.
+        ValueError: If one is not.
     """
     missing = [name for name in trackers if find_spec(name) is None]
     if missing:
         raise ValueError(
-            f"`trackers` are packages that are installed; {missing} are not. Run pip install {' '.join(missing)}, or "
-            "leave them out."
+            f"`trackers` must be installed; {missing} are not. Run pip install {' '.join(missing)}, or leave them out."
         )
 
 
 def start_trackers(config: TrainingConfig, accelerator: Accelerator, step: int) -> None:
-    """Starts the trackers, or goes on with what they have of a run resumed at `step`."""
+    """Starts the trackers, or continues their logs of a run that is resumed at `step`."""
     run = {"name": Path(config.output_dir).name, "config": asdict(config)}
     accelerator.init_trackers(
         PROJECT_NAME,

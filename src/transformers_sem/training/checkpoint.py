@@ -1,4 +1,4 @@
-"""Checkpoints that are whole or not there: written beside, sealed with checksums, then renamed; read as data only."""
+"""Checkpoints with checksums, written to a temporary folder and then renamed. Loading executes no pickled code."""
 
 import hashlib
 import json
@@ -18,36 +18,36 @@ MANIFEST_NAME = "manifest.json"
 
 
 def checkpoint_step(path: Path) -> int:
-    """Number of optimiser steps behind a checkpoint."""
+    """Returns the number of optimizer steps before a checkpoint."""
     return int(path.name.removeprefix("step_"))
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
-    """Finished checkpoints, oldest first."""
+    """Returns the finished checkpoints, oldest first."""
     return sorted((path for path in folder.glob("step_*") if path.name[5:].isdigit()), key=checkpoint_step)
 
 
 def save_checkpoint(accelerator: Accelerator, folder: Path, step: int, keep: int) -> Path:
-    """Saves model, optimiser and all that is registered with `accelerator`, and keeps the newest `keep` checkpoints.
+    """Saves model, optimizer and everything registered with `accelerator`, and keeps the newest `keep` checkpoints.
 
-    All ranks call it, and `folder` is one that all of them see.
+    All ranks call it, and `folder` is visible to all of them.
     """
     target, unfinished = folder / f"step_{step:06d}", folder / f"unfinished_{step:06d}"
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        for leftover in folder.glob("unfinished_*"):  # of runs that were killed here
+        for leftover in folder.glob("unfinished_*"):  # of killed runs
             shutil.rmtree(leftover)
         unfinished.mkdir(parents=True)
     accelerator.wait_for_everyone()
     accelerator.save_state(str(unfinished))
     accelerator.wait_for_everyone()  # save_state has no barrier at its end
     if accelerator.is_main_process:
-        seal(unfinished)
-        if target.exists():  # a broken one that this run has come to again
+        write_manifest(unfinished)
+        if target.exists():  # a broken one, which this run has reached again
             discard(target)
         unfinished.rename(target)
         synchronize(folder)
-        # what lies ahead is broken, or this run would have resumed it: it does not count
+        # Later checkpoints are broken, or this run would have resumed them; they do not count.
         for old in [path for path in list_checkpoints(folder) if checkpoint_step(path) <= step][:-keep]:
             discard(old)
     accelerator.wait_for_everyone()
@@ -55,14 +55,14 @@ def save_checkpoint(accelerator: Accelerator, folder: Path, step: int, keep: int
 
 
 def discard(checkpoint: Path) -> None:
-    """Removes a checkpoint, which is at no moment half there."""
+    """Removes a checkpoint: renames it first, so that a kill leaves no incomplete checkpoint."""
     unfinished = checkpoint.with_name(f"unfinished_{checkpoint.name}")
     checkpoint.rename(unfinished)
     shutil.rmtree(unfinished)
 
 
-def seal(folder: Path) -> None:
-    """Brings all files of a checkpoint to the disk and then writes its manifest: their sizes and SHA-256 checksums."""
+def write_manifest(folder: Path) -> None:
+    """Writes the sizes and SHA-256 checksums of all files of a checkpoint, and flushes all files to the disk."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     manifest = {
         str(path.relative_to(folder)): {"size": path.stat().st_size, "sha256": checksum(path)} for path in files
@@ -74,7 +74,7 @@ def seal(folder: Path) -> None:
 
 
 def synchronize(path: Path) -> None:
-    """Returns when a file, or the list of names in a folder, would survive a power failure."""
+    """Flushes a file, or the list of names in a folder, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -83,7 +83,7 @@ def synchronize(path: Path) -> None:
 
 
 def checksum(path: Path) -> str:
-    """SHA-256 of a file of any size."""
+    """Returns the SHA-256 of a file."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(1 << 20):
@@ -92,7 +92,7 @@ def checksum(path: Path) -> str:
 
 
 def verify(checkpoint: Path) -> str | None:
-    """Why a checkpoint cannot be used, or `None` where every file is as it was written."""
+    """Returns why a checkpoint cannot be used, or `None` if every file is as it was written."""
     if not (checkpoint / MANIFEST_NAME).is_file():
         return f"{MANIFEST_NAME} is missing"
     try:
@@ -109,29 +109,29 @@ def verify(checkpoint: Path) -> str | None:
         if path.stat().st_size != size:
             return f"{name} has {path.stat().st_size} bytes instead of {size}"
         if checksum(path) != sha256:
-            return f"{name} has another checksum than when it was written"
+            return f"{name} has changed since it was written: its checksum differs"
     return None
 
 
 def newest_whole_checkpoint(folder: Path) -> Path | None:
-    """The newest checkpoint without a defect; a warning names those that are passed over."""
+    """Returns the newest checkpoint without a defect, or `None`; warnings name the skipped ones."""
     for checkpoint in reversed(list_checkpoints(folder)):
         defect = verify(checkpoint)
         if defect is None:
             return checkpoint
-        logger.warning("The checkpoint %s is broken: %s. It is passed over.", checkpoint, defect)
+        logger.warning("The checkpoint %s is broken: %s. It is skipped.", checkpoint, defect)
     if list_checkpoints(folder):
-        logger.warning("No checkpoint in %s is whole: the training starts anew.", folder)
+        logger.warning("Every checkpoint in %s is broken; the training starts from the beginning.", folder)
     return None
 
 
 def resume(accelerator: Accelerator, folder: Path) -> int:
-    """Loads the newest whole checkpoint, if any, the same on all ranks, and returns its step."""
+    """Loads the newest whole checkpoint, the same on all ranks, and returns its step; 0 if there is none."""
     found = [newest_whole_checkpoint(folder) if accelerator.is_main_process else None]
     checkpoint = broadcast_object_list(found)[0]
     if checkpoint is None:
         return 0
-    # accelerate reads registered objects, and DeepSpeed everything, with weights_only=False: a pickle runs code
+    # accelerate loads registered objects, and DeepSpeed everything, with weights_only=False, which would execute pickles.
     with (
         patch_environment(TORCH_FORCE_WEIGHTS_ONLY_LOAD="1"),
         torch.serialization.safe_globals(safe_globals(accelerator)),
@@ -141,7 +141,7 @@ def resume(accelerator: Accelerator, folder: Path) -> int:
 
 
 def safe_globals(accelerator: Accelerator) -> list[type]:
-    """Classes besides tensors that a checkpoint may hold: numbers that DeepSpeed has names for."""
+    """Returns the classes besides tensors that a checkpoint may hold; only those of DeepSpeed hold any."""
     if accelerator.distributed_type != DistributedType.DEEPSPEED:
         return []
     from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler

@@ -1,22 +1,26 @@
-"""The settings of a training run: a dataclass of the paper's recipe, a YAML file of what differs, and overrides."""
+"""Settings of a training run, and the folder that the run writes to."""
 
-import argparse
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any
 
 import yaml
-from filelock import FileLock, Timeout
+from huggingface_hub.dataclasses import strict
 
 from ..configuration_sem import SEMConfig
 from ..data.benchmarks import Benchmark
+from ..evaluation.evaluator import SETTINGS_NAME
 from ..utils.errors import check_keys
+from ..utils.extras import require
 from ..utils.files import atomic_write
 from ..utils.settings import apply_overrides, read_settings
 
 
-SETTINGS_NAME = "training.yaml"
+if TYPE_CHECKING:
+    from filelock import FileLock
+
+
 COUNTS = (
     "max_steps",
     "batch_size",
@@ -25,10 +29,12 @@ COUNTS = (
     "log_every",
     "save_every",
     "keep_checkpoints",
+    "snapshot_every",
     "num_snapshot_images",
+    "num_evaluation_images",
 )
 TRACKERS = ("tensorboard", "wandb", "trackio")
-LOCK_SECONDS = 30  # data workers of a process that was killed hold its lock until they notice
+LOCK_SECONDS = 30  # data workers of a killed process hold its lock until they notice
 WITHOUT_EFFECT_ON_WEIGHTS = (
     "num_workers",
     "log_every",
@@ -42,73 +48,79 @@ WITHOUT_EFFECT_ON_WEIGHTS = (
 )
 
 
+@strict
 @dataclass(kw_only=True)
 class TrainingConfig:
-    """Settings of a run; the defaults are the paper's recipe for NYUD-v2.
+    """Settings of a training run. The defaults are the recipe of the paper for NYUD-v2.
 
     Args:
-        output_dir (`str`): Where everything of the run goes.
-        dataset (`str`): Name of the data set.
-        data_dir (`str`, *optional*): Folder of the data, for data sets that are read from disk.
-        dataset_kwargs (`dict`): Fields of the data set's builder configuration.
-        tasks (`list[str]`, *optional*): The tasks to learn; `None` is all of the data set.
+        output_dir (`str`): Folder of everything that the run writes.
+        dataset (`str`): Name of the dataset.
+        data_dir (`str`, *optional*): Folder of the data, for datasets that are read from disk.
+        dataset_kwargs (`dict`): Arguments of the dataset's loader.
+        tasks (`list[str]`, *optional*): Tasks to train; `None` trains all tasks of the dataset.
         model (`dict`): Fields of [`SEMConfig`] besides the tasks.
-        pretrained_model (`str`, *optional*): Start from a trained SEM, a folder or Hub name. Its configuration holds but for
-            the tasks and what `model` says; what does not fit, as the heads of other classes, starts anew.
-        pretrained_backbone (`bool | str`): Else, start from the encoder's own weights, from the cache or the Hub, or from a file
-            in timm's format, or a folder or Hub name in transformers'.
+        pretrained_model (`str`, *optional*): Folder or Hub name of a trained SEM to start from. Its configuration is kept
+            except for the tasks and the fields in `model`. Weights that do not fit, such as heads of other classes, are
+            initialized.
+        pretrained_backbone (`bool` or `str`): Without `pretrained_model`, whether to start from the pretrained weights of
+            the encoder. A string is a file in timm's format, or a folder or Hub name in that of transformers.
         input_size (`list[int]`): Height and width of the training crops and of the padded evaluation images.
-        network_size (`list[int]`, *optional*): Stretch crops and evaluation images to this height and width, for a
-            smaller network input; `None` leaves them at `input_size`.
+        network_size (`list[int]`, *optional*): Height and width to which crops and evaluation images are stretched;
+            `None` does not stretch.
         zoom (`list[float]`): Range of the random zoom.
-        max_steps (`int`): Optimiser steps.
-        batch_size (`int`): Images per optimiser step, over all ranks and accumulated micro-batches.
-        gradient_accumulation_steps (`int`): Micro-batches per optimiser step.
-        learning_rate (`float`): Of Adam; it decays to 0 with the power `decay_power`.
-        decay_power (`float`): Of the polynomial decay.
-        layer_decay (`float`): Each layer of the encoder learns slower than the one above it by this factor (BEiT).
-        freeze_backbone (`bool`): Leave the encoder as it is, and out of training mode.
-        weight_decay (`float`): Of Adam.
-        max_grad_norm (`float`): Gradients are clipped to this norm.
-        max_skipped_steps (`int`): Steps with a loss or a gradient that is not finite are left out; so many in a row at most.
-        weight_average_decay (`float`, *optional*): Save and evaluate the exponential moving average of the weights, which
-            keeps this much of itself in every step.
+        max_steps (`int`): Number of optimizer steps.
+        batch_size (`int`): Images per optimizer step, over all ranks and micro-batches.
+        gradient_accumulation_steps (`int`): Micro-batches per optimizer step.
+        learning_rate (`float`): Initial learning rate of Adam; it decays polynomially to 0.
+        decay_power (`float`): Power of the polynomial decay.
+        layer_decay (`float`): Factor of the learning rate from one encoder layer to the layer below it (BEiT).
+        freeze_backbone (`bool`): Whether to keep the encoder unchanged and in evaluation mode.
+        weight_decay (`float`): Weight decay of Adam.
+        max_grad_norm (`float`): Norm to which gradients are clipped.
+        max_skipped_steps (`int`): Maximum number of consecutive skipped steps, those with a loss or gradient that is not
+            finite.
+        weight_average_decay (`float`, *optional*): Decay of an exponential moving average of the weights, which is saved
+            and evaluated in place of the weights.
         mixed_precision (`str`): `no`, `bf16` or `fp16`.
-        gradient_checkpointing (`bool`): Trade time for memory.
-        compile (`bool`): `torch.compile` the model: a slow start, then faster steps.
-        deterministic (`bool`): The same bits from the same devices every time, slower. On CPUs they always are.
-        seed (`int`): Of weights, data order and augmentation.
-        num_workers (`int`): Processes that prepare data, per rank.
-        trackers (`list[str]`): Where log entries go besides `history.jsonl`: `tensorboard`, `wandb`, `trackio`.
+        gradient_checkpointing (`bool`): Whether to recompute activations in the backward pass, which saves memory.
+        compile (`bool`): Whether to `torch.compile` the model.
+        deterministic (`bool`): Whether to use deterministic operations only. On CPUs training always is deterministic.
+        seed (`int`): Seed of the weights, the data order and the augmentation.
+        num_workers (`int`): Processes per rank that load data.
+        trackers (`list[str]`): Trackers besides `history.jsonl`: `tensorboard`, `wandb`, `trackio`.
         log_every (`int`): Steps between two log entries.
         save_every (`int`): Steps between two checkpoints.
-        keep_checkpoints (`int`): How many of the newest to keep.
-        snapshot_every (`int`, *optional*): Steps between two looks at validation images, for `training_report.html`; `None`
-            is ten looks in all.
-        num_snapshot_images (`int`): How many images to look at; each is scored, and the first few are drawn.
-        num_evaluation_images (`int`, *optional*): Evaluate on so many validation images; `None` is all.
+        keep_checkpoints (`int`): Number of checkpoints to keep.
+        snapshot_every (`int`, *optional*): Steps between two snapshots, which score and draw a few validation images;
+            `None` takes ten in the run.
+        num_snapshot_images (`int`): Number of validation images that a snapshot scores; the first four are drawn.
+        num_evaluation_images (`int`, *optional*): Number of validation images of the final evaluation; `None` is all.
+
+    Raises:
+        StrictDataclassError: If a value has the wrong type or is out of range, or two values contradict each other.
     """
 
     output_dir: str = "runs/sem"
     dataset: str = "nyud_v2"
     data_dir: str | None = None
     dataset_kwargs: dict = field(default_factory=dict)
-    tasks: list | None = None
+    tasks: list[str] | None = None
     model: dict = field(default_factory=dict)
     pretrained_model: str | None = None
     pretrained_backbone: bool | str = True
-    input_size: list = field(default_factory=lambda: [448, 576])
-    network_size: list | None = None
-    zoom: list = field(default_factory=lambda: [0.5, 2.0])
+    input_size: list[int] = field(default_factory=lambda: [448, 576])
+    network_size: list[int] | None = None
+    zoom: list[float | int] = field(default_factory=lambda: [0.5, 2.0])
     max_steps: int = 40_000
     batch_size: int = 4
     gradient_accumulation_steps: int = 1
-    learning_rate: float = 1e-5
-    decay_power: float = 0.9
-    layer_decay: float = 1.0
+    learning_rate: float | int = 1e-5
+    decay_power: float | int = 0.9
+    layer_decay: float | int = 1.0
     freeze_backbone: bool = False
-    weight_decay: float = 1e-6
-    max_grad_norm: float = 10.0
+    weight_decay: float | int = 1e-6
+    max_grad_norm: float | int = 10.0
     max_skipped_steps: int = 10
     weight_average_decay: float | None = None
     mixed_precision: str = "no"
@@ -117,7 +129,7 @@ class TrainingConfig:
     deterministic: bool = False
     seed: int = 0
     num_workers: int = 2
-    trackers: list = field(default_factory=lambda: ["tensorboard"])
+    trackers: list[str] = field(default_factory=lambda: ["tensorboard"])
     log_every: int = 50
     save_every: int = 1000
     keep_checkpoints: int = 2
@@ -125,43 +137,42 @@ class TrainingConfig:
     num_snapshot_images: int = 8
     num_evaluation_images: int | None = None
 
-    def __post_init__(self):
-        for spec in fields(self):
-            value, types = getattr(self, spec.name), get_args(spec.type) or (spec.type,)
-            if float in types and isinstance(value, int) and not isinstance(value, bool):
-                value = float(value)
-            # bool is an int to Python, and `1e-5` is text to YAML
-            if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
-                names = " or ".join(kind.__name__ for kind in types)
-                raise ValueError(f"`{spec.name}` is of type {names}; got {value!r} (write 1.0e-5, not 1e-5).")
-            setattr(self, spec.name, value)
+    def validate_counts(self):
+        """Counts are 1 or more, and those that may be left out are 1 or more where they are given."""
+        for name in COUNTS:
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ValueError(f"`{name}` is 1 or more; got {getattr(self, name)}.")
+
+    def validate_sizes(self):
+        """Sizes and the zoom are pairs, and stretched crops are not zoomed out."""
         for name in ("input_size", "network_size", "zoom"):
             value = getattr(self, name)
-            if value is not None and (len(value) != 2 or not all(isinstance(edge, (int, float)) for edge in value)):
+            if value is not None and len(value) != 2:
                 raise ValueError(f"`{name}` is two numbers; got {value!r}.")
+        if not 0 < self.zoom[0] <= self.zoom[1]:
+            raise ValueError(f"`zoom` is a range above 0, the lower end first; got {self.zoom}.")
         if self.network_size is not None and self.zoom[0] < 1:
             raise ValueError(
                 f"With `network_size`, crops are stretched, so `zoom` starts at 1 or above; got {self.zoom}."
             )
-        for name in COUNTS:
-            if getattr(self, name) < 1:
-                raise ValueError(f"`{name}` is 1 or more; got {getattr(self, name)}.")
-        for name in ("snapshot_every", "num_evaluation_images"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise ValueError(f"`{name}` is 1 or more; got {getattr(self, name)}.")
+
+    def validate_optimizer(self):
+        """Decays and norms are in their ranges."""
         if not self.max_grad_norm > 0:
-            raise ValueError(f"`max_grad_norm` is above 0, and .inf clips nothing; got {self.max_grad_norm}.")
+            raise ValueError(f"`max_grad_norm` is above 0 (.inf does not clip); got {self.max_grad_norm}.")
         if not 0 < self.layer_decay <= 1:
             raise ValueError(
-                f"`layer_decay` is above 0 and at most 1; got {self.layer_decay}. To keep the encoder, `freeze_backbone`."
+                f"`layer_decay` is above 0 and at most 1; got {self.layer_decay}. To train no encoder layer, set "
+                "freeze_backbone=true."
             )
         if self.weight_average_decay is not None and not 0 < self.weight_average_decay < 1:
             raise ValueError(
                 f"`weight_average_decay` is between 0 and 1, or null for no average; got {self.weight_average_decay}."
             )
-        check_keys("`trackers`", map(str, self.trackers), TRACKERS)
-        if not 0 < self.zoom[0] <= self.zoom[1]:
-            raise ValueError(f"`zoom` is a range above 0, the lower end first; got {self.zoom}.")
+
+    def validate_names(self):
+        """Trackers and fields of the model are known."""
+        check_keys("`trackers`", self.trackers, TRACKERS)
         backbone = self.model.get("backbone_config") or {}
         if "model_type" not in backbone:
             known = ["model_name", "num_channels", "drop_path_rate", "model_kwargs", "out_indices", "out_features"]
@@ -170,17 +181,18 @@ class TrainingConfig:
 
     @classmethod
     def load(cls, path: str | Path, overrides: Sequence[str] = ()) -> "TrainingConfig":
-        """Reads a YAML file and `key=value` overrides, where `model.num_bases=32` reaches inside.
+        """Reads a YAML file and applies `key=value` overrides; `model.num_bases=32` sets a field of `model`.
 
         Raises:
             FileNotFoundError: If there is no such file.
-            ValueError: If a key is unknown, or a value of another type.
+            ValueError: If a key is unknown or an override has another form.
+            StrictDataclassError: If a value is wrong.
         """
         return cls.from_dict(apply_overrides(read_settings(path), overrides))
 
     @classmethod
     def load_if_there(cls, path: str | Path, overrides: Sequence[str] = ()) -> "TrainingConfig":
-        """The same, from the defaults where there is no such file."""
+        """Same as `load`, but starts from the defaults if there is no such file."""
         return cls.load(path, overrides) if Path(path).is_file() else cls.from_dict(apply_overrides({}, overrides))
 
     @classmethod
@@ -194,31 +206,31 @@ class TrainingConfig:
         return cls(**values)
 
     def describe(self) -> dict[str, Any]:
-        """The settings but for where things lie on this machine."""
+        """Returns the settings without the paths of this machine."""
         return {key: value for key, value in asdict(self).items() if key not in ("output_dir", "data_dir")}
 
     def is_snapshot(self, step: int) -> bool:
-        """Whether a step is one after which validation images are looked at."""
+        """Returns whether a snapshot is taken after a step."""
         every = self.snapshot_every or -(-self.max_steps // 10)
         return step % every == 0 or step == self.max_steps
 
     def images_per_forward(self, num_processes: int) -> int:
-        """Images that one rank sees at once.
+        """Returns the number of images in a forward pass of one rank.
 
         Raises:
-            ValueError: If the batch does not divide by ranks and micro-batches.
+            ValueError: If `batch_size` is not divisible by ranks x micro-batches.
         """
         num_parts = num_processes * self.gradient_accumulation_steps
         if self.batch_size % num_parts:
             raise ValueError(
-                f"`batch_size` is all images of an optimiser step and divides by ranks x micro-batches; got "
+                f"`batch_size` counts all images of an optimizer step and is divisible by ranks x micro-batches; got "
                 f"{self.batch_size} images, {num_processes} ranks, {self.gradient_accumulation_steps} micro-batches."
             )
         return self.batch_size // num_parts
 
 
 def label_fields(config: TrainingConfig, benchmark: Benchmark) -> dict[str, dict]:
-    """The fields of [`SEMConfig`] that the data set determines: tasks, head widths and class names."""
+    """Returns the fields of [`SEMConfig`] that follow from the dataset: tasks, head widths and class names."""
     tasks = config.tasks or list(benchmark.task_num_labels)
     names = benchmark.class_names
     return {
@@ -227,30 +239,18 @@ def label_fields(config: TrainingConfig, benchmark: Benchmark) -> dict[str, dict
     }
 
 
-def read_command_line(description: str) -> tuple[TrainingConfig, bool]:
-    """Parses `--config FILE [--dry-run] [key=value ...]` into the settings and whether it is a dry run."""
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", required=True, help="YAML file of the settings that differ from the defaults")
-    parser.add_argument(
-        "--dry-run", action="store_true", help="say what would be done, measure one step, write nothing"
-    )
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings, for example max_steps=100")
-    # intermixed: `--dry-run` may stand behind the settings
-    arguments = parser.parse_intermixed_args()
-    return TrainingConfig.load(arguments.config, arguments.overrides), arguments.dry_run
-
-
-def lock_output_dir(folder: Path) -> FileLock:
-    """Keeps other processes from training in the same folder, for as long as this one lives and holds the lock.
+def lock_output_dir(folder: Path) -> "FileLock":
+    """Locks a folder against other training processes until the returned lock is released or this process ends.
 
     Raises:
-        ValueError: If another process holds it.
+        ValueError: If another process holds the lock.
     """
+    filelock = require("filelock", extra="train")
     folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / ".lock")
+    lock = filelock.FileLock(folder / ".lock")
     try:
         lock.acquire(timeout=LOCK_SECONDS)
-    except Timeout as error:
+    except filelock.Timeout as error:
         raise ValueError(
             f"One process trains in a folder at a time; another one holds {str(lock.lock_file)!r}. Wait for it or stop it; "
             "ending its launcher is not enough."
@@ -259,10 +259,10 @@ def lock_output_dir(folder: Path) -> FileLock:
 
 
 def claim_output_dir(config: TrainingConfig) -> None:
-    """Notes the settings in `output_dir`, or checks that the run there, which this one resumes, has the same.
+    """Writes the settings to `output_dir`, or checks that the run to resume there has the same settings.
 
     Raises:
-        ValueError: If the folder holds a run of other settings.
+        ValueError: If the folder holds a run with other settings.
     """
     path = Path(config.output_dir) / SETTINGS_NAME
     if not path.is_file():
@@ -278,11 +278,11 @@ def claim_output_dir(config: TrainingConfig) -> None:
     ]
     if changed:
         raise ValueError(
-            f"{config.output_dir!r} holds a run of other settings ({'; '.join(changed)}), which cannot be resumed with "
+            f"{config.output_dir!r} holds a run with other settings ({'; '.join(changed)}), which cannot be resumed with "
             "these. Choose another output_dir, or remove that folder."
         )
 
 
 def network_size(config: TrainingConfig) -> tuple[int, int]:
-    """Height and width of the images that the network of a run sees."""
+    """Returns height and width of the images that the network of a run gets."""
     return tuple(config.network_size or config.input_size)

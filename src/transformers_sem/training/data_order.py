@@ -1,4 +1,4 @@
-"""Data order and randomness that depend on the seed and the position only, so that a run resumes where it stood."""
+"""Data order and random numbers that depend on the seed and the position only, so that a run resumes exactly."""
 
 import signal
 from collections.abc import Iterator
@@ -11,18 +11,18 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from ..data.transforms import TransformedDataset
 
 
-# Streams of randomness that must not repeat each other
+# Independent streams of random numbers
 ORDER, AUGMENTATION, FORWARD = 0, 1, 2
 
 
 class PositionSampler(Sampler):
-    """Gives `(position, row)` for positions `start ... stop - 1` of an endless series of shuffled epochs.
+    """Yields `(position, row)` for the positions `start` to `stop - 1` of an endless series of shuffled epochs.
 
     Args:
-        num_rows (`int`): Rows of the data set.
-        start (`int`): Samples drawn by earlier runs.
-        stop (`int`): Samples of the whole training.
-        seed (`int`): Of the shuffling.
+        num_rows (`int`): Number of rows of the dataset.
+        start (`int`): Number of samples that earlier runs have drawn.
+        stop (`int`): Number of samples of the whole training.
+        seed (`int`): Seed of the shuffling.
     """
 
     def __init__(self, num_rows: int, *, start: int, stop: int, seed: int):
@@ -42,7 +42,7 @@ class PositionSampler(Sampler):
 
 
 class PositionSeededDataset(Dataset):
-    """Draws the augmentation of a sample from its position in the training, whichever worker prepares it."""
+    """Seeds the augmentation of a sample by its position in the training, whatever the worker."""
 
     def __init__(self, dataset: TransformedDataset, seed: int):
         self.dataset, self.seed = dataset, seed
@@ -58,19 +58,19 @@ class PositionSeededDataset(Dataset):
 
 
 def derive_seed(*numbers: int) -> int:
-    """A seed of 32 bits, all that torch's CPU generator keeps, in which every number counts."""
+    """Mixes numbers to a seed of 32 bits, as many as torch's CPU generator keeps."""
     return int(np.random.SeedSequence(numbers).generate_state(1)[0])
 
 
 def seed_step(seed: int, step: int, rank: int) -> None:
-    """Draws what the model itself draws in a step, such as stochastic depth, from its number, on each rank another."""
+    """Seeds the random numbers of the model in a step, such as stochastic depth; each rank has its own."""
     set_seed(derive_seed(seed, FORWARD, step, rank))
 
 
 def ignore_signals(worker: int) -> None:
-    """Ctrl-C and SIGTERM may reach a whole group of processes, but the step under way still needs its data.
+    """Ignores Ctrl-C and SIGTERM in a data worker: they reach the whole process group, and the current step needs its data.
 
-    Workers end when their iterator is closed, which must not be left to the end of the interpreter: it sends SIGTERM.
+    Workers end when their iterator is closed. Closing it must not be left to interpreter exit, which sends SIGTERM.
     """
     for signum in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signum, signal.SIG_IGN)
@@ -79,12 +79,12 @@ def ignore_signals(worker: int) -> None:
 def build_train_loader(
     dataset: TransformedDataset, *, batch_size: int, first_sample: int, num_samples: int, seed: int, num_workers: int
 ) -> DataLoader:
-    """One pass over this loader is the rest of the training: no epochs to count and none to skip."""
+    """Builds a loader whose single pass is the rest of the training."""
     return DataLoader(
         PositionSeededDataset(dataset, seed),
         batch_size=batch_size,
         sampler=PositionSampler(len(dataset), start=first_sample, stop=num_samples, seed=seed),
-        generator=torch.Generator(),  # or starting to load would draw from the generator of the model
+        generator=torch.Generator(),  # otherwise the loader draws its base seed from the global generator
         num_workers=num_workers,
         worker_init_fn=ignore_signals,
         pin_memory=torch.cuda.is_available(),

@@ -1,4 +1,4 @@
-"""The optimiser, how fast each layer of the encoder learns, and a step that leaves out what is not finite."""
+"""The optimizer, layer-wise learning rates, and a step that skips losses and gradients that are not finite."""
 
 import logging
 import math
@@ -24,7 +24,7 @@ from .signals import StopRequest
 
 logger = logging.getLogger(__name__)
 
-# The layers of transformers' encoders, as timm's models describe theirs: first match, numbers in order of depth
+# Layers of transformers' encoders, in the form of timm's `group_matcher`: the first match counts, numbers are depths.
 LAST = (99999,)
 TRANSFORMERS_LAYERS = {
     "stem": r".*\bembeddings\b",
@@ -40,7 +40,7 @@ TRANSFORMERS_LAYERS = {
 
 
 def layer_depths(backbone: PreTrainedModel) -> dict[str, int]:
-    """The number of the layer that each parameter of an encoder belongs to, from 0 at the image."""
+    """Returns the layer number of each encoder parameter, counted from 0 at the image."""
     if isinstance(backbone, SEMTimmBackbone):
         encoder = backbone.encoder.model
         return {
@@ -51,14 +51,14 @@ def layer_depths(backbone: PreTrainedModel) -> dict[str, int]:
 
 
 def learning_rate_scales(backbone: PreTrainedModel, layer_decay: float) -> dict[str, float]:
-    """Layer-wise decay (BEiT): what comes after the encoder learns at 1, its last layer at `layer_decay`, and so on down."""
+    """Returns the learning rate factors of layer-wise decay (BEiT): `layer_decay` for the last layer, its square below."""
     depths = layer_depths(backbone)
     num_layers = max(depths.values()) + 1
     return {name: layer_decay ** (num_layers - depth) for name, depth in depths.items()}
 
 
 def build_optimizer(config: TrainingConfig, model: SEMForMultiTaskDensePrediction) -> torch.optim.Adam:
-    """Adam over everything that is not frozen, in groups of one learning rate, the fastest first."""
+    """Builds Adam over all trainable parameters, in groups of one learning rate, the largest first."""
     scales = learning_rate_scales(model.sem.backbone, config.layer_decay)
     groups = defaultdict(list)
     for name, parameter in model.named_parameters():
@@ -67,14 +67,14 @@ def build_optimizer(config: TrainingConfig, model: SEMForMultiTaskDensePredictio
     return torch.optim.Adam(
         [{"params": groups[scale], "lr": config.learning_rate * scale} for scale in sorted(groups, reverse=True)],
         weight_decay=config.weight_decay,
-        fused=True,  # one pass over each parameter instead of a dozen
+        fused=True,  # one kernel per parameter instead of a dozen
     )
 
 
 def build_average(config: TrainingConfig, accelerator: Accelerator, model: nn.Module) -> AveragedModel | None:
-    """The exponential moving average of the weights, where the configuration asks for it.
+    """Builds the exponential moving average of the weights; `None` if the settings ask for none.
 
-    Buffers are those of the model: the bases are moving averages already, of unit length.
+    Buffers are copied from the model: the bases are moving averages of unit length already.
     """
     if config.weight_average_decay is None:
         return None
@@ -83,7 +83,7 @@ def build_average(config: TrainingConfig, accelerator: Accelerator, model: nn.Mo
 
 
 class StepReport(NamedTuple):
-    """Of an optimiser step, the same on all ranks: losses by name, which numbers are not finite, a signal or 0."""
+    """Result of an optimizer step, the same on all ranks: losses, names of numbers that are not finite, a signal or 0."""
 
     losses: dict[str, float]
     not_finite: list[str]
@@ -91,17 +91,17 @@ class StepReport(NamedTuple):
 
 
 class OptimizerStep:
-    """One optimiser step, taken by all ranks or, where a loss or the gradient is not finite on any, by none.
+    """One optimizer step on all ranks, which is skipped on all if a loss or the gradient of any is not finite.
 
-    A step that is not taken leaves the weights, the optimiser and the buffers (bases, statistics of batch norms) alone.
-    DeepSpeed steps inside `backward`, and leaves out itself what overflows in half precision.
+    A skipped step does not change weights, optimizer and buffers (bases, statistics of batch norms). DeepSpeed steps inside
+    `backward`, and skips overflows of half precision itself.
 
     Args:
-        accelerator (`Accelerator`): Of the ranks.
-        model (`nn.Module`): Prepared by it.
-        optimizer (`AcceleratedOptimizer`): Prepared by it.
-        max_grad_norm (`float`): Gradients are clipped to this norm.
-        stop (`StopRequest`): The ranks agree on it.
+        accelerator (`Accelerator`): Accelerator of the run.
+        model (`nn.Module`): Model prepared by the accelerator.
+        optimizer (`AcceleratedOptimizer`): Optimizer prepared by the accelerator.
+        max_grad_norm (`float`): Norm to which gradients are clipped.
+        stop (`StopRequest`): Signals, on which the ranks agree.
     """
 
     def __init__(
@@ -116,7 +116,7 @@ class OptimizerStep:
         self.max_grad_norm, self.stop = max_grad_norm, stop
 
     def __call__(self, batches: Iterable[dict]) -> StepReport:
-        """Takes a step on the micro-batches."""
+        """Takes a step on micro-batches."""
         buffers = [buffer.clone() for buffer in self.model.buffers()]
         micro_losses = [self._accumulate(batch) for batch in batches]
         names = list(micro_losses[0])
@@ -142,7 +142,7 @@ class OptimizerStep:
         return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
     def _agree(self, names: list[str], losses: Tensor, norm: Tensor) -> StepReport:
-        """One exchange between the ranks, and one wait for the device."""
+        """Averages over the ranks, in one exchange and one wait for the device."""
         signum = torch.tensor([float(self.stop.signum)], device=losses.device)
         rows = self.accelerator.gather(torch.cat([losses, norm.reshape(1), signum])[None]).cpu()
         *means, mean_norm, _ = rows.mean(dim=0).tolist()
@@ -160,46 +160,46 @@ class OptimizerStep:
 
 
 class NonFiniteGuard:
-    """Counts the steps that were not taken, and ends the run after too many in a row; a checkpoint carries the counts.
+    """Counts skipped steps, and ends the run after too many consecutive ones. Checkpoints hold the counts.
 
-    In half precision the scale of the loss starts too large on purpose: gradients that overflow while the scale is still
-    above 1 only serve to find it, and do not count.
+    In half precision the loss scale starts too large on purpose. Gradients that overflow while the scale is above 1 serve to
+    find it and are not counted.
 
     Args:
-        accelerator (`Accelerator`): Holds the scaler; its main process speaks.
-        max_skipped_steps (`int`): How many in a row are borne.
+        accelerator (`Accelerator`): Holds the gradient scaler; its main process logs.
+        max_skipped_steps (`int`): Maximum number of consecutive skipped steps.
     """
 
     def __init__(self, accelerator: Accelerator, max_skipped_steps: int):
         self.accelerator, self.max_skipped_steps = accelerator, max_skipped_steps
         if accelerator.distributed_type == DistributedType.DEEPSPEED and accelerator.mixed_precision != "fp16":
-            self.max_skipped_steps = 0  # the step is taken when its loss is known: weights are spoilt
-        self.total = self.in_a_row = 0
+            self.max_skipped_steps = 0  # DeepSpeed has taken the step when its loss is known
+        self.total = self.consecutive = 0
 
     def state_dict(self) -> dict:
-        """The counts."""
-        return {"total": self.total, "in_a_row": self.in_a_row}
+        """Returns the counts."""
+        return {"total": self.total, "consecutive": self.consecutive}
 
     def load_state_dict(self, state: dict) -> None:
-        """Goes on with the counts."""
-        self.total, self.in_a_row = state["total"], state["in_a_row"]
+        """Restores the counts."""
+        self.total, self.consecutive = state["total"], state["consecutive"]
 
     def count(self, step: int, not_finite: list[str]) -> None:
         """Counts a step.
 
         Raises:
-            FloatingPointError: If it is one too many in a row that was not taken.
+            FloatingPointError: If more than `max_skipped_steps` consecutive steps were skipped.
         """
         scaler = self.accelerator.scaler
         if scaler is not None and not_finite == ["gradient"] and scaler.get_scale() >= 1:
             return
-        self.in_a_row = self.in_a_row + 1 if not_finite else 0
+        self.consecutive = self.consecutive + 1 if not_finite else 0
         self.total += bool(not_finite)
         if not_finite and self.accelerator.is_main_process:
-            logger.warning("Step %d is skipped: not finite are %s.", step, ", ".join(not_finite))
-        if self.in_a_row > self.max_skipped_steps:
+            logger.warning("Step %d is skipped; not finite: %s.", step, ", ".join(not_finite))
+        if self.consecutive > self.max_skipped_steps:
             raise FloatingPointError(
-                f"`max_skipped_steps` is how many steps in a row may have a loss or a gradient that is not finite; got "
-                f"{self.in_a_row} at step {step} ({', '.join(not_finite)}). Checkpoints from before are intact. Lower "
-                "learning_rate, use mixed_precision=bf16 instead of fp16, or look at the data."
+                f"At most {self.max_skipped_steps} consecutive steps (`max_skipped_steps`) may have a loss or gradient that is not "
+                f"finite; got {self.consecutive} at step {step} ({', '.join(not_finite)}). Earlier checkpoints are intact. Lower "
+                "learning_rate, use mixed_precision=bf16 instead of fp16, or check the data."
             )

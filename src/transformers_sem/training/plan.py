@@ -1,6 +1,5 @@
-"""What a run is going to do, before it does it: settings, length, memory, files; and one step of it on made-up images."""
+"""The plan of a run: settings, length, memory and files; and the measurement of one step on random images."""
 
-import sys
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
@@ -17,26 +16,26 @@ from transformers import PreTrainedConfig
 from ..configuration_sem import SEMConfig
 from ..modeling_sem import SEMForMultiTaskDensePrediction
 from ..tasks import get_task
+from ..utils.memory import peak_memory
 from .config import TrainingConfig, network_size
 
 
-# What `output_dir` holds in the end
+# Files that a run writes to `output_dir`.
 FILES = {
-    "training.yaml": "settings, by which the same command resumes the run",
-    "checkpoints/": "all that the run needs to go on",
-    "history.jsonl": "losses, learning rate, speed and memory of every log entry",
-    "logs/": "the same for TensorBoard",
-    "snapshots/": "predictions for a few validation images during training",
-    "training_report.html": "all of this to look at, also while it trains",
+    "training.yaml": "settings; the same command resumes the run",
+    "checkpoints/": "state of the run, to resume it",
+    "history.jsonl": "losses, learning rate, speed, memory and validation scores",
+    "logs/": "the same for TensorBoard, with predictions for a few validation images",
+    "curves.png": "losses, learning rate and validation scores over the steps",
     "model.safetensors, config.json, preprocessor_config.json": "the model, for from_pretrained",
-    "evaluation.json, evaluation.parquet, predictions.png": "its scores and its pictures",
+    "evaluation.json, evaluation.parquet, predictions.png": "scores and predictions of the model",
 }
-# what every configuration of transformers holds, and what follows from the rest
+# Fields of every transformers configuration, and fields that follow from others.
 NOT_SETTINGS = {"transformers_version", "architectures", "dtype", "stage_names", "out_features", "is_decoder"}
 
 
 class Setting(NamedTuple):
-    """One setting: its name as an override has it, its value, and whether that is the default."""
+    """One setting: its name as in an override, its value, and whether that is the default."""
 
     name: str
     value: Any
@@ -44,7 +43,7 @@ class Setting(NamedTuple):
 
 
 def effective_settings(config: TrainingConfig, model_config: SEMConfig) -> list[Setting]:
-    """All settings of a run and of its model, with what was filled in."""
+    """Returns all settings of a run and of its model, including defaults."""
     default = TrainingConfig()
     settings = [
         Setting(spec.name, getattr(config, spec.name), getattr(config, spec.name) == getattr(default, spec.name))
@@ -55,7 +54,7 @@ def effective_settings(config: TrainingConfig, model_config: SEMConfig) -> list[
 
 
 def model_settings(config: SEMConfig) -> list[Setting]:
-    """The fields of a model's configuration, those of its encoder among them."""
+    """Returns the fields of a model configuration and of its encoder."""
     default = SEMConfig()
     inherited = {spec.name for spec in fields(PreTrainedConfig)}
     names = [spec.name for spec in fields(config) if spec.name not in inherited | {"backbone_config"}]
@@ -75,7 +74,7 @@ def model_settings(config: SEMConfig) -> list[Setting]:
 
 @dataclass(kw_only=True, frozen=True)
 class Memory:
-    """Bytes of what lies in memory all the time, exactly; what a forward pass leaves for the backward pass is not in it."""
+    """Static memory of a run in bytes; activations are not included."""
 
     parameters: int
     gradients: int
@@ -84,37 +83,37 @@ class Memory:
 
     @property
     def total(self) -> int:
-        """All of them."""
+        """The sum."""
         return self.parameters + self.gradients + self.optimizer + self.average
 
 
 def permanent_memory(config: TrainingConfig, model: SEMForMultiTaskDensePrediction) -> Memory:
-    """Of parameters and buffers, the gradients of those that learn, Adam's two moments and step count of each, and the average."""
-    learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    parameters, gradients = num_bytes([*model.parameters(), *model.buffers()]), num_bytes(learning)
+    """Returns the static memory: parameters and buffers, gradients, two moments and a step count of Adam, the average."""
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    parameters, gradients = num_bytes([*model.parameters(), *model.buffers()]), num_bytes(trainable)
     return Memory(
         parameters=parameters,
         gradients=gradients,
-        optimizer=2 * gradients + 4 * len(learning),
+        optimizer=2 * gradients + 4 * len(trainable),
         average=0 if config.weight_average_decay is None else parameters,
     )
 
 
 def num_bytes(tensors: Iterable[Tensor]) -> int:
-    """Of the values of tensors."""
+    """Returns the size of tensors in bytes."""
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 def format_plan(
     config: TrainingConfig, model: SEMForMultiTaskDensePrediction, num_rows: int, num_processes: int
 ) -> str:
-    """What a run is going to do, as text for a terminal.
+    """Describes what a run will do, as text for a terminal.
 
     Args:
-        config (`TrainingConfig`): Its settings.
-        model (`SEMForMultiTaskDensePrediction`): Its model.
-        num_rows (`int`): Training images.
-        num_processes (`int`): Ranks.
+        config (`TrainingConfig`): Settings of the run.
+        model (`SEMForMultiTaskDensePrediction`): Model of the run.
+        num_rows (`int`): Number of training images.
+        num_processes (`int`): Number of ranks.
     """
     settings = effective_settings(config, model.config)
     width = max(len(setting.name) for setting in settings)
@@ -132,22 +131,22 @@ def format_plan(
 
 
 def shorten_value(value: Any, width: int = 100) -> str:
-    """A value on one line; the names of forty classes do not fit."""
+    """Returns a value on one line, shortened; the names of forty classes do not fit."""
     return shorten(str(value), width, placeholder=" ...")
 
 
 def describe_parameters(model: SEMForMultiTaskDensePrediction) -> str:
-    """How many there are, where, and how many learn."""
+    """Describes the number of parameters of the encoder and the rest, and how many are trainable."""
     encoder, total = model.sem.backbone.num_parameters(), model.num_parameters()
-    learning = model.num_parameters(only_trainable=True)
+    trainable = model.num_parameters(only_trainable=True)
     return (
         f"{total / 1e6:.1f} M: encoder {encoder / 1e6:.1f} M, the rest {(total - encoder) / 1e6:.1f} M; "
-        f"{learning / 1e6:.1f} M learn"
+        f"{trainable / 1e6:.1f} M trainable"
     )
 
 
 def describe_length(config: TrainingConfig, num_rows: int, num_processes: int) -> str:
-    """Steps, images and epochs."""
+    """Describes the number of steps, images and epochs."""
     num_images = config.max_steps * config.batch_size
     return (
         f"{config.max_steps:,} steps of {config.batch_size} images (ranks: {num_processes}, micro-batches: "
@@ -157,17 +156,17 @@ def describe_length(config: TrainingConfig, num_rows: int, num_processes: int) -
 
 
 def describe_memory(memory: Memory) -> str:
-    """Parts and sum, and what they leave out."""
+    """Describes the static memory and its parts."""
     parts = {"parameters": memory.parameters, "gradients": memory.gradients, "Adam": memory.optimizer}
     parts |= {"average": memory.average} if memory.average else {}
     return (
         f"{memory.total / 1e9:.2f} GB per device: {', '.join(f'{name} {size / 1e9:.2f}' for name, size in parts.items())} "
-        "(counted; less where FSDP or DeepSpeed share it out); activations come on top, and --dry-run measures them"
+        "(counted; less where FSDP or DeepSpeed shard it); activations need more, which --dry-run measures"
     )
 
 
 def random_batch(config: TrainingConfig, model_config: SEMConfig, num_images: int) -> dict[str, Any]:
-    """Images and labels of the shapes and formats of the training, from random numbers."""
+    """Returns random images and labels with the shapes and types of a training batch."""
     size = network_size(config)
     generator = torch.Generator().manual_seed(0)
     labels = {}
@@ -182,10 +181,10 @@ def random_batch(config: TrainingConfig, model_config: SEMConfig, num_images: in
 
 
 def measure_step(config: TrainingConfig, model: SEMForMultiTaskDensePrediction, accelerator: Accelerator) -> str:
-    """Takes one forward and backward pass of made-up images, all ranks at once, and says how long it took and what it needed.
+    """Measures one forward and backward pass on random images, on all ranks, and describes its time and memory.
 
     Raises:
-        ValueError: If it does not fit in the memory of the device.
+        ValueError: If the pass does not fit in the memory of the device.
     """
     num_images = config.images_per_forward(accelerator.num_processes)
     batch = send_to_device(random_batch(config, model.config, num_images), accelerator.device)
@@ -198,7 +197,7 @@ def measure_step(config: TrainingConfig, model: SEMForMultiTaskDensePrediction, 
         loss.item()  # waits for the device
     except torch.OutOfMemoryError as error:
         raise ValueError(
-            f"The forward and backward pass of {num_images} images does not fit in the memory of {accelerator.device}. Use more "
+            f"A forward and backward pass of {num_images} images does not fit in the memory of {accelerator.device}. Use more "
             "gradient_accumulation_steps or ranks, gradient_checkpointing=true or mixed_precision=bf16."
         ) from error
     seconds, peak, memory = (
@@ -209,16 +208,7 @@ def measure_step(config: TrainingConfig, model: SEMForMultiTaskDensePrediction, 
     height, width = batch["pixel_values"].shape[-2:]
     return (
         f"{'measured':12}one forward and backward pass on {accelerator.device} (images: {num_images}, each {height} x "
-        f"{width}) took {seconds:.2f} s, the start of the kernels included; at most {peak / 1e9:.2f} GB "
-        f"{'on the device' if accelerator.device.type == 'cuda' else 'in this process, libraries included'}, so "
-        f"{(peak + memory.optimizer + memory.average) / 1e9:.2f} GB are expected with what Adam keeps"
+        f"{width}) took {seconds:.2f} s, including the start of the kernels; peak {peak / 1e9:.2f} GB "
+        f"{'on the device' if accelerator.device.type == 'cuda' else 'of this process, including libraries'}, so "
+        f"{(peak + memory.optimizer + memory.average) / 1e9:.2f} GB are expected with the state of Adam"
     )
-
-
-def peak_memory(device: torch.device) -> int:
-    """Bytes that were held at most on a GPU, or by this process where there is none."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    import resource  # not on Windows
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

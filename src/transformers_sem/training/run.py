@@ -1,40 +1,91 @@
-"""Everything that changes from step to step, and how."""
+"""A training run: builds the model, trains it, saves it, evaluates it."""
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
+from contextlib import closing
+from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 from accelerate import Accelerator
+from accelerate.utils import set_seed
 from torch import Tensor
 from torch.optim.lr_scheduler import PolynomialLR
+from tqdm.auto import tqdm
 
+from ..configuration_sem import SEMConfig
+from ..data.benchmarks import Benchmark, get_benchmark
+from ..data.transforms import TrainingAugmentation, TransformedDataset
+from ..evaluation.evaluator import TRAINING_NAME, EvaluationConfig, evaluate_and_report, predict_rows
+from ..image_processing_sem import SEMImageProcessor
 from ..modeling_sem import SEMForMultiTaskDensePrediction
-from .accelerator import choose_sharded_modules
-from .config import TrainingConfig
-from .data_order import seed_step
-from .history import LossLog
+from ..utils.environment import save_report
+from ..utils.errors import plain_errors
+from ..utils.extras import require
+from ..utils.files import save_trained
+from ..visualization.panels import save_panel
+from .accelerator import build_accelerator, choose_sharded_modules, start_trackers
+from .checkpoint import resume, save_checkpoint
+from .config import TrainingConfig, claim_output_dir, label_fields, lock_output_dir
+from .curves import CURVES_NAME, save_curves
+from .data_order import build_train_loader, seed_step
+from .history import History
 from .optimizer import NonFiniteGuard, OptimizerStep, build_average, build_optimizer
+from .plan import format_plan, measure_step
 from .signals import StopRequest
+from .snapshots import Snapshots
 
 
-@contextmanager
-def failure_reported(report: Callable[[str], None]) -> Iterator[None]:
-    """Calls `report("failed")` when an error ends what is inside, and lets the error go on."""
+def build_model(config: TrainingConfig, benchmark: Benchmark) -> SEMForMultiTaskDensePrediction:
+    """Builds the model of a run: tasks and class names of the dataset, everything else from the settings."""
+    labels = label_fields(config, benchmark)
+    if config.pretrained_model:
+        model = load_trained_model(config, labels)
+    else:
+        model = build_new_model(config, SEMConfig(**labels, **config.model))
+    if config.gradient_checkpointing:
+        model.gradient_checkpointing_enable()
+    if config.freeze_backbone:
+        model.sem.backbone.requires_grad_(False)
+    # The momentum of the bases is per optimizer step, whatever the number of micro-batches.
+    model.sem.bases_momentum = model.config.bases_momentum ** (1 / config.gradient_accumulation_steps)
+    return model
+
+
+def load_trained_model(config: TrainingConfig, labels: dict) -> SEMForMultiTaskDensePrediction:
+    """Loads `pretrained_model`, for tasks and classes that may be others."""
     try:
-        yield
-    except Exception:
-        report("failed")
-        raise
+        return SEMForMultiTaskDensePrediction.from_pretrained(
+            config.pretrained_model, ignore_mismatched_sizes=True, **labels, **config.model
+        )
+    except OSError as error:
+        raise OSError(
+            f"`pretrained_model` is the folder or Hub name of a trained SEM; got {config.pretrained_model!r}: {error}"
+        ) from error
+
+
+def build_new_model(config: TrainingConfig, model_config: SEMConfig) -> SEMForMultiTaskDensePrediction:
+    """Builds a model with random weights, except for the encoder's if `pretrained_backbone` is set."""
+    if not config.pretrained_backbone:
+        return SEMForMultiTaskDensePrediction(model_config)
+    source = config.pretrained_backbone if isinstance(config.pretrained_backbone, str) else None
+    return SEMForMultiTaskDensePrediction.from_pretrained_backbone(model_config, source)
+
+
+def build_image_processor(config: TrainingConfig) -> SEMImageProcessor:
+    """Builds a processor that pads to `input_size`, as is usual in the field, or stretches to `network_size`."""
+    height, width = config.network_size or config.input_size
+    size, stretch = {"height": height, "width": width}, config.network_size is not None
+    return SEMImageProcessor(size=size, pad_size=size, do_resize=stretch, do_pad=not stretch)
 
 
 class TrainingRun:
-    """Model, optimiser, schedule, average and counts of a run, prepared for its devices and its checkpoints.
+    """State and step of a training run, prepared for its devices and its checkpoints.
 
     Args:
-        config (`TrainingConfig`): The settings.
-        accelerator (`Accelerator`): Of the devices; its `save_state` and `load_state` have all of it.
-        model (`SEMForMultiTaskDensePrediction`): To train.
-        stop (`StopRequest`): On which the ranks agree in every step.
+        config (`TrainingConfig`): Settings of the run.
+        accelerator (`Accelerator`): Prepares model and optimizer; its checkpoints hold the whole state.
+        model (`SEMForMultiTaskDensePrediction`): The model to train.
+        stop (`StopRequest`): Signals, on which the ranks agree in every step.
     """
 
     def __init__(
@@ -53,36 +104,170 @@ class TrainingRun:
         choose_sharded_modules(accelerator, model)
         self.model, optimizer = accelerator.prepare(model, optimizer)
         self.guard = NonFiniteGuard(accelerator, config.max_skipped_steps)
-        self.log = LossLog(accelerator, Path(config.output_dir), config.batch_size)
-        accelerator.register_for_checkpointing(self.schedule, self.guard, self.log)
+        self.history = History(accelerator, Path(config.output_dir), config.batch_size)
+        accelerator.register_for_checkpointing(self.schedule, self.guard, self.history)
         if self.average is not None:
             accelerator.register_for_checkpointing(self.average)
         self.take_step = OptimizerStep(accelerator, self.model, optimizer, config.max_grad_norm, stop)
         self.model.train()
         if config.freeze_backbone:
-            accelerator.unwrap_model(self.model).sem.backbone.eval()
+            self.unwrapped_model.sem.backbone.eval()
+
+    @property
+    def unwrapped_model(self) -> SEMForMultiTaskDensePrediction:
+        """The model without the wrappers of the accelerator."""
+        return self.accelerator.unwrap_model(self.model)
 
     def step(self, step: int, micro_batches: Iterable[dict]) -> int:
-        """Takes the optimiser step number `step`, counted from 1, and returns the signal that asks to stop, or 0.
+        """Takes the optimizer step number `step`, counted from 1.
+
+        Returns:
+            `int`: the signal that asks to stop, or 0.
 
         Raises:
-            FloatingPointError: If too many steps in a row were not finite.
+            FloatingPointError: If too many consecutive steps were not finite.
         """
         seed_step(self.config.seed, step, self.accelerator.process_index)
         report = self.take_step(micro_batches)
         self.schedule.step()
         self.guard.count(step, report.not_finite)
         if self.average is not None and not report.not_finite:
-            self.average.update_parameters(self.accelerator.unwrap_model(self.model))
-        self.log.add(report.losses)
+            self.average.update_parameters(self.unwrapped_model)
+        self.history.add(report.losses)
         return report.signum
 
-    def flush_log(self, step: int) -> dict[str, str]:
-        """Writes a log entry and returns it for a progress bar."""
-        return self.log.flush(step, max(self.schedule.get_last_lr()), self.guard.total)
+    def write_losses(self, step: int) -> dict[str, str]:
+        """Writes a log entry and returns it, formatted for a progress bar."""
+        return self.history.write_losses(step, max(self.schedule.get_last_lr()), self.guard.total)
 
     def weights(self) -> dict[str, Tensor]:
-        """What is saved in the end, on all ranks: the average where there is one. All ranks call it."""
+        """Returns the weights to save, the average where there is one. All ranks call it."""
         if self.average is not None:
             return self.average.module.state_dict()
         return self.accelerator.get_state_dict(self.model)
+
+
+def train(
+    config: TrainingConfig,
+    accelerator: Accelerator,
+    model: SEMForMultiTaskDensePrediction,
+    image_processor: SEMImageProcessor,
+    rows: dict,
+    stop: StopRequest,
+) -> dict[str, Tensor]:
+    """Trains for `max_steps` optimizer steps, from the newest checkpoint if there is one, and returns the weights."""
+    run = TrainingRun(config, accelerator, model, stop)
+    output_dir = Path(config.output_dir)
+    checkpoints = output_dir / "checkpoints"
+    first_step = resume(accelerator, checkpoints)
+    run.history.truncate_after(first_step)
+    start_trackers(config, accelerator, first_step)
+    snapshots = Snapshots(
+        image_processor=image_processor,
+        rows=rows["validation"],
+        num_images=config.num_snapshot_images,
+        benchmark=get_benchmark(config.dataset, config.data_dir),
+        accelerator=accelerator,
+        history=run.history,
+    )
+    augmentation = TrainingAugmentation(tuple(config.input_size), zoom=tuple(config.zoom))
+    loader = build_train_loader(
+        TransformedDataset(rows["train"], model.config.tasks, image_processor, augmentation),
+        batch_size=config.images_per_forward(accelerator.num_processes),
+        first_sample=first_step * config.batch_size,
+        num_samples=config.max_steps * config.batch_size,
+        seed=config.seed,
+        num_workers=config.num_workers,
+    )
+    bar = tqdm(initial=first_step, total=config.max_steps, desc="training", disable=not accelerator.is_main_process)
+    with bar, closing(iter(accelerator.prepare(loader))) as batches:
+        for step in range(first_step + 1, config.max_steps + 1):
+            signum = run.step(step, islice(batches, config.gradient_accumulation_steps))
+            bar.update()
+            if step % config.log_every == 0 or step == config.max_steps:
+                bar.set_postfix(run.write_losses(step))
+            if config.is_snapshot(step):
+                snapshots.take(run.unwrapped_model, step)
+                accelerator.on_main_process(save_curves)(output_dir)
+            if step % config.save_every == 0 or step == config.max_steps or signum:
+                save_checkpoint(accelerator, checkpoints, step, config.keep_checkpoints)
+            if signum:
+                stop.leave(signum, step, checkpoints)
+    if signum := stop.agree():  # it arrived while the last checkpoint was saved
+        stop.leave(signum, config.max_steps, checkpoints)
+    return run.weights()
+
+
+def check_extra() -> None:
+    """Checks that the packages of the extra `train` are installed, before the run starts.
+
+    Raises:
+        MissingExtraError: If one is missing.
+    """
+    for name in ("filelock", "matplotlib"):
+        require(name, extra="train")
+
+
+def dry_run(config: TrainingConfig) -> None:
+    """Prints what a run would do and measures one step of it; nothing is prepared, downloaded or written."""
+    with plain_errors():
+        benchmark = get_benchmark(config.dataset, config.data_dir)
+        accelerator = build_accelerator(config)
+        num_rows = benchmark.count_rows(config.data_dir, **config.dataset_kwargs)["train"]
+        model = build_model(replace(config, pretrained_backbone=False), benchmark)
+        accelerator.print(format_plan(config, model, num_rows, accelerator.num_processes))
+        accelerator.print(measure_step(config, model, accelerator))
+
+
+def run_training(config: TrainingConfig) -> None:
+    """Trains a model, saves it with its image processor, evaluates it, and draws curves and predictions.
+
+    Everything goes to `output_dir`. A run that was interrupted there is resumed.
+    """
+    output_dir = Path(config.output_dir)
+    with plain_errors():
+        check_extra()
+        benchmark = get_benchmark(config.dataset, config.data_dir)
+        accelerator = build_accelerator(config)
+        with accelerator.main_process_first():
+            rows = benchmark.load(config.data_dir, **config.dataset_kwargs)
+        set_seed(config.seed)
+        model = build_model(config, benchmark)
+        if accelerator.is_main_process:
+            claim_output_dir(config)  # last: a run that cannot start claims no folder
+            lock = lock_output_dir(output_dir)  # noqa: F841, held until the end
+    image_processor = build_image_processor(config)
+    accelerator.print(format_plan(config, model, len(rows["train"]), accelerator.num_processes))
+    with plain_errors(), StopRequest(accelerator) as stop:
+        weights = train(config, accelerator, model, image_processor, rows, stop)
+    if accelerator.is_main_process:
+        save_trained(model, image_processor, output_dir, weights)
+        save_report(output_dir / TRAINING_NAME, settings=config.describe())
+    accelerator.wait_for_everyone()
+    evaluate_trained(config, accelerator, image_processor, rows)
+    accelerator.end_training()
+
+
+def evaluate_trained(
+    config: TrainingConfig, accelerator: Accelerator, image_processor: SEMImageProcessor, rows: dict
+) -> None:
+    """Evaluates the saved model of a run on all ranks and draws its predictions."""
+    output_dir = Path(config.output_dir)
+    model = SEMForMultiTaskDensePrediction.from_pretrained(output_dir, local_files_only=True)
+    report_path, panel_path = output_dir / "evaluation.json", output_dir / "predictions.png"
+    evaluation_config = EvaluationConfig(
+        dataset=config.dataset,
+        data_dir=config.data_dir,
+        dataset_kwargs=config.dataset_kwargs,
+        batch_size=config.images_per_forward(1),
+        num_evaluation_images=config.num_evaluation_images,
+        seed=config.seed,
+    )
+    with plain_errors():
+        report = evaluate_and_report(evaluation_config, accelerator, model, image_processor, rows, report_path)
+    accelerator.print(report)
+    if accelerator.is_main_process:
+        save_panel(panel_path, predict_rows(model, image_processor, rows["validation"], batch_size=4))
+    accelerator.print(
+        f"Written: {output_dir}/ (for from_pretrained), {report_path}, {panel_path}, {output_dir / CURVES_NAME}."
+    )

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: a run finishes its step, saves and leaves."""
+"""Ctrl-C and SIGTERM: a run finishes its step, saves a checkpoint and exits."""
 
 import os
 import signal
@@ -12,48 +12,48 @@ from accelerate import Accelerator
 
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-# Ctrl-C in a terminal reaches a rank twice, from the terminal and from its launcher, which is not a person who insists
+# Ctrl-C in a terminal reaches a rank twice, from the terminal and from its launcher; that is one request.
 SECONDS_OF_ONE_REQUEST = 1.0
 
 
 class StopRequest:
-    """While it is entered, notes the first SIGINT or SIGTERM in `signum`, which is 0 before; the second one kills.
+    """Context manager that records the first SIGINT or SIGTERM in `signum`, which is 0 before. The second one kills.
 
     Args:
-        accelerator (`Accelerator`): Its main process speaks.
+        accelerator (`Accelerator`): Its main process prints.
     """
 
     def __init__(self, accelerator: Accelerator):
-        self.accelerator, self.signum, self.noted_at = accelerator, 0, 0.0
+        self.accelerator, self.signum, self.recorded_at = accelerator, 0, 0.0
 
     def __enter__(self) -> "StopRequest":
-        self.earlier = {signum: signal.signal(signum, self._note) for signum in SIGNALS}
+        self.earlier = {signum: signal.signal(signum, self._record) for signum in SIGNALS}
         return self
 
     def __exit__(self, *exception_info) -> None:
         for signum, handler in self.earlier.items():
             signal.signal(signum, handler)
 
-    def _note(self, signum: int, frame: FrameType | None) -> None:
+    def _record(self, signum: int, frame: FrameType | None) -> None:
         if not self.signum:
-            self.signum, self.noted_at = signum, time.monotonic()
+            self.signum, self.recorded_at = signum, time.monotonic()
             if self.accelerator.is_main_process:
-                # not print: it may have been interrupted itself
-                os.write(sys.stderr.fileno(), b"\nStopping after this step; once more to stop at once.\n")
-        elif time.monotonic() - self.noted_at > SECONDS_OF_ONE_REQUEST:
+                # print is not reentrant, and may be what the signal interrupted
+                os.write(sys.stderr.fileno(), b"\nStopping after this step. Repeat to stop at once.\n")
+        elif time.monotonic() - self.recorded_at > SECONDS_OF_ONE_REQUEST:
             signal.signal(signum, signal.SIG_DFL)
             signal.raise_signal(signum)
 
     def agree(self) -> int:
-        """The signal that any rank has got, or 0; all ranks ask."""
+        """Returns the signal that any rank has received, or 0. All ranks call it."""
         signum = torch.tensor([self.signum], device=self.accelerator.device)
         return int(self.accelerator.gather(signum).max())
 
     def leave(self, signum: int, step: int, checkpoints: Path) -> None:
-        """Ends the program with the exit code of programs that a signal ends, 128 + `signum`."""
+        """Ends the program with the exit code 128 + `signum`, as is usual for signals."""
         self.accelerator.print(
-            f"Stopped by {signal.Signals(signum).name} after step {step}, which is saved in {checkpoints}. The same command "
-            "again goes on from there."
+            f"Stopped by {signal.Signals(signum).name} after step {step}, saved in {checkpoints}. The same command "
+            "resumes from there."
         )
         self.accelerator.end_training()
         sys.exit(128 + signum)

@@ -2,7 +2,10 @@
 
 import time
 from collections.abc import Callable
-from pathlib import Path
+
+import torch
+
+from ...utils.memory import peak_memory
 
 
 def seconds(function: Callable, *inputs) -> float:
@@ -13,10 +16,5 @@ def seconds(function: Callable, *inputs) -> float:
 
 
 def peak_megabytes(_: int) -> float:
-    """Returns the peak memory of the process that runs this, on Linux; NaN elsewhere.
-
-    `getrusage` would also count the memory of the parent process before the fork.
-    """
-    status = Path("/proc/self/status")
-    lines = status.read_text().splitlines() if status.exists() else []
-    return next((int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM")), float("nan"))
+    """Returns the peak main memory of the process that runs this."""
+    return peak_memory(torch.device("cpu")) / 2**20

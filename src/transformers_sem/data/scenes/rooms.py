@@ -196,7 +196,7 @@ def overlaps(rectangle: np.ndarray, others: list[np.ndarray]) -> bool:
 def furnish(builder: RoomBuilder, rng: np.random.Generator) -> None:
     """Furnishes a room from the walls to the middle, large objects first."""
     builder.place_on_wall(build_door(rng), "door")
-    # Only the door is on a wall yet: furniture must not block it, but may stand below windows and pictures.
+    # Only the door is on a wall yet: furniture must not block it, but may stand below windows and paintings.
     builder.occupied += builder.wall_footprints
     for name in rng.permutation(["bed", "cabinet"]):
         if rng.random() < 0.75:

@@ -1,0 +1,209 @@
+"""The studies of the paper: Table 2, Table 3, and Figures 5, 6 and 7, each with the trainings that it needs."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import datasets
+import torch
+
+from ..data.benchmarks import get_benchmark
+from ..evaluation.evaluator import predict_rows
+from ..image_processing_sem import SEMImageProcessor
+from ..modeling_sem import SEMForMultiTaskDensePrediction
+from ..task_kinds import CLASS_IDS
+from ..tasks import get_task
+from ..utils.extras import require
+from ..visualization.panels import comparison_panel, save_image
+from .figures import collect_features, plot_features, plot_settings, save_figure
+from .launch import launch_training
+from .tables import (
+    FIGURE_6,
+    TABLE_2,
+    TABLE_3,
+    Ablation,
+    Run,
+    describe_model,
+    describe_runs,
+    save_table,
+    train_missing,
+)
+
+
+COMPARED_MODELS = {"SEM": "sem", "baseline": "baseline"}  # of Figures 5 and 7
+NUM_IMAGES = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """One study, to be run.
+
+    Args:
+        name (`str`): Key of `STUDIES`.
+        output (`Path`): Folder of all trainings, tables and figures.
+        ablations (`tuple[Ablation, ...]`): One for each configuration; only Table 3 takes several.
+        accelerate_config (`Path`, *optional*): Configuration of `accelerate launch`.
+        write_line (`Callable[[str], None]`): Gets the messages for the terminal.
+    """
+
+    name: str
+    output: Path
+    ablations: tuple[Ablation, ...]
+    accelerate_config: Path | None = None
+    write_line: Callable[[str], None] = partial(print, flush=True)
+
+    @property
+    def ablation(self) -> Ablation:
+        """The only ablation."""
+        (ablation,) = self.ablations
+        return ablation
+
+    def run(self) -> None:
+        """Trains what is missing, and writes the table or the figure."""
+        for ablation in self.ablations:
+            ablation.claim()
+        STUDIES[self.name](self)
+
+    def train(self, runs: list[Run], report: Callable[[], None] = lambda: None) -> None:
+        """Trains the runs that are not finished, and calls `report` before the first and after each."""
+        num_finished = sum(run.is_finished for run in runs)
+        self.write_line(f"{len(runs)} trainings, {num_finished} of them finished; output: {self.output}/")
+
+        def train_one(run: Run) -> None:
+            self.write_line(f"training {run}/")
+            launch_training(run, self.accelerate_config)
+
+        train_missing(runs, train_one, report)
+
+
+def build_study(
+    name: str,
+    config_paths: list[Path],
+    output: Path,
+    seeds: list[int],
+    overrides: list[str],
+    accelerate_config: Path | None = None,
+) -> Study:
+    """Builds a study from the arguments of a command line. The configurations of Table 3 have a folder each, named after them."""
+    folders = [output / path.stem for path in config_paths] if name == "table3" else [output]
+    ablations = tuple(
+        Ablation(config_path=path, overrides=tuple(overrides), output=folder, seeds=tuple(seeds))
+        for path, folder in zip(config_paths, folders, strict=True)
+    )
+    return Study(name=name, output=output, ablations=ablations, accelerate_config=accelerate_config)
+
+
+def write_table(
+    study: Study,
+    rows: list[tuple[str, Ablation, str]],
+    title: str,
+    draw: Callable[[list[dict]], None] = lambda rows: None,
+) -> None:
+    """Trains the models of a table and writes the table after each training.
+
+    Args:
+        study (`Study`): The study.
+        rows (`list[tuple[str, Ablation, str]]`): Name, ablation and key of `MODELS` of each row.
+        title (`str`): Title of the table.
+        draw (`Callable`): Draws a figure from the described rows.
+    """
+    ablations = list(dict.fromkeys(ablation for _, ablation, _ in rows))
+    models = list(dict.fromkeys(model for *_, model in rows))
+    runs = [run for ablation in ablations for run in ablation.plan(models)]
+    runs.sort(key=lambda run: ablations[0].seeds.index(run.seed))
+    stem = study.output / study.name
+
+    def write() -> None:
+        described = [describe_model(ablation, name, model) for name, ablation, model in rows]
+        save_table(stem, title, described, describe_runs(ablations, models))
+        draw(described)
+
+    study.train(runs, write)
+    study.write_line(stem.with_suffix(".md").read_text(encoding="utf-8"))
+    study.write_line(f"Written: {stem}.md, .csv and .json.")
+
+
+def table2(study: Study) -> None:
+    """Compares STL, MTL, the baseline, the baseline with either module, and SEM."""
+    rows = [(name, study.ablation, model) for name, model in TABLE_2.items()]
+    write_table(study, rows, "Table 2: the modules of SEM")
+
+
+def table3(study: Study) -> None:
+    """Compares MTL and SEM with each encoder."""
+    rows = [
+        (f"{ablation.config_path.stem}, {name}", ablation, model)
+        for ablation in study.ablations
+        for name, model in TABLE_3.items()
+    ]
+    write_table(study, rows, "Table 3: encoders")
+
+
+def fig6(study: Study) -> None:
+    """Draws scores against the number of encoder stages (ES), decoder stages (DS) and EM iterations (R)."""
+    require("matplotlib", extra="train")  # before the trainings
+    settings = [(setting, value, model) for setting, models in FIGURE_6.items() for value, model in models.items()]
+    rows = [(f"{setting.split(',')[0]} = {value}", study.ablation, model) for setting, value, model in settings]
+    path = study.output / "fig6.png"
+
+    def draw(described: list[dict]) -> None:
+        panels = {setting: {} for setting in FIGURE_6}
+        for (setting, value, _), row in zip(settings, described, strict=True):
+            panels[setting][value] = row
+        save_figure(plot_settings(panels), path)
+
+    write_table(study, rows, "Figure 6: settings of the modules", draw)
+    study.write_line(f"Written: {path}.")
+
+
+def load_compared(study: Study) -> dict[str, tuple[SEMForMultiTaskDensePrediction, SEMImageProcessor]]:
+    """Loads SEM and the baseline of the first seed, after training them if they are missing."""
+    ablation = study.ablation
+    runs = {name: ablation.run(model, ablation.seeds[0]) for name, model in COMPARED_MODELS.items()}
+    study.train(list(runs.values()))
+    device = torch.accelerator.current_accelerator(check_available=True) or "cpu"
+    return {
+        name: (
+            SEMForMultiTaskDensePrediction.from_pretrained(run.folder, local_files_only=True).to(device).eval(),
+            SEMImageProcessor.from_pretrained(run.folder),
+        )
+        for name, run in runs.items()
+    }
+
+
+def load_validation(ablation: Ablation) -> datasets.Dataset:
+    """Loads the validation rows."""
+    config = ablation.config
+    benchmark = get_benchmark(config.dataset, config.data_dir)
+    return benchmark.load(config.data_dir, **config.dataset_kwargs)["validation"]
+
+
+def fig5(study: Study) -> None:
+    """Draws predictions of SEM and the baseline for some validation images, next to the labels."""
+    compared, rows = load_compared(study), load_validation(study.ablation)
+    indices = range(0, len(rows), max(1, len(rows) // NUM_IMAGES))[:NUM_IMAGES]
+    predictions = {
+        name: list(predict_rows(*both, rows.select(indices), batch_size=1)) for name, both in compared.items()
+    }
+    path = study.output / "fig5.png"
+    save_image(path, comparison_panel(predictions))
+    study.write_line(f"Written: {path}.")
+
+
+def fig7(study: Study) -> None:
+    """Draws features of SEM and the baseline for the first task of class ids, by t-SNE."""
+    for name in ("matplotlib", "sklearn"):
+        require(name, extra="train")  # before the trainings
+    tasks = study.ablation.tasks
+    task = next((task for task in tasks if get_task(task).kind is CLASS_IDS), None)
+    if task is None:
+        raise ValueError(f"Features are colored by class; none of the tasks {tasks} has class ids. Add one that has.")
+    compared, rows = load_compared(study), load_validation(study.ablation)
+    features = {name: collect_features(*both, rows, task) for name, both in compared.items()}
+    path = study.output / "fig7.png"
+    save_figure(plot_features(features, compared["SEM"][0].config.task_id2label.get(task, {})), path)
+    study.write_line(f"Written: {path}.")
+
+
+STUDIES = {function.__name__: function for function in (table2, table3, fig5, fig6, fig7)}
