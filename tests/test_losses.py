@@ -163,3 +163,15 @@ def test_a_good_prediction_costs_less_than_its_opposite(task):
     labels = labels.round() if spec.dtype == torch.int64 else labels
     labels = labels.to(spec.dtype)
     assert TASKS[task].loss(logits, labels) < TASKS[task].loss(-logits, labels)
+
+
+@pytest.mark.parametrize("task", ["semseg", "saliency"])
+@pytest.mark.parametrize("stray", [-1, 40])
+def test_an_id_beyond_the_head_is_named(task, stray):
+    logits = random_logits(task, 2, (4, 5))
+    labels = torch.zeros(2, 4, 5, dtype=torch.int64)
+    labels[1, 2, 3], labels[0, 0, 0] = stray, INVALID_ID
+    with pytest.raises(
+        ValueError, match=rf"0 to {TASKS[task].num_labels - 1}, 255 invalid; got .*{stray}.*task_num_labels"
+    ):
+        TASKS[task].loss(logits, labels)

@@ -149,26 +149,31 @@ def test_em_steps_reproduce_emanet(golden, num_iterations):
     for _ in range(num_iterations):
         responsibilities = expectation_step(states, bases)
         bases = maximization_step(states, responsibilities)
-    assert_same(responsibilities, arrays[f"{case}/z_bnk"], rtol=0, atol=1e-5)
+    expected = arrays[f"{case}/z_bnk"]
+    num_tokens = expected.shape[1]  # the first ones, where the file is trimmed
+    assert_same(responsibilities[:, :num_tokens], expected, rtol=0, atol=1e-5)
     assert_same(bases.transpose(1, 2), arrays[f"{case}/mu_bck"], rtol=0, atol=1e-5)
-    assert_same((responsibilities @ bases).transpose(1, 2), arrays[f"{case}/recon_bcn"], rtol=0, atol=1e-5)
+    reconstructed = (responsibilities @ bases).transpose(1, 2)[..., :num_tokens]
+    assert_same(reconstructed, arrays[f"{case}/recon_bcn"], rtol=0, atol=1e-5)
     looped = expectation_maximization(states, arrays[f"{case}/mu0"][0].T, num_iterations)
     assert_same(looped, bases, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("start", ["raw", "l2"])
-@pytest.mark.parametrize("temperature", ["1.0000", "0.5000", "5.6569"])
-@pytest.mark.parametrize("num_iterations", [1, 3, 5])
-def test_recomputed_responsibilities_reproduce_plain_em(golden, start, temperature, num_iterations):
+def test_recomputed_responsibilities_reproduce_plain_em(golden, start):
     arrays = golden("em_attention")
-    case = f"gmm/{start}/tau{temperature}_R{num_iterations}"
-    tau = math.sqrt(32) if temperature == "5.6569" else float(temperature)
-    states = torch.from_numpy(arrays["x_bcn"]).double().transpose(1, 2)
-    means = torch.from_numpy(arrays[f"{case}/mu_bkc"])
-    responsibilities = expectation_step(states, means, tau)
-    np.testing.assert_allclose(responsibilities, arrays[f"{case}/A_next_bnk"], rtol=0, atol=1e-6)
-    reconstructed = (responsibilities @ means).numpy()
-    np.testing.assert_allclose(reconstructed, arrays[f"{case}/recon_next_bnc"], rtol=1e-6, atol=1e-6)
+    cases = {key.rpartition("/")[0] for key in arrays if key.startswith(f"gmm/{start}/tau")}
+    assert len(cases) >= 6
+    for case in cases:
+        temperature = re.search(r"tau([0-9.]+)_", case).group(1)
+        tau = math.sqrt(32) if temperature == "5.6569" else float(temperature)
+        expected = arrays[f"{case}/A_next_bnk"]
+        states = torch.from_numpy(arrays["x_bcn"]).double().transpose(1, 2)[:, : expected.shape[1]]
+        means = torch.from_numpy(arrays[f"{case}/mu_bkc"])
+        responsibilities = expectation_step(states, means, tau)
+        np.testing.assert_allclose(responsibilities, expected, rtol=0, atol=1e-6, err_msg=case)
+        reconstructed = (responsibilities @ means).numpy()
+        np.testing.assert_allclose(reconstructed, arrays[f"{case}/recon_next_bnc"], rtol=1e-6, atol=1e-6, err_msg=case)
 
 
 def build_inter_task_module(num_bases=5, hidden_size=8, **overrides):

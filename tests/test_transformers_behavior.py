@@ -22,7 +22,8 @@ from transformers.trainer_utils import EvalPrediction
 
 from transformers_sem import MultiTaskMetric, SEMForMultiTaskDensePrediction, SEMImageProcessor, SEMModel
 from transformers_sem.backbone import inspect_backbone
-from transformers_sem.modeling_sem import SEMMultiTaskOutput, eager_attention_forward
+from transformers_sem.layers import eager_attention_forward
+from transformers_sem.modeling_sem import SEMMultiTaskOutput
 
 from .samples import invalid_labels, random_labels
 from .tiny import tiny_config

@@ -45,6 +45,22 @@ def unit_length(vectors: Tensor) -> Tensor:
     return vectors * vectors.square().sum(dim=1, keepdim=True).clamp(min=1e-24).rsqrt()
 
 
+def pixel_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Returns the softmax cross-entropy of each pixel, 0 where the label is invalid.
+
+    Raises:
+        ValueError: If a label has an id beyond the head. (On a GPU, torch ends the process with its own message.)
+    """
+    try:
+        return F.cross_entropy(logits.float(), labels, ignore_index=INVALID_ID, reduction="none")
+    except IndexError as error:
+        raise ValueError(
+            f"Labels are class ids from 0 to {logits.shape[1] - 1}, {INVALID_ID} invalid; got {labels.min().item()} to "
+            f"{labels[labels != INVALID_ID].max().item()}. Map the ids of your data, or give `task_num_labels` the width that "
+            "they need."
+        ) from error
+
+
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     """Softmax cross-entropy for semantic classes and human parts.
 
@@ -55,7 +71,7 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     Returns:
         Scalar `torch.Tensor`: mean over the valid pixels.
     """
-    per_pixel = F.cross_entropy(logits.float(), labels, ignore_index=INVALID_ID, reduction="none")
+    per_pixel = pixel_cross_entropy(logits, labels)
     return mean_over_valid(per_pixel, labels != INVALID_ID)
 
 
@@ -75,7 +91,7 @@ def balanced_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     valid = labels != INVALID_ID
     share_of_negatives = mean_over_ranks((labels == 0).sum()) / count_valid(valid)
     weights = torch.where(labels == 0, 1 - share_of_negatives, share_of_negatives)
-    per_pixel = F.cross_entropy(logits.float(), labels, ignore_index=INVALID_ID, reduction="none")
+    per_pixel = pixel_cross_entropy(logits, labels)
     return mean_over_valid(weights * per_pixel, valid)
 
 

@@ -1,0 +1,183 @@
+"""Layers and helpers that the parts of SEM share. Letters in shapes as in `modeling_sem.py`."""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from timm.layers import LayerNorm2d
+from torch import Tensor, nn
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.utils.output_capturing import CompileableContextVar
+
+from .configuration_sem import SEMConfig
+
+
+def to_tokens(feature_map: Tensor) -> Tensor:
+    """`(B, C, H, W)` -> `(B, H * W, C)`."""
+    return feature_map.flatten(2).transpose(1, 2)
+
+
+def to_map(tokens: Tensor, size: tuple[int, int]) -> Tensor:
+    """`(B, H * W, C)` -> `(B, C, H, W)`."""
+    return tokens.transpose(1, 2).unflatten(2, size)
+
+
+@dataclass(frozen=True)
+class Padding:
+    """Padding of an image at the right and bottom to whole cells, and the way back from the padded image to the image.
+
+    Args:
+        size (`tuple[int, int]`): Height and width of the image.
+        divisor (`int`): The height and width of the padded image are multiples of it.
+    """
+
+    size: tuple[int, int]
+    divisor: int
+
+    @property
+    def padded_size(self) -> tuple[int, int]:
+        """Height and width of the padded image."""
+        height, width = ((edge + self.divisor - 1) // self.divisor * self.divisor for edge in self.size)
+        return height, width
+
+    def pad(self, pixel_values: Tensor) -> Tensor:
+        """Pads images `(B, C, H, W)` with zeros."""
+        (height, width), (padded_height, padded_width) = self.size, self.padded_size
+        return F.pad(pixel_values, (0, padded_width - width, 0, padded_height - height))
+
+    def crop(self, feature_map: Tensor) -> Tensor:
+        """Crops a map `(B, C, h, w)` of the padded image to the image, whose last cells may be cut.
+
+        If the image is not a whole number of cells, the map is resampled to narrower cells that end at its edges.
+        """
+        lengths = list(zip(self.size, self.padded_size, feature_map.shape[-2:], strict=True))
+        cells = [(edge * full + padded - 1) // padded for edge, padded, full in lengths]  # rounded up
+        # An exported graph holds for every size, so it always resamples
+        if not torch.compiler.is_exporting() and all(
+            edge * full == count * padded for (edge, padded, full), count in zip(lengths, cells, strict=True)
+        ):
+            return feature_map[..., : cells[0], : cells[1]]
+        rows, columns = (
+            (torch.arange(count, device=feature_map.device) + 0.5) * (2 * edge / (count * padded)) - 1
+            for (edge, padded, _), count in zip(lengths, cells, strict=True)
+        )
+        grid = torch.stack(torch.meshgrid(rows, columns, indexing="ij"), dim=-1).flip(-1)  # grid_sample wants (x, y)
+        grid = grid.expand(feature_map.shape[0], -1, -1, -1)
+        cropped = F.grid_sample(feature_map.float(), grid, mode="bilinear", padding_mode="border", align_corners=False)
+        return cropped.to(feature_map.dtype)
+
+    def to_image(self, points: Tensor) -> Tensor:
+        """Converts points `(..., 2)` as (y, x) from [-1, 1] over the padded image to [-1, 1] over the image."""
+        scales = [padded / edge for padded, edge in zip(self.padded_size, self.size, strict=True)]
+        return (points + 1) * points.new_tensor(scales) - 1
+
+
+def resize(feature_map: Tensor, size: tuple[int, int]) -> Tensor:
+    """Interpolates a map `(B, C, h, w)` bilinearly to `size`; returns a map of that size unchanged."""
+    if feature_map.shape[-2:] == size:
+        return feature_map
+    return F.interpolate(feature_map, size=size, mode="bilinear", align_corners=False)
+
+
+# The states of the forward pass in progress; `None` unless they are asked for
+_recorded_states = CompileableContextVar("sem_states")
+
+
+@contextmanager
+def record_states(enabled: bool) -> Iterator[dict[str, list] | None]:
+    """Collects what `record` is given within the context, if `enabled`: `{name: [value of each call]}`."""
+    states = defaultdict(list) if enabled else None
+    token = _recorded_states.set(states)
+    try:
+        yield states
+    finally:
+        _recorded_states.reset(token)
+
+
+def record(name: str, value) -> None:
+    """Adds an intermediate value to the states that `output_sem_states=True` returns; does nothing otherwise."""
+    states = _recorded_states.get()
+    if states is not None:
+        states[name].append(value)
+
+
+def eager_attention_forward(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **kwargs,
+) -> tuple[Tensor, Tensor]:
+    """Softmax attention: `(B, heads, N, C / heads)` -> `(B, N, heads, C / heads)` and weights `(B, heads, N, M)`."""
+    weights = (query @ key.transpose(-1, -2) * scaling).softmax(dim=-1, dtype=torch.float32).to(query.dtype)
+    weights = F.dropout(weights, p=dropout, training=module.training)
+    return (weights @ value).transpose(1, 2).contiguous(), weights
+
+
+class SEMAttention(nn.Module):
+    """Multi-head attention of query tokens over another sequence of key and value tokens."""
+
+    def __init__(self, config: SEMConfig, hidden_size: int, num_heads: int):
+        super().__init__()
+        self.config = config  # the attention implementation in it may change after construction
+        self.head_dim = hidden_size // num_heads
+        self.scaling = self.head_dim**-0.5
+        self.is_causal = False
+        self.q_proj = nn.Linear(hidden_size, hidden_size)
+        self.k_proj = nn.Linear(hidden_size, hidden_size)
+        self.v_proj = nn.Linear(hidden_size, hidden_size)
+        self.o_proj = nn.Linear(hidden_size, hidden_size)
+
+    def forward(self, query_tokens: Tensor, key_value_tokens: Tensor) -> tuple[Tensor, Tensor | None]:
+        """`(B, N, C)` and `(B, M, C)` -> `(B, N, C)` and weights `(B, heads, N, M)`, `None` unless eager."""
+        query_states = self._split_heads(self.q_proj(query_tokens))
+        key_states = self._split_heads(self.k_proj(key_value_tokens))
+        value_states = self._split_heads(self.v_proj(key_value_tokens))
+        attend: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
+            self.config._attn_implementation, eager_attention_forward
+        )
+        attended, attention = attend(
+            self, query_states, key_states, value_states, attention_mask=None, scaling=self.scaling
+        )
+        return self.o_proj(attended.flatten(2)), attention
+
+    def _split_heads(self, tokens: Tensor) -> Tensor:
+        return tokens.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # (B, heads, N, C / heads)
+
+
+class SEMMLP(nn.Module):
+    """Linear layer, GELU, linear layer."""
+
+    def __init__(self, hidden_size: int, mlp_ratio: float):
+        super().__init__()
+        intermediate_size = int(hidden_size * mlp_ratio)
+        self.fc1 = nn.Linear(hidden_size, intermediate_size)
+        self.activation = nn.GELU()
+        self.fc2 = nn.Linear(intermediate_size, hidden_size)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """`(B, N, C)` -> `(B, N, C)`."""
+        return self.fc2(self.activation(self.fc1(tokens)))
+
+
+class SEMConvBlock(nn.Module):
+    """3x3 convolution, LayerNorm over the channels, GELU.
+
+    LayerNorm, unlike BatchNorm, depends neither on the batch size nor on the number of ranks.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int):
+        super().__init__()
+        self.conv = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        self.norm = LayerNorm2d(out_channels)
+        self.activation = nn.GELU()
+
+    def forward(self, feature_map: Tensor) -> Tensor:
+        """`(B, C_in, H, W)` -> `(B, C_out, H, W)`."""
+        return self.activation(self.norm(self.conv(feature_map)))
