@@ -27,6 +27,7 @@ RANKS = {
     "backbone_timm": 4,
     "backbone": 5,
     "layers": 5,
+    "modeling_outputs": 5,
     "modeling_sem": 6,
     "image_processing_sem": 7,
     "pipeline_sem": 8,

@@ -1124,6 +1124,7 @@ def test_the_default_has_at_most_360_million_parameters(paper_model):
 
 
 @torch.no_grad()
+@pytest.mark.slow
 def test_what_follows_the_encoder_costs_little(paper_model):
     images = torch.empty(1, 3, 448, 576, device="meta")
     encoder = count_operations(lambda: paper_model.sem.backbone(images))

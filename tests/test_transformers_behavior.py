@@ -22,8 +22,7 @@ from transformers.trainer_utils import EvalPrediction
 
 from transformers_sem import MultiTaskMetric, SEMForMultiTaskDensePrediction, SEMImageProcessor, SEMModel
 from transformers_sem.backbone import inspect_backbone
-from transformers_sem.layers import eager_attention_forward
-from transformers_sem.modeling_sem import SEMMultiTaskOutput
+from transformers_sem.modeling_sem import SEMMultiTaskOutput, eager_attention_forward
 
 from .samples import invalid_labels, random_labels
 from .tiny import tiny_config
@@ -118,7 +117,7 @@ def test_hidden_states_and_attentions_are_those_of_the_encoder(backbone):
     torch.testing.assert_close(outputs.logits, plain.logits)
 
 
-@pytest.mark.parametrize("max_shard_size", ["20KB", "5GB"])
+@pytest.mark.parametrize("max_shard_size", ["20KB", pytest.param("5GB", marks=pytest.mark.slow)])
 def test_shards_and_devices(max_shard_size, tmp_path):
     model = SEMForMultiTaskDensePrediction(build_config("swin")).eval()
     model.save_pretrained(tmp_path, max_shard_size=max_shard_size)
@@ -293,7 +292,9 @@ def test_weights_of_another_encoder_are_refused(tmp_path):
         SEMModel.from_pretrained_backbone(build_config("dinov2"))
 
 
-@pytest.mark.parametrize("backbone", BACKBONES)
+@pytest.mark.parametrize(
+    "backbone", ["timm", *(pytest.param(name, marks=pytest.mark.slow) for name in BACKBONES if name != "timm")]
+)
 def test_low_rank_adapters_of_the_encoder(backbone, tmp_path):
     """Trains adapters of peft, saves them and loads them."""
     peft = pytest.importorskip("peft")

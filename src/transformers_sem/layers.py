@@ -1,7 +1,7 @@
 """Layers and helpers that the parts of SEM share. Letters in shapes as in `modeling_sem.py`."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -9,10 +9,7 @@ import torch
 import torch.nn.functional as F
 from timm.layers import LayerNorm2d
 from torch import Tensor, nn
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils.output_capturing import CompileableContextVar
-
-from .configuration_sem import SEMConfig
 
 
 def to_tokens(feature_map: Tensor) -> Tensor:
@@ -102,53 +99,6 @@ def record(name: str, value) -> None:
     states = _recorded_states.get()
     if states is not None:
         states[name].append(value)
-
-
-def eager_attention_forward(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    scaling: float,
-    dropout: float = 0.0,
-    **kwargs,
-) -> tuple[Tensor, Tensor]:
-    """Softmax attention: `(B, heads, N, C / heads)` -> `(B, N, heads, C / heads)` and weights `(B, heads, N, M)`."""
-    weights = (query @ key.transpose(-1, -2) * scaling).softmax(dim=-1, dtype=torch.float32).to(query.dtype)
-    weights = F.dropout(weights, p=dropout, training=module.training)
-    return (weights @ value).transpose(1, 2).contiguous(), weights
-
-
-class SEMAttention(nn.Module):
-    """Multi-head attention of query tokens over another sequence of key and value tokens."""
-
-    def __init__(self, config: SEMConfig, hidden_size: int, num_heads: int):
-        super().__init__()
-        self.config = config  # the attention implementation in it may change after construction
-        self.head_dim = hidden_size // num_heads
-        self.scaling = self.head_dim**-0.5
-        self.is_causal = False
-        self.q_proj = nn.Linear(hidden_size, hidden_size)
-        self.k_proj = nn.Linear(hidden_size, hidden_size)
-        self.v_proj = nn.Linear(hidden_size, hidden_size)
-        self.o_proj = nn.Linear(hidden_size, hidden_size)
-
-    def forward(self, query_tokens: Tensor, key_value_tokens: Tensor) -> tuple[Tensor, Tensor | None]:
-        """`(B, N, C)` and `(B, M, C)` -> `(B, N, C)` and weights `(B, heads, N, M)`, `None` unless eager."""
-        query_states = self._split_heads(self.q_proj(query_tokens))
-        key_states = self._split_heads(self.k_proj(key_value_tokens))
-        value_states = self._split_heads(self.v_proj(key_value_tokens))
-        attend: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
-            self.config._attn_implementation, eager_attention_forward
-        )
-        attended, attention = attend(
-            self, query_states, key_states, value_states, attention_mask=None, scaling=self.scaling
-        )
-        return self.o_proj(attended.flatten(2)), attention
-
-    def _split_heads(self, tokens: Tensor) -> Tensor:
-        return tokens.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # (B, heads, N, C / heads)
 
 
 class SEMMLP(nn.Module):

@@ -10,7 +10,6 @@ iterations.
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from fractions import Fraction
 
 import torch
@@ -22,106 +21,71 @@ from transformers import AutoBackbone, AutoModel, AutoModelForSemanticSegmentati
 from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BackboneOutput
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.processing_utils import Unpack
-from transformers.utils import ModelOutput, TransformersKwargs, logging
+from transformers.utils import TransformersKwargs, logging
 from transformers.utils.generic import can_return_tuple, maybe_autocast
 
 from .backbone import build_backbone, inspect_backbone, load_backbone_weights, parameters_to_buffers
 from .backbone_timm import SEMTimmBackbone
 from .configuration_sem import SEMConfig, SEMTimmBackboneConfig
-from .layers import SEMMLP, Padding, SEMAttention, SEMConvBlock, record, record_states, resize, to_map, to_tokens
+from .layers import SEMMLP, Padding, SEMConvBlock, record, record_states, resize, to_map, to_tokens
+from .modeling_outputs import SEMModelOutput, SEMMultiTaskOutput, SEMStates
 from .tasks import get_task
 
 
 logger = logging.get_logger(__name__)
 
 
-@dataclass
-class SEMStates(ModelOutput):
-    """Intermediate states of SEM, returned with `output_sem_states=True`.
-
-    Args:
-        features (`dict[str, torch.FloatTensor]`):
-            Input of each head, `(batch_size, channels, height / 4, width / 4)`.
-        points (`dict[str, tuple[torch.FloatTensor]]`):
-            Deformed points of Eq. (1), for each task and encoder stage `(batch_size, num_points, 2)`, as (y, x). The edges
-            of the image are at -1 and 1; points above 1 lie in the padding.
-        stage_weights (`dict[str, torch.FloatTensor]`):
-            Weights of Eq. (3), `(batch_size, num_points of all stages, num_stages)`. They sum to 1 over the stages.
-        intra_task_attentions (`dict[str, torch.FloatTensor]`):
-            Attention weights of the pixels of the deepest map over the points,
-            `(batch_size, num_heads, height * width / 32^2, num_points of all stages)`.
-            `None` unless the attention implementation is `"eager"`.
-        responsibilities (`tuple[dict[str, torch.FloatTensor]]`):
-            A of Eq. (8), for each decoder stage with an inter-task module and each task `(batch_size, num_bases, height,
-            width)` at the size of that stage. They sum to 1 over the bases.
-        bases (`tuple[torch.FloatTensor]`):
-            Consensus bases of Eq. (10), for each of these stages `(batch_size, num_bases, channels)`.
-    """
-
-    features: dict[str, torch.FloatTensor] | None = None
-    points: dict[str, tuple[torch.FloatTensor, ...]] | None = None
-    stage_weights: dict[str, torch.FloatTensor] | None = None
-    intra_task_attentions: dict[str, torch.FloatTensor | None] | None = None
-    responsibilities: tuple[dict[str, torch.FloatTensor], ...] | None = None
-    bases: tuple[torch.FloatTensor, ...] | None = None
+# ----------------------------------------------------------------------------------------------------------------------
+# Attention
 
 
-@dataclass
-class SEMModelOutput(ModelOutput):
-    """Output of [`SEMModel`].
-
-    Args:
-        last_hidden_state (`torch.FloatTensor` of shape `(batch_size, channels, height, width)`):
-            Deepest feature map of the encoder, for the padded image.
-        task_hidden_states (`dict[str, torch.FloatTensor]`):
-            Decoded features of each task, `(batch_size, decoder_hidden_sizes[-1], height / 4, width / 4)`.
-        intra_task_hidden_states (`dict[str, torch.FloatTensor]`, *optional*):
-            Features of each task before the decoder, `(batch_size, hidden_size, height / 32, width / 32)`.
-        hidden_states (`tuple[torch.FloatTensor]`, *optional*):
-            Hidden states of the encoder, with `output_hidden_states=True`.
-        attentions (`tuple[torch.FloatTensor]`, *optional*):
-            Attentions of the encoder, with `output_attentions=True`, if the encoder returns them.
-        sem_states ([`SEMStates`], *optional*):
-            Points, stage weights and responsibilities, with `output_sem_states=True`.
-    """
-
-    last_hidden_state: torch.FloatTensor | None = None
-    task_hidden_states: dict[str, torch.FloatTensor] | None = None
-    intra_task_hidden_states: dict[str, torch.FloatTensor] | None = None
-    hidden_states: tuple[torch.FloatTensor, ...] | None = None
-    attentions: tuple[torch.FloatTensor, ...] | None = None
-    sem_states: SEMStates | None = None
+def eager_attention_forward(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **kwargs,
+) -> tuple[Tensor, Tensor]:
+    """Softmax attention: `(B, heads, N, C / heads)` -> `(B, N, heads, C / heads)` and weights `(B, heads, N, M)`."""
+    weights = (query @ key.transpose(-1, -2) * scaling).softmax(dim=-1, dtype=torch.float32).to(query.dtype)
+    weights = F.dropout(weights, p=dropout, training=module.training)
+    return (weights @ value).transpose(1, 2).contiguous(), weights
 
 
-@dataclass
-class SEMMultiTaskOutput(ModelOutput):
-    """Output of [`SEMForMultiTaskDensePrediction`].
+class SEMAttention(nn.Module):
+    """Multi-head attention of query tokens over another sequence of key and value tokens."""
 
-    Args:
-        loss (`torch.FloatTensor` of shape `()`, *optional*):
-            Weighted sum of the losses of the tasks that have labels, with intermediate supervision.
-        losses (`dict[str, torch.FloatTensor]`, *optional*):
-            Unweighted loss of each task on its final logits.
-        logits (`dict[str, torch.FloatTensor]`):
-            Raw predictions of each task, `(batch_size, num_labels, height / 4, width / 4)`.
-        auxiliary_logits (`dict[str, torch.FloatTensor]`, *optional*):
-            Predictions from the intra-task features, returned in training and where labels are given.
-        hidden_states (`tuple[torch.FloatTensor]`, *optional*):
-            Hidden states of the encoder, with `output_hidden_states=True`.
-        attentions (`tuple[torch.FloatTensor]`, *optional*):
-            Attentions of the encoder, with `output_attentions=True`, if the encoder returns them.
-        sem_states ([`SEMStates`], *optional*):
-            Points, stage weights and responsibilities, with `output_sem_states=True`.
-    """
+    def __init__(self, config: SEMConfig, hidden_size: int, num_heads: int):
+        super().__init__()
+        self.config = config  # the attention implementation in it may change after construction
+        self.head_dim = hidden_size // num_heads
+        self.scaling = self.head_dim**-0.5
+        self.is_causal = False
+        self.q_proj = nn.Linear(hidden_size, hidden_size)
+        self.k_proj = nn.Linear(hidden_size, hidden_size)
+        self.v_proj = nn.Linear(hidden_size, hidden_size)
+        self.o_proj = nn.Linear(hidden_size, hidden_size)
 
-    loss: torch.FloatTensor | None = None
-    losses: dict[str, torch.FloatTensor] | None = None
-    logits: dict[str, torch.FloatTensor] | None = None
-    auxiliary_logits: dict[str, torch.FloatTensor] | None = None
-    hidden_states: tuple[torch.FloatTensor, ...] | None = None
-    attentions: tuple[torch.FloatTensor, ...] | None = None
-    sem_states: SEMStates | None = None
+    def forward(self, query_tokens: Tensor, key_value_tokens: Tensor) -> tuple[Tensor, Tensor | None]:
+        """`(B, N, C)` and `(B, M, C)` -> `(B, N, C)` and weights `(B, heads, N, M)`, `None` unless eager."""
+        query_states = self._split_heads(self.q_proj(query_tokens))
+        key_states = self._split_heads(self.k_proj(key_value_tokens))
+        value_states = self._split_heads(self.v_proj(key_value_tokens))
+        attend: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
+            self.config._attn_implementation, eager_attention_forward
+        )
+        attended, attention = attend(
+            self, query_states, key_states, value_states, attention_mask=None, scaling=self.scaling
+        )
+        return self.o_proj(attended.flatten(2)), attention
+
+    def _split_heads(self, tokens: Tensor) -> Tensor:
+        return tokens.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # (B, heads, N, C / heads)
 
 
 # ----------------------------------------------------------------------------------------------------------------------

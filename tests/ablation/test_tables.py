@@ -7,9 +7,11 @@ import pytest
 import yaml
 
 from transformers_sem import SEMForMultiTaskDensePrediction
+from transformers_sem.ablation import tables
 from transformers_sem.ablation.tables import (
     TABLE_2,
     Ablation,
+    count_cost,
     describe_model,
     describe_runs,
     replace_text,
@@ -32,6 +34,22 @@ SETTINGS = {
 STL, MTL, SEM = {"semseg": 0.5, "depth": 0.8}, {"semseg": 0.45, "depth": 0.84}, {"semseg": 0.6, "depth": 0.6}
 # by hand: semseg (0.45 - 0.5) / 0.5 = -10 %, depth (0.84 - 0.8) / 0.8 = 5 % worse; 20 % and 25 % better
 GAINS = {"mtl": -7.5, "sem": 22.5}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def costs_counted_once():
+    """Counts the cost of equal configurations once: it takes a second each time."""
+    counted = {}
+
+    def count_once(folder):
+        config = (folder / "config.json").read_text()
+        if config not in counted:
+            counted[config] = count_cost(folder)
+        return counted[config]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tables, "count_cost", count_once)
+        yield
 
 
 @pytest.fixture

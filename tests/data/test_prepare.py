@@ -1,4 +1,5 @@
 import argparse
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import datasets
@@ -14,6 +15,7 @@ from transformers_sem.data.benchmarks import get_benchmark
 from transformers_sem.data.nyud_v2 import NYUDv2, find_source
 from transformers_sem.data.prepare import prepare, verify
 from transformers_sem.hub import upload as hub
+from transformers_sem.utils.processes import process_pool
 
 from .nyud_v2_forms import write_tiny_folder
 
@@ -45,7 +47,9 @@ def build(root: Path, tmp_path: Path) -> datasets.DatasetDict:
     return builder.as_dataset()
 
 
-def test_a_prepared_folder_gives_the_rows_of_the_builder(root, tmp_path):
+@pytest.mark.parametrize("pool", [ThreadPoolExecutor, pytest.param(process_pool, marks=pytest.mark.slow)])
+def test_a_prepared_folder_gives_the_rows_of_the_builder(root, tmp_path, monkeypatch, pool):
+    monkeypatch.setattr(preparing, "process_pool", pool)
     output = tmp_path / "prepared"
     assert prepare(find_source(root), output, num_processes=2) == []
     expected = build(root, tmp_path)
