@@ -1,6 +1,7 @@
 import itertools
 import math
 import re
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -712,7 +713,7 @@ def test_crop_covers_exactly_the_image(stride, width):
     ramp = ((torch.arange(num_cells) + 0.5) * stride).expand(1, 1, num_cells, num_cells)
     padding = Padding((width, width), round(num_cells * stride))
     assert padding.padded_size == (num_cells * stride, num_cells * stride)
-    cropped = padding.crop(ramp)
+    cropped = padding.crop(ramp, Fraction(stride))
     assert cropped.shape[-1] == math.ceil(width / stride)
     restored = F.interpolate(cropped, size=(width, width), mode="bilinear")[0, 0, 0]
     inside = slice(math.ceil(stride), -math.ceil(stride))
@@ -733,7 +734,7 @@ def test_an_image_of_whole_cells_is_not_padded(divisor):
     images = random_images(1, 2 * divisor, 3 * divisor)
     padding = Padding(tuple(images.shape[-2:]), divisor)
     assert torch.equal(padding.pad(images), images)
-    assert torch.equal(padding.crop(images), images)
+    assert torch.equal(padding.crop(images, Fraction(1)), images)
     assert Padding((2 * divisor + 1, 3 * divisor), divisor).padded_size == (3 * divisor, 3 * divisor)
 
 

@@ -4,6 +4,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from fractions import Fraction
 
 import torch
 import torch.nn.functional as F
@@ -45,21 +46,25 @@ class Padding:
         (height, width), (padded_height, padded_width) = self.size, self.padded_size
         return F.pad(pixel_values, (0, padded_width - width, 0, padded_height - height))
 
-    def crop(self, feature_map: Tensor) -> Tensor:
+    def crop(self, feature_map: Tensor, stride: Fraction) -> Tensor:
         """Crops a map `(B, C, h, w)` of the padded image to the image, whose last cells may be cut.
 
-        If the image is not a whole number of cells, the map is resampled to narrower cells that end at its edges.
+        If the image is not a whole number of cells, the map is resampled to narrower cells that end at the edges of the image.
+
+        Args:
+            feature_map (`torch.Tensor`): The map.
+            stride (`Fraction`): Pixels of the image per cell; a constant, so that it can be exported for every size.
         """
-        lengths = list(zip(self.size, self.padded_size, feature_map.shape[-2:], strict=True))
-        cells = [(edge * full + padded - 1) // padded for edge, padded, full in lengths]  # rounded up
-        # An exported graph holds for every size, so it always resamples
+        # Rounded up; ONNX rounds quotients of negative numbers the other way
+        cells = [(edge * stride.denominator + stride.numerator - 1) // stride.numerator for edge in self.size]
+        # An exported graph holds for every size, so it always resamples. Whole numbers: compiled sizes know no fractions
         if not torch.compiler.is_exporting() and all(
-            edge * full == count * padded for (edge, padded, full), count in zip(lengths, cells, strict=True)
+            edge * stride.denominator == count * stride.numerator for edge, count in zip(self.size, cells, strict=True)
         ):
             return feature_map[..., : cells[0], : cells[1]]
         rows, columns = (
-            (torch.arange(count, device=feature_map.device) + 0.5) * (2 * edge / (count * padded)) - 1
-            for (edge, padded, _), count in zip(lengths, cells, strict=True)
+            (torch.arange(count, device=feature_map.device) + 0.5) * (2 * edge / (count * float(stride) * full)) - 1
+            for edge, count, full in zip(self.size, cells, feature_map.shape[-2:], strict=True)
         )
         grid = torch.stack(torch.meshgrid(rows, columns, indexing="ij"), dim=-1).flip(-1)  # grid_sample wants (x, y)
         grid = grid.expand(feature_map.shape[0], -1, -1, -1)

@@ -638,10 +638,12 @@ class SEMModel(SEMPreTrainedModel):
         padding: Padding,
     ) -> SEMModelOutput:
         """Crops all maps to the image and collects the outputs."""
-        task_hidden_states = {task: padding.crop(task_map) for task, task_map in task_maps.items()}
+        deepest, finest = max(self.strides), min(self.strides)
+        stride = deepest if self.decoder is None else finest
+        task_hidden_states = {task: padding.crop(task_map, stride) for task, task_map in task_maps.items()}
         intra_task_hidden_states = None
         if intra_task_maps is not None:
-            intra_task_hidden_states = {task: padding.crop(task_map) for task, task_map in intra_task_maps.items()}
+            intra_task_hidden_states = {task: padding.crop(x, deepest) for task, x in intra_task_maps.items()}
         return SEMModelOutput(
             last_hidden_state=encoded.feature_maps[-1],
             task_hidden_states=task_hidden_states,
@@ -665,8 +667,8 @@ class SEMModel(SEMPreTrainedModel):
             stage_weights=dict(zip(tasks, states["stage_weights"], strict=False)),
             intra_task_attentions=dict(zip(tasks, states["intra_task_attentions"], strict=False)),
             responsibilities=tuple(
-                {task: padding.crop(maps) for task, maps in zip(tasks, by_task.unbind(dim=1), strict=True)}
-                for by_task in states["responsibilities"]
+                {task: padding.crop(maps, stride) for task, maps in zip(tasks, by_task.unbind(dim=1), strict=True)}
+                for by_task, stride in zip(states["responsibilities"], reversed(self.strides), strict=False)
             ),
             bases=tuple(states["bases"]),
         )

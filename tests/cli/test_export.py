@@ -20,7 +20,8 @@ def test_an_export_predicts_without_torch(trained, tmp_path):
     exported = run("export", "--model", str(trained), "--output", str(tmp_path / "onnx"))
     assert exported.code == 0, exported.errors
     assert exported.output.count("largest difference") == 2
-    blocked = "import runpy, sys; sys.modules['torch'] = None; sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0])"
+    blocked = "import runpy, sys; sys.modules['torch'] = None; sys.argv = sys.argv[1:]; "
+    blocked += "runpy.run_path(sys.argv[0], run_name='__main__')"
     command = [sys.executable, "-c", blocked, str(tmp_path / "onnx" / "run_onnx.py"), str(tmp_path / "photo.png")]
     subprocess.run(command, check=True, timeout=120)
     with np.load(tmp_path / "photo.npz") as maps:
