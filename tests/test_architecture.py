@@ -261,6 +261,7 @@ assert "multi-task-dense-prediction" in PIPELINE_REGISTRY.get_supported_tasks()
 """
 
 
+@pytest.mark.slow
 def test_a_fresh_interpreter_imports_silently_and_the_auto_classes_know_the_model():
     command = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", IMPORT]
     result = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)

@@ -609,6 +609,7 @@ def test_auxiliary_logits_are_for_training_only(model):
     assert build_model(use_auxiliary_heads=False).train()(images).auxiliary_logits is None
 
 
+@pytest.mark.slow
 def test_it_overfits_one_batch():
     model = build_model(task_num_labels=ALL_TASKS, num_bases=8).train()
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)

@@ -32,6 +32,8 @@ SETTINGS = [
     "max_steps=6",
     "save_every=2",
     "log_every=2",
+    "snapshot_every=3",
+    "num_snapshot_images=2",
     "keep_checkpoints=1",
     "num_workers=0",
 ]

@@ -56,6 +56,7 @@ def test_both_sides_do_the_same_work(cache, tmp_path, write):
     assert not torch.equal(batches[0][0]["pixel_values"], batches[2][0]["pixel_values"])
 
 
+@pytest.mark.slow
 def test_it_prints_three_ratios_and_the_share_of_a_training_step(cache, tmp_path, monkeypatch, capsys):
     write_frames = loading.write_frames
     monkeypatch.setattr(
