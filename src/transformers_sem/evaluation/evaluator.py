@@ -303,7 +303,7 @@ def evaluate_and_report(
     validation = rows["validation"]
     if config.num_evaluation_images is not None:
         validation = validation.select(range(min(config.num_evaluation_images, len(validation))))
-    metric, constant_metric, image_scores = Evaluation(
+    evaluation = Evaluation(
         model=model.to(accelerator.device),
         image_processor=image_processor,
         rows=validation,
@@ -314,7 +314,8 @@ def evaluate_and_report(
         num_processes=num_processes or max(1, available_cpus() // accelerator.num_processes - 1),
         unfinished_dir=unfinished_dir,
         predictions_dir=predictions_dir,
-    ).run()
+    )
+    metric, constant_metric, image_scores = evaluation.run()
     scores, constant_scores = metric.scores(), constant_metric.scores()
     if accelerator.is_main_process:
         save_image_scores(path.with_suffix(".parquet"), image_scores)
@@ -323,18 +324,25 @@ def evaluate_and_report(
             scores=scores,
             constant_scores=constant_scores,
             class_scores=name_classes(metric.class_scores(), model.config.task_id2label),
-            dataset=config.dataset,
-            data=benchmark.describe(),
-            num_images=len(validation),
             num_scored_images=count_scored(image_scores, scores),
-            seed=config.seed,
-            num_parameters=model.num_parameters(),
-            training=read_training(model.name_or_path),
+            **describe_evaluation(config, evaluation),
         )
     accelerator.wait_for_everyone()
     if accelerator.is_local_main_process:
         shutil.rmtree(unfinished_dir, ignore_errors=True)
     return format_report(scores, constant_scores)
+
+
+def describe_evaluation(config: EvaluationConfig, evaluation: Evaluation) -> dict:
+    """Returns everything that a report says besides the scores: data, model and training."""
+    return {
+        "dataset": config.dataset,
+        "data": evaluation.benchmark.describe(),
+        "num_images": len(evaluation.rows),
+        "seed": config.seed,
+        "num_parameters": evaluation.model.num_parameters(),
+        "training": read_training(evaluation.model.name_or_path),
+    }
 
 
 def check_widths(task_num_labels: dict[str, int], benchmark: Benchmark) -> None:
