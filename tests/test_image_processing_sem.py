@@ -198,7 +198,7 @@ def test_maps_may_be_images_arrays_and_tensors_single_or_batched():
 # Padding
 
 
-def test_padding_is_centred_and_invalid():
+def test_padding_is_centered_and_invalid():
     image, maps = random_image(), random_maps((40, 60))
     batch = SEMImageProcessor(**PAD_ONLY, pad_size=size_of(45, 63))(image, maps=maps, return_tensors="pt")
     inside = torch.zeros(45, 63, dtype=torch.bool)

@@ -77,7 +77,7 @@ def good_and_bad(tmp_path):
     save_photo(photos / "wide.jpg", size=(90, 31))
     save_photo(photos / "x.jpg" / "wide.png", size=(33, 41))
     save_photo(photos / "one.bmp", size=(1, 1))
-    Image.fromarray(np.arange(300, dtype=np.uint16).reshape(15, 20) * 200).save(photos / "grey.png")
+    Image.fromarray(np.arange(300, dtype=np.uint16).reshape(15, 20) * 200).save(photos / "gray.png")
     (photos / "text.jpg").write_bytes(b"no picture")
     (photos / "zero.jpg").touch()
     (photos / "cut.png").write_bytes((photos / "wide.png").read_bytes()[:500])
@@ -87,7 +87,7 @@ def good_and_bad(tmp_path):
 
 
 BAD = ["cut.png", "film.mp4", "text.jpg", "zero.jpg"]
-GOOD = {"wide.png": (31, 90), "wide.jpg": (31, 90), "x.jpg/wide": (41, 33), "one": (1, 1), "grey": (15, 20)}
+GOOD = {"wide.png": (31, 90), "wide.jpg": (31, 90), "x.jpg/wide": (41, 33), "one": (1, 1), "gray": (15, 20)}
 
 
 def assert_good_and_bad(result, photos, output, summary):
@@ -114,11 +114,11 @@ def test_predicting_a_folder_with_bad_files(trained, good_and_bad):
     assert files_of(output) == before
     # another photo under an old name, and a result that was deleted
     save_photo(good_and_bad / "one.bmp", size=(2, 1))
-    (output / "panels" / "grey.png").unlink()
+    (output / "panels" / "gray.png").unlink()
     result = run("predict", *arguments)
     assert "Predicted 2, done before 3, not usable 4." in result.errors
     read_maps(output / "raw" / "one.npz", height=1, width=2)
-    assert (output / "panels" / "grey.png").is_file()
+    assert (output / "panels" / "gray.png").is_file()
 
 
 @pytest.mark.slow

@@ -88,7 +88,7 @@ def reference_counts(reference, distance):
 
 
 def exact_counts(reference, distance):
-    """The reference's counts with the optimum in place of its randomised matching."""
+    """The reference's counts with the optimum in place of its randomized matching."""
     exact = reference_counts(reference, distance)
     for image in IMAGES:
         exact[image, :, [0, 2]] = reference[f"im{image}/{distance}/own_matched_exact"]
@@ -132,7 +132,7 @@ def test_every_matching_is_the_greatest(reference, counts, distance):
 
 
 @both_distances
-def test_scores_are_close_to_those_of_the_randomised_reference(reference, counts, distance):
+def test_scores_are_close_to_those_of_the_randomized_reference(reference, counts, distance):
     scores = boundary.boundary_scores(counts[distance])
     for name, tolerance in (("ods", 1e-3), ("ois", 1e-3), ("ap", 2e-3)):
         expected = float(reference[f"dataset/{distance}/{name.upper()}"])
