@@ -558,6 +558,8 @@ class SEMModel(SEMPreTrainedModel):
         self.intra_task = self.decoder = None
         if config.use_decoder:
             self._build_decoder(config, channels)
+        self.deepest_stride = max(self.strides)
+        self.output_stride = min(self.strides) if config.use_decoder else self.deepest_stride
         self.post_init()
 
     def _build_decoder(self, config: SEMConfig, channels: list[int]) -> None:
@@ -638,12 +640,12 @@ class SEMModel(SEMPreTrainedModel):
         padding: Padding,
     ) -> SEMModelOutput:
         """Crops all maps to the image and collects the outputs."""
-        deepest, finest = max(self.strides), min(self.strides)
-        stride = deepest if self.decoder is None else finest
-        task_hidden_states = {task: padding.crop(task_map, stride) for task, task_map in task_maps.items()}
+        task_hidden_states = {task: padding.crop(x, self.output_stride) for task, x in task_maps.items()}
         intra_task_hidden_states = None
         if intra_task_maps is not None:
-            intra_task_hidden_states = {task: padding.crop(x, deepest) for task, x in intra_task_maps.items()}
+            intra_task_hidden_states = {
+                task: padding.crop(x, self.deepest_stride) for task, x in intra_task_maps.items()
+            }
         return SEMModelOutput(
             last_hidden_state=encoded.feature_maps[-1],
             task_hidden_states=task_hidden_states,
