@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 import transformers_sem
-from transformers_sem import TASKS, SEMForMultiTaskDensePrediction, SEMImageProcessor
+from transformers_sem import METRICS, TASKS, SEMForMultiTaskDensePrediction, SEMImageProcessor
 from transformers_sem.data.benchmarks import get_benchmark
 from transformers_sem.data.nyud_v2 import find_source
 from transformers_sem.data.prepare import prepare
@@ -52,7 +52,7 @@ def test_these_docstrings_have_examples(name):
 @pytest.fixture
 def user_folder(repository, tmp_path, monkeypatch):
     """A folder with what the examples find: the scripts, a trained model, a photo and a prepared data set."""
-    tasks = dict(TASKS)
+    tables = [(table, dict(table)) for table in (TASKS, METRICS)]
     source = find_source(write_tiny_folder(tmp_path / "NYUDv2", {"train": ["0001"], "val": ["0002"]}))
     prepare(source, tmp_path / "nyud_v2", num_processes=1)
     SEMForMultiTaskDensePrediction(tiny_config()).save_pretrained(tmp_path / "runs" / "quickstart")
@@ -62,8 +62,9 @@ def user_folder(repository, tmp_path, monkeypatch):
     (tmp_path / ".venv").symlink_to(sys.prefix)
     monkeypatch.chdir(tmp_path)
     yield tmp_path
-    TASKS.clear()
-    TASKS.update(tasks)
+    for table, before in tables:  # a page may register tasks and metrics
+        table.clear()
+        table.update(before)
 
 
 def code_blocks(path, language):

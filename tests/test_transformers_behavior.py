@@ -117,7 +117,7 @@ def test_hidden_states_and_attentions_are_those_of_the_encoder(backbone):
     torch.testing.assert_close(outputs.logits, plain.logits)
 
 
-@pytest.mark.parametrize("max_shard_size", ["20KB", pytest.param("5GB", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("max_shard_size", ["20KB", "5GB"])
 def test_shards_and_devices(max_shard_size, tmp_path):
     model = SEMForMultiTaskDensePrediction(build_config("swin")).eval()
     model.save_pretrained(tmp_path, max_shard_size=max_shard_size)

@@ -101,6 +101,7 @@ def test_a_training_step_changes_the_weights(cache):
     assert all(not torch.equal(value, before[name]) for name, value in model.named_parameters() if value.requires_grad)
 
 
+@pytest.mark.slow
 def test_cost_of_the_paper_model():
     result = run("benchmark", "cost")
     table = dict(line.split(maxsplit=1) for line in result.output.splitlines() if line.startswith(("encoder", "all")))

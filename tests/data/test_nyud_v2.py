@@ -121,6 +121,7 @@ def test_one_bit_edges(prepare, root):
     np.testing.assert_array_equal(np.asarray(prepare()["train"][0]["boundary"]), expected)
 
 
+@pytest.mark.slow
 def test_processes_write_the_same_rows(prepare, tmp_path):
     one = prepare()["train"]
     two = prepare(num_proc=2, download_mode="force_redownload")["train"]
@@ -293,6 +294,7 @@ def test_broken_file_is_named_by_processes(prepare, root):
     assert "0001.npy" in str(error.value.__cause__)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not EXPAND_TOOL.is_file(), reason=f"no {EXPAND_TOOL}; set SEM_NYUD_V2_DIR to the real frames")
 def test_real_frames(prepare, tmp_path):
     command = [sys.executable, str(EXPAND_TOOL), "--output", str(tmp_path), "--train", "3", "--val", "2"]

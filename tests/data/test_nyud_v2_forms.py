@@ -248,6 +248,7 @@ def test_broken_frame_of_the_official_file(official, fit_once):
             file[name][0, 100, 100] = before
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not EXPAND_TOOL.is_file(), reason=f"no {EXPAND_TOOL}; set SEM_NYUD_V2_DIR to the real frames")
 def test_real_frames_in_every_form(tmp_path, fit_once):
     command = [sys.executable, str(EXPAND_TOOL), "--output", str(tmp_path), "--train", "2", "--val", "1"]

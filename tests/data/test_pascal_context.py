@@ -336,6 +336,7 @@ def test_cache_does_not_need_the_files(prepare, root):
     assert all(row[column] is not None for row in dataset["train"] for column in COLUMNS)
 
 
+@pytest.mark.slow
 def test_processes_write_the_same_rows(prepare):
     one = prepare()["train"]
     two = prepare(num_proc=2, download_mode="force_redownload")["train"]
@@ -581,6 +582,7 @@ real_frames = pytest.mark.skipif(
 )
 
 
+@pytest.mark.slow
 @real_frames
 def test_real_frames(prepare):
     dataset = prepare(REAL_FRAMES)

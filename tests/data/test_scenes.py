@@ -207,6 +207,7 @@ def test_another_configuration_has_another_cache(tmp_path):
     assert Scenes(cache_dir=str(tmp_path)).cache_dir == Scenes(cache_dir=str(tmp_path), num_train=1000).cache_dir
 
 
+@pytest.mark.slow
 def test_builder_with_two_processes_gives_the_same_rows(tmp_path):
     one, two = make_builder(tmp_path / "one"), make_builder(tmp_path / "two")
     one.download_and_prepare()

@@ -58,6 +58,7 @@ def wait_until(condition, seconds=60):
         time.sleep(0.02)
 
 
+@pytest.mark.slow
 def test_a_pool_works_in_other_processes():
     with process_pool(2) as pool:
         results = list(pool.map(square, range(6)))
@@ -66,11 +67,13 @@ def test_a_pool_works_in_other_processes():
     assert not any(is_running(pid) for _, pid in results)
 
 
+@pytest.mark.slow
 def test_the_error_of_a_call_is_raised():
     with process_pool(1) as pool, pytest.raises(ValueError, match="this call fails"):
         pool.submit(fail).result()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
 def test_an_error_cancels_what_is_queued(tmp_path, error):
     paths = [tmp_path / str(index) for index in range(50)]
@@ -98,6 +101,7 @@ def test_workers_end_with_a_parent_that_is_killed(tmp_path):
     wait_until(lambda: not any(is_running(pid) for pid in workers), seconds=10)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif("forkserver" not in multiprocessing.get_all_start_methods(), reason="needs a fork server")
 def test_workers_are_not_forked_from_this_process():
     """A fork would copy the locks of its threads and a GPU context that cannot be used."""
