@@ -337,6 +337,7 @@ class Scenes(torch.utils.data.Dataset):
         }
 
 
+@pytest.mark.slow
 def test_the_trainer_of_transformers_trains_and_evaluates(tmp_path):
     widths = {"semseg": 40, "depth": 1}
     processor, metric = SEMImageProcessor(), MultiTaskMetric(widths)

@@ -14,6 +14,7 @@ def row(mean, std):
     return {"scores": {"semseg/miou": {"mean": mean, "std": std}, "depth/rmse": {"mean": 1.0, "std": std}}}
 
 
+@pytest.mark.slow
 def test_a_setting_is_a_column_and_a_task_is_a_line(tmp_path):
     panels = {
         "ES, stages": {0: row(0.1, None), 1: row(0.3, 0.05)},
@@ -53,6 +54,7 @@ def test_features_are_those_of_labeled_pixels_and_the_same_of_each_class():
     assert {state.tobytes() for state in features.states[features.ids == 3]} == {state.tobytes() for state in left}
 
 
+@pytest.mark.slow
 def test_features_that_separate_have_the_larger_silhouette():
     pytest.importorskip("sklearn", reason="the extra `analysis` is not installed")
     ids = np.repeat([4, 9], 20)

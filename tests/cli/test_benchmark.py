@@ -75,6 +75,7 @@ def test_it_prints_three_ratios_and_the_share_of_a_training_step(cache, tmp_path
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_it_prints_the_rates_of_three_training_steps(cache, monkeypatch, capsys):
     monkeypatch.setattr(training_step, "NUM_ROUNDS", 2)
     model = {key: value for key, value in tiny_config().to_dict().items() if key in ("hidden_size", "num_bases")}

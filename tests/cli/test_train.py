@@ -330,6 +330,7 @@ def test_compiled_training_is_the_same_training(tmp_path):
     assert SEMForMultiTaskDensePrediction.from_pretrained(tmp_path / "true").config.tasks == ["depth"]
 
 
+@pytest.mark.slow
 def test_a_run_starts_from_a_trained_model(trained, tmp_path):
     """Of other tasks: what both have is kept, and a step of no size shows what it started from."""
     folder = tmp_path / "run"

@@ -155,6 +155,7 @@ def test_official_file(official_files, bare_rows, fit_once):
     assert bare_rows["train"][0]["derived"] == ["normal", "boundary"]
 
 
+@pytest.mark.slow
 def test_builder_of_every_form(bare_root, bare_rows, official_files, tmp_path, fit_once):
     sources = [
         bare_root,

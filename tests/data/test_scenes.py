@@ -48,6 +48,7 @@ def test_same_seed_gives_same_scene_and_others_differ(scenes):
     assert not np.array_equal(scenes[7]["image"], scenes[8]["image"])
 
 
+@pytest.mark.slow
 def test_any_seed_works():
     # A tiny picture: what may fail is the furnishing, in rooms of extreme size.
     for seed in (*range(1000, 1120), 2 * 10**12):
