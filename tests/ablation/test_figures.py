@@ -56,7 +56,7 @@ def test_features_are_those_of_labeled_pixels_and_the_same_of_each_class():
 
 @pytest.mark.slow
 def test_features_that_separate_have_the_larger_silhouette():
-    pytest.importorskip("sklearn", reason="the extra `analysis` is not installed")
+    pytest.importorskip("sklearn", reason="the extra `train` is not installed")
     ids = np.repeat([4, 9], 20)
     noise = np.random.default_rng(0).normal(size=(40, 3)).astype(np.float32)
     features = {"apart": Features(noise + 9 * ids[:, None], ids), "mixed": Features(noise, ids)}
