@@ -119,7 +119,7 @@ def predict_rows(
         samples = [row_to_tensors(rows[index], tasks) for index in range(start, min(start + batch_size, len(rows)))]
         maps = predict(model, image_processor, [image for image, _ in samples])
         for (image, labels), image_maps in zip(samples, maps, strict=True):
-            yield Prediction(image.as_subclass(Tensor), image_maps, labels)
+            yield Prediction(image, image_maps, labels)
 
 
 def hash_model(model: SEMForMultiTaskDensePrediction, image_processor: SEMImageProcessor) -> "hashlib._Hash":

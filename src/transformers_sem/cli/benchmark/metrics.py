@@ -77,7 +77,6 @@ def measure_metrics(config: TrainingConfig) -> None:
     rows = get_benchmark("scenes").load(height=height, width=width, num_train=1, num_validation=1)["validation"]
     specs = {task: TASKS[task] for task, metric in METRICS.items() if not metric.is_slow}
     _, labels = row_to_tensors(rows[0], specs)
-    labels = {task: label.as_subclass(torch.Tensor) for task, label in labels.items()}
     maps = {task: spec.kind.predict(torch.randn(1, spec.num_labels, height, width))[0] for task, spec in specs.items()}
     model = SEMForMultiTaskDensePrediction(SEMConfig(**config.model)).eval()
     image = torch.randn(1, 3, height, width)
