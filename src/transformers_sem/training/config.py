@@ -191,11 +191,6 @@ class TrainingConfig:
         return cls.from_dict(apply_overrides(read_settings(path), overrides))
 
     @classmethod
-    def load_if_there(cls, path: str | Path, overrides: Sequence[str] = ()) -> "TrainingConfig":
-        """Same as `load`, but starts from the defaults if there is no such file."""
-        return cls.load(path, overrides) if Path(path).is_file() else cls.from_dict(apply_overrides({}, overrides))
-
-    @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "TrainingConfig":
         """Builds the settings from a dictionary.
 
