@@ -69,7 +69,7 @@ class History:
             "skipped_steps": skipped_steps,
         }
         self._write(entry)
-        values = {name: value for name, value in flatten(entry) if value is not None}
+        values = {name: value for name, value in tracker_values(entry) if value is not None}
         self.accelerator.log({f"train/{name}": value for name, value in values.items()}, step=step)
         self.sums, self.count = {}, 0
         self._start_timing()
@@ -120,7 +120,7 @@ def is_entry(value: Any) -> bool:
     )
 
 
-def flatten(entry: dict) -> Iterator[tuple[str, float | None]]:
+def tracker_values(entry: dict) -> Iterator[tuple[str, float | None]]:
     """Yields names and values of an entry for trackers, which take no nested values; losses have the names of their tasks."""
     for name, value in entry.items():
         if isinstance(value, dict):
