@@ -20,7 +20,6 @@ from ..image_processing_sem import SEMImageProcessor
 from ..modeling_sem import SEMForMultiTaskDensePrediction
 from ..utils.arguments import positive_integer
 from ..utils.errors import plain_errors
-from ..utils.extras import require
 from ..utils.files import save_trained
 from .arguments import command_parser
 
@@ -77,8 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             write_space(model, parsed.space)
             print(f"Written: {parsed.space}, a complete Space. Try it with `python {parsed.space / 'app.py'}`.")
             return
-        require("gradio", "demo")
-        from ..demo import page  # imports gradio
+        from ..demo import page  # imports gradio, or names its extra
 
         page.launch(model, host=parsed.host, port=parsed.port, max_upload_mb=parsed.max_upload_mb)
 
