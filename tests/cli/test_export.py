@@ -6,6 +6,7 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from transformers_sem import SEMForMultiTaskDensePrediction, SEMImageProcessor
@@ -29,6 +30,40 @@ def test_an_export_predicts_without_torch(trained, tmp_path):
         assert {task: maps[task].shape[0] for task in maps} == config.task_num_labels
     again = run("export", "--model", str(trained), "--output", str(tmp_path / "onnx"))
     assert again.code == 1 and "must be a new folder" in again.errors
+
+
+def test_the_example_normalizes_as_the_image_processor_does(tmp_path):
+    pytest.importorskip("onnxruntime")
+    from transformers_sem.export.run_onnx import read_pixels
+
+    pixels = np.random.default_rng(0).integers(0, 256, (50, 70, 3), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "photo.png")
+    image_processor = SEMImageProcessor(
+        image_mean=[0.5, 0.4, 0.3], image_std=[0.5, 0.6, 0.7], do_resize=False, do_pad=False
+    )
+    image_processor.save_pretrained(tmp_path)
+    settings = json.loads((tmp_path / "preprocessor_config.json").read_text())
+    expected = image_processor(Image.fromarray(pixels), return_tensors="np")["pixel_values"]
+    np.testing.assert_allclose(read_pixels(tmp_path / "photo.png", settings), expected, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_a_graph_holds_for_any_size_and_batch(tmp_path):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    from transformers_sem.export.onnx import export_graph
+
+    model = SEMForMultiTaskDensePrediction(tiny_config()).eval()
+    export_graph(model, tmp_path / "model.onnx", size=None)
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
+    for shape in ((1, 3, 97, 131), (3, 3, 32, 45), (2, 3, 64, 64), (1, 3, 5, 9)):
+        images = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+        with torch.no_grad():
+            logits = model(images).logits
+        for expected, exported in zip(
+            logits.values(), session.run(None, {"pixel_values": images.numpy()}), strict=True
+        ):
+            np.testing.assert_allclose(exported, expected.numpy(), atol=1e-3)
+    assert (tmp_path / "model.onnx").stat().st_size < 1_000_000  # no records of where each node was traced
 
 
 @pytest.mark.slow

@@ -1,13 +1,25 @@
 """Export of a model to an ONNX graph, checked against the model with ONNX Runtime. Needs the extra `onnx`."""
 
+import gc
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import onnxruntime
 import torch
+from onnx_ir.passes import Sequential
+from onnx_ir.passes.common import (
+    ClearMetadataAndDocStringPass,
+    CommonSubexpressionEliminationPass,
+    InlinePass,
+    RemoveUnusedFunctionsPass,
+    RemoveUnusedNodesPass,
+)
+from onnxscript.optimizer import fold_constants_ir
 from torch import Tensor, nn
-from torch.onnx import OnnxExporterError
+from torch.onnx import OnnxExporterError, ONNXProgram
 
 from ..image_processing_sem import SEMImageProcessor
 from ..modeling_sem import SEMForMultiTaskDensePrediction
@@ -44,6 +56,55 @@ def check_encoder(model: SEMForMultiTaskDensePrediction) -> None:
         )
 
 
+@contextmanager
+def paused_garbage_collection() -> Iterator[None]:
+    """Leaves cyclic garbage in memory: collections would visit the traced graph, which is alive, again and again."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def simplify(program: ONNXProgram) -> None:
+    """Folds constants, computes what all tasks share once, and drops the records of where each node was traced.
+
+    `optimize=True` of torch.onnx.export also matches rewrite rules, which takes minutes here and finds next to nothing.
+    """
+    InlinePass()(program.model)
+    fold_constants_ir(program.model, onnx_shape_inference=False)
+    Sequential(
+        RemoveUnusedNodesPass(),
+        RemoveUnusedFunctionsPass(),
+        CommonSubexpressionEliminationPass(),
+        ClearMetadataAndDocStringPass(),
+    )(program.model)
+
+
+@torch.no_grad()
+def trace(model: SEMForMultiTaskDensePrediction, size: tuple[int, int] | None) -> ONNXProgram:
+    """Traces the model; the batch size is free, and without `size` height and width too.
+
+    Raises:
+        OnnxExporterError: If the encoder cannot be traced.
+    """
+    divisor = model.sem.size_divisor
+    images = torch.zeros(2, model.config.backbone_config.num_channels, *(size or (2 * divisor, 3 * divisor)))
+    free = dict.fromkeys((0,) if size else (0, 2, 3), torch.export.Dim.DYNAMIC)
+    return torch.onnx.export(
+        Logits(model).eval(),
+        (images,),
+        input_names=["pixel_values"],
+        output_names=model.config.tasks,
+        dynamic_shapes=(free,),
+        dynamo=True,
+        optimize=False,
+        verbose=False,
+    )
+
+
 def export_graph(model: SEMForMultiTaskDensePrediction, path: Path, size: tuple[int, int] | None) -> None:
     """Writes the graph. Its batch size is free, and without `size` its height and width too.
 
@@ -54,25 +115,16 @@ def export_graph(model: SEMForMultiTaskDensePrediction, path: Path, size: tuple[
         check_encoder(model)
     # eager: torch.export cannot prove that fused attention has the strides it needs for every batch size
     model.set_attn_implementation("eager")
-    divisor = model.sem.size_divisor
-    images = torch.zeros(2, model.config.backbone_config.num_channels, *(size or (2 * divisor, 3 * divisor)))
-    free = dict.fromkeys((0,) if size else (0, 2, 3), torch.export.Dim.DYNAMIC)
     try:
-        torch.onnx.export(
-            Logits(model).eval(),
-            (images,),
-            path,
-            input_names=["pixel_values"],
-            output_names=model.config.tasks,
-            dynamic_shapes=(free,),
-            dynamo=True,
-            verbose=False,
-        )
+        with paused_garbage_collection():
+            program = trace(model, size)
+            simplify(program)
     except OnnxExporterError as error:
         raise ValueError(
             "torch.export must be able to trace the encoder; for any image size ConvNeXt, ViT and DINOv2 work. "
             f"{FIXED_SIZE}. Its message: {str(error.__cause__ or error).splitlines()[0]}"
         ) from error
+    program.save(path, external_data=True)
 
 
 @torch.no_grad()
