@@ -51,7 +51,18 @@ IMPORTS_TRAINING = {"training", "ablation", "cli"}
 TOO_HEAVY_FOR_A_CHECKPOINT = {"datasets", "evaluate", "accelerate", "scipy", "matplotlib", "skimage"}
 
 # The only packages that every installation has, besides those that these bring
-EXTRAS_ONLY = {"filelock", "gradio", "h5py", "matplotlib", "onnx", "onnxruntime", "onnxscript", "av", "sklearn"}
+EXTRAS_ONLY = {
+    "filelock",
+    "gradio",
+    "h5py",
+    "matplotlib",
+    "onnx",
+    "onnx_ir",
+    "onnxruntime",
+    "onnxscript",
+    "av",
+    "sklearn",
+}
 
 
 def python_files(*folders):
@@ -182,6 +193,7 @@ def test_every_import_is_a_requirement():
         "jinja2": "torch",
         "requests": "huggingface-hub",
         "deepspeed": "accelerate",
+        "onnx_ir": "onnxscript",
     }
     renamed = {"yaml": "pyyaml", "PIL": "pillow", "sklearn": "scikit-learn", "huggingface_hub": "huggingface-hub"}
     setup = configparser.ConfigParser()
