@@ -234,6 +234,11 @@ def label_fields(config: TrainingConfig, benchmark: Benchmark) -> dict[str, dict
     }
 
 
+def model_config(config: TrainingConfig, benchmark: Benchmark) -> SEMConfig:
+    """Returns the configuration of the new model of a run."""
+    return SEMConfig(**label_fields(config, benchmark), **config.model)
+
+
 def lock_output_dir(folder: Path) -> "FileLock":
     """Locks a folder against other training processes until the returned lock is released or this process ends.
 

@@ -12,7 +12,6 @@ from torch import Tensor
 from torch.optim.lr_scheduler import PolynomialLR
 from tqdm.auto import tqdm
 
-from ..configuration_sem import SEMConfig
 from ..data.benchmarks import Benchmark, get_benchmark
 from ..data.transforms import TrainingAugmentation, TransformedDataset
 from ..evaluation.evaluator import TRAINING_NAME, EvaluationConfig, evaluate_and_report, predict_rows
@@ -25,7 +24,7 @@ from ..utils.files import save_trained
 from ..visualization.panels import save_panel
 from .accelerator import build_accelerator, choose_sharded_modules, start_trackers
 from .checkpoint import resume, save_checkpoint
-from .config import TrainingConfig, claim_output_dir, label_fields, lock_output_dir
+from .config import TrainingConfig, claim_output_dir, label_fields, lock_output_dir, model_config
 from .curves import CURVES_NAME, save_curves
 from .data_order import build_train_loader, seed_step
 from .history import History
@@ -37,11 +36,8 @@ from .snapshots import Snapshots
 
 def build_model(config: TrainingConfig, benchmark: Benchmark) -> SEMForMultiTaskDensePrediction:
     """Builds the model of a run: tasks and class names of the dataset, everything else from the settings."""
-    labels = label_fields(config, benchmark)
-    if config.pretrained_model:
-        model = load_trained_model(config, labels)
-    else:
-        model = build_new_model(config, SEMConfig(**labels, **config.model))
+    build = load_trained_model if config.pretrained_model else build_new_model
+    model = build(config, benchmark)
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable()
     if config.freeze_backbone:
@@ -51,11 +47,14 @@ def build_model(config: TrainingConfig, benchmark: Benchmark) -> SEMForMultiTask
     return model
 
 
-def load_trained_model(config: TrainingConfig, labels: dict) -> SEMForMultiTaskDensePrediction:
+def load_trained_model(config: TrainingConfig, benchmark: Benchmark) -> SEMForMultiTaskDensePrediction:
     """Loads `pretrained_model`, for tasks and classes that may be others."""
     try:
         return SEMForMultiTaskDensePrediction.from_pretrained(
-            config.pretrained_model, ignore_mismatched_sizes=True, **labels, **config.model
+            config.pretrained_model,
+            ignore_mismatched_sizes=True,
+            **label_fields(config, benchmark),
+            **config.model,
         )
     except OSError as error:
         raise OSError(
@@ -63,12 +62,12 @@ def load_trained_model(config: TrainingConfig, labels: dict) -> SEMForMultiTaskD
         ) from error
 
 
-def build_new_model(config: TrainingConfig, model_config: SEMConfig) -> SEMForMultiTaskDensePrediction:
+def build_new_model(config: TrainingConfig, benchmark: Benchmark) -> SEMForMultiTaskDensePrediction:
     """Builds a model with random weights, except for the encoder's if `pretrained_backbone` is set."""
     if not config.pretrained_backbone:
-        return SEMForMultiTaskDensePrediction(model_config)
+        return SEMForMultiTaskDensePrediction(model_config(config, benchmark))
     source = config.pretrained_backbone if isinstance(config.pretrained_backbone, str) else None
-    return SEMForMultiTaskDensePrediction.from_pretrained_backbone(model_config, source)
+    return SEMForMultiTaskDensePrediction.from_pretrained_backbone(model_config(config, benchmark), source)
 
 
 def build_image_processor(config: TrainingConfig) -> SEMImageProcessor:
