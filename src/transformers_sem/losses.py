@@ -15,6 +15,8 @@ from torch import Tensor
 
 
 INVALID_ID = 255
+# On a CPU torch's softmax over the last dimension is faster than over the channels of a map, unless there are few classes
+MANY_CLASSES = 12
 
 
 def mean_over_ranks(count: Tensor) -> Tensor:
@@ -51,10 +53,11 @@ def pixel_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     Raises:
         ValueError: If a label has an id beyond the head. (On a GPU, torch ends the process with its own message.)
     """
-    # A list of pixels, with the classes in the last dimension: half the time of maps, and no copy if they are channels-last
-    pixels = logits.float().permute(0, 2, 3, 1).flatten(0, 2)
+    scores, ids = logits.float(), labels
+    if logits.shape[1] >= MANY_CLASSES:  # a list of pixels, which is no copy of a channels-last map
+        scores, ids = scores.permute(0, 2, 3, 1).flatten(0, 2), ids.flatten()
     try:
-        losses = F.cross_entropy(pixels, labels.flatten(), ignore_index=INVALID_ID, reduction="none")
+        losses = F.cross_entropy(scores, ids, ignore_index=INVALID_ID, reduction="none")
     except IndexError as error:
         raise ValueError(
             f"Labels are class ids from 0 to {logits.shape[1] - 1}, {INVALID_ID} invalid; got {labels.min().item()} to "
