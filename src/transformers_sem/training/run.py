@@ -1,5 +1,6 @@
 """A training run: builds the model, trains it, saves it, evaluates it."""
 
+import logging
 from collections.abc import Iterable
 from contextlib import closing
 from dataclasses import replace
@@ -11,10 +12,13 @@ from accelerate.utils import set_seed
 from torch import Tensor
 from torch.optim.lr_scheduler import PolynomialLR
 from tqdm.auto import tqdm
+from transformers import PreTrainedConfig
 
+from ..backbone import build_backbone, load_backbone_weights
 from ..configuration_sem import SEMConfig
 from ..data.benchmarks import Benchmark, get_benchmark
 from ..data.transforms import TrainingAugmentation, TransformedDataset
+from ..evaluation.constant_predictor import ConstantPredictor, fit_constant
 from ..evaluation.evaluator import TRAINING_NAME, EvaluationConfig, evaluate_and_report, predict_rows
 from ..image_processing_sem import SEMImageProcessor
 from ..modeling_sem import SEMForMultiTaskDensePrediction
@@ -25,9 +29,18 @@ from ..utils.files import save_trained
 from ..visualization.panels import save_panel
 from .accelerator import build_accelerator, choose_sharded_modules, start_trackers
 from .checkpoint import resume, save_checkpoint
-from .config import TrainingConfig, claim_output_dir, label_fields, lock_output_dir
+from .config import (
+    IF_AVAILABLE,
+    TrainingConfig,
+    claim_output_dir,
+    label_fields,
+    lock_output_dir,
+    model_config,
+    network_size,
+)
 from .curves import CURVES_NAME, save_curves
 from .data_order import build_train_loader, seed_step
+from .heads import init_heads
 from .history import History
 from .optimizer import NonFiniteGuard, OptimizerStep, build_average, build_optimizer
 from .plan import format_plan, measure_step
@@ -35,13 +48,26 @@ from .signals import StopRequest
 from .snapshots import Snapshots
 
 
-def build_model(config: TrainingConfig, benchmark: Benchmark) -> SEMForMultiTaskDensePrediction:
-    """Builds the model of a run: tasks and class names of the dataset, everything else from the settings."""
+logger = logging.getLogger(__name__)
+
+
+def build_model(
+    config: TrainingConfig, benchmark: Benchmark, constant: ConstantPredictor | None = None
+) -> SEMForMultiTaskDensePrediction:
+    """Builds the model of a run: tasks and class names of the dataset, everything else from the settings.
+
+    New heads start at the `constant` predictor, if it is given.
+    """
     labels = label_fields(config, benchmark)
     if config.pretrained_model:
-        model = load_trained_model(config, labels)
+        model, new_tasks = load_trained_model(config, labels)
     else:
-        model = build_new_model(config, SEMConfig(**labels, **config.model))
+        model, new_tasks = (
+            build_new_model(config, model_config(config, benchmark)),
+            list(labels["task_num_labels"]),
+        )
+    if constant is not None:
+        init_heads(model, constant, new_tasks)
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable()
     if config.freeze_backbone:
@@ -51,31 +77,65 @@ def build_model(config: TrainingConfig, benchmark: Benchmark) -> SEMForMultiTask
     return model
 
 
-def load_trained_model(config: TrainingConfig, labels: dict) -> SEMForMultiTaskDensePrediction:
-    """Loads `pretrained_model`, for tasks and classes that may be others."""
+def load_trained_model(config: TrainingConfig, labels: dict) -> tuple[SEMForMultiTaskDensePrediction, list[str]]:
+    """Loads `pretrained_model`, for tasks and classes that may be others; returns it with the tasks whose heads are new."""
     try:
-        return SEMForMultiTaskDensePrediction.from_pretrained(
-            config.pretrained_model, ignore_mismatched_sizes=True, **labels, **config.model
+        model, info = SEMForMultiTaskDensePrediction.from_pretrained(
+            config.pretrained_model, ignore_mismatched_sizes=True, output_loading_info=True, **labels, **config.model
         )
     except OSError as error:
         raise OSError(
             f"`pretrained_model` is the folder or Hub name of a trained SEM; got {config.pretrained_model!r}: {error}"
         ) from error
+    new_names = {*info["missing_keys"], *(name for name, *_ in info["mismatched_keys"])}
+    return model, [task for task in model.config.tasks if f"heads.{task}.classifier.bias" in new_names]
 
 
-def build_new_model(config: TrainingConfig, model_config: SEMConfig) -> SEMForMultiTaskDensePrediction:
+def build_new_model(config: TrainingConfig, new_config: SEMConfig) -> SEMForMultiTaskDensePrediction:
     """Builds a model with random weights, except for the encoder's if `pretrained_backbone` is set."""
     if not config.pretrained_backbone:
-        return SEMForMultiTaskDensePrediction(model_config)
-    source = config.pretrained_backbone if isinstance(config.pretrained_backbone, str) else None
-    return SEMForMultiTaskDensePrediction.from_pretrained_backbone(model_config, source)
+        return SEMForMultiTaskDensePrediction(new_config)
+    return SEMForMultiTaskDensePrediction.from_pretrained_backbone(new_config, backbone_source(config))
 
 
-def build_image_processor(config: TrainingConfig) -> SEMImageProcessor:
-    """Builds a processor that pads to `input_size`, as is usual in the field, or stretches to `network_size`."""
-    height, width = config.network_size or config.input_size
-    size, stretch = {"height": height, "width": width}, config.network_size is not None
-    return SEMImageProcessor(size=size, pad_size=size, do_resize=stretch, do_pad=not stretch)
+def backbone_source(config: TrainingConfig) -> str | None:
+    """Returns the file, folder or Hub name of the encoder's weights; `None` is that of the encoder's configuration."""
+    named = isinstance(config.pretrained_backbone, str) and config.pretrained_backbone != IF_AVAILABLE
+    return config.pretrained_backbone if named else None
+
+
+def decide_pretrained_backbone(config: TrainingConfig, benchmark: Benchmark) -> TrainingConfig:
+    """Returns the settings with `pretrained_backbone` true or false instead of `if_available`."""
+    if config.pretrained_backbone != IF_AVAILABLE:
+        return config
+    if config.pretrained_model:
+        return replace(config, pretrained_backbone=False)
+    try:
+        load_backbone_weights(build_backbone(model_config(config, benchmark).backbone_config), None)
+    except OSError as error:
+        logger.warning("The encoder starts from random weights. %s", error)
+        return replace(config, pretrained_backbone=False)
+    return replace(config, pretrained_backbone=True)
+
+
+def build_image_processor(config: TrainingConfig, backbone_config: PreTrainedConfig) -> SEMImageProcessor:
+    """Builds a processor that pads to `input_size`, as is usual in the field, and stretches to `network_size`.
+
+    Pixels are normalized as the settings say, else as for the `pretrained_model`, else as in the encoder's pretraining.
+    """
+    (height, width), (rows, columns) = config.input_size, network_size(config)
+    settings = {
+        "pad_size": {"height": height, "width": width},
+        "size": {"height": rows, "width": columns},
+        "do_pad": True,
+        "do_resize": config.network_size is not None,
+    }
+    for name in ("image_mean", "image_std"):
+        if getattr(config, name) is not None:
+            settings[name] = getattr(config, name)
+    if config.pretrained_model:
+        return SEMImageProcessor.from_pretrained(config.pretrained_model, **settings)
+    return SEMImageProcessor.for_backbone(backbone_config, backbone_source(config), **settings)
 
 
 class TrainingRun:
@@ -204,8 +264,7 @@ def check_extra() -> None:
     Raises:
         MissingExtraError: If one is missing.
     """
-    for name in ("filelock", "matplotlib"):
-        require(name, extra="train")
+    require("matplotlib", extra="train")
 
 
 def dry_run(config: TrainingConfig) -> None:
@@ -231,12 +290,16 @@ def run_training(config: TrainingConfig) -> None:
         accelerator = build_accelerator(config)
         with accelerator.main_process_first():
             rows = benchmark.load(config.data_dir, **config.dataset_kwargs)
+        constant = None
+        if config.init_heads_from_data:
+            constant = fit_constant(rows["train"], label_fields(config, benchmark)["task_num_labels"], accelerator)
+        config = decide_pretrained_backbone(config, benchmark)
         set_seed(config.seed)
-        model = build_model(config, benchmark)
+        model = build_model(config, benchmark, constant)
         if accelerator.is_main_process:
             claim_output_dir(config)  # last: a run that cannot start claims no folder
             lock = lock_output_dir(output_dir)  # noqa: F841, held until the end
-    image_processor = build_image_processor(config)
+    image_processor = build_image_processor(config, model.config.backbone_config)
     accelerator.print(format_plan(config, model, len(rows["train"]), accelerator.num_processes))
     with plain_errors(), StopRequest(accelerator) as stop:
         weights = train(config, accelerator, model, image_processor, rows, stop)
