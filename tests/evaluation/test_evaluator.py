@@ -23,6 +23,7 @@ from transformers_sem.data.scenes import CLASS_NAMES, Scenes, render_scene
 from transformers_sem.data.transforms import row_to_tensors
 from transformers_sem.evaluation import evaluator as evaluating
 from transformers_sem.evaluation.boundary import boundary_counts, boundary_scores
+from transformers_sem.evaluation.constant_predictor import ConstantPredictor
 from transformers_sem.evaluation.evaluator import (
     Evaluation,
     EvaluationConfig,
@@ -35,7 +36,7 @@ from transformers_sem.evaluation.evaluator import (
     predict_rows,
     unflatten,
 )
-from transformers_sem.evaluation.sums import ConstantPredictor, MetricSums
+from transformers_sem.evaluation.sums import MetricSums
 
 from ..tiny import tiny_config
 
