@@ -431,6 +431,20 @@ def test_images_of_the_predictions_are_complete_after_an_interruption(evaluate, 
     assert names == sorted(f"{task}/{name}.png" for task in WIDTHS for name in NAMES)
 
 
+def test_the_constant_predictor_is_fitted_and_scored_once(evaluate, plain, rows, model, monkeypatch):
+    other = deepcopy(model)
+    other.heads["depth"].classifier.bias.data += 1.0
+    monkeypatch.setattr(ConstantPredictor, "add", None)
+    monkeypatch.setattr(ConstantPredictor, "predict", None)
+    report, _ = evaluate(model=other)
+    assert report["constant_scores"] == plain[0]["constant_scores"]
+    assert report["scores"]["depth/rmse"] != plain[0]["scores"]["depth/rmse"]
+    monkeypatch.undo()
+    assert evaluate(num_evaluation_images=2)[0]["constant_scores"] != plain[0]["constant_scores"]
+    of_two = replace(BENCHMARK, scored_ids={"depth": frozenset(NAMES[:2])})
+    assert evaluate(benchmark=of_two)[0]["constant_scores"] != plain[0]["constant_scores"]
+
+
 # ----------------------------------------------------------------------------------------------------------------------
 # Parts of Evaluation
 

@@ -30,7 +30,7 @@ from ..utils.cache import CachedResult
 from ..utils.environment import save_report
 from ..utils.errors import check_keys
 from ..utils.files import atomic_write
-from ..utils.processes import available_cpus, process_pool, progress
+from ..utils.processes import available_cpus, leave_cores, process_pool, progress
 from ..utils.settings import apply_overrides, read_settings
 from ..visualization.panels import Prediction
 from .constant_predictor import ConstantPredictor, fit_constant
@@ -202,7 +202,7 @@ class Evaluation:
         """Returns a digest of everything that the statistics of an image depend on."""
         digest = hash_model(self.model, self.image_processor)
         constant = self.constant and self.constant.to_json()
-        rows = self.rows._fingerprint, self.ids, self.batch_size, self.benchmark.task_metric_kwargs
+        rows = self.rows._fingerprint, self.ids, self.batch_size, self.benchmark.protocol
         digest.update(repr((constant, rows, self.predictions_dir, version("transformers-sem"))).encode())
         return digest.hexdigest()
 
@@ -296,7 +296,7 @@ def evaluate_and_report(
         image_processor (`SEMImageProcessor`): Of the model.
         rows (`datasets.DatasetDict`): The splits `train`, for the constant predictor, and `validation`.
         path (`Path`): JSON file to write.
-        num_processes (`int`, *optional*): As in [`Evaluation`]; all cores but one by default.
+        num_processes (`int`, *optional*): As in [`Evaluation`]; half of the cores by default.
         predictions_dir (`Path`, *optional*): Folder to write the predicted maps to.
 
     Returns:
@@ -305,13 +305,13 @@ def evaluate_and_report(
     benchmark = get_benchmark(config.dataset, config.data_dir)
     check_widths(model.config.task_num_labels, benchmark)
     unfinished_dir = path.with_name(f"unfinished_{path.stem}")
+    num_processes = num_processes or max(1, available_cpus() // (2 * accelerator.num_processes))
+    leave_cores(num_processes)
     validation = rows["validation"]
     if config.num_evaluation_images is not None:
         validation = validation.select(range(min(config.num_evaluation_images, len(validation))))
     constant = fit_constant(rows["train"], model.config.task_num_labels, accelerator)
-    cached = CachedResult(
-        "constant_scores", (constant.to_json(), validation._fingerprint, benchmark.task_metric_kwargs)
-    )
+    cached = CachedResult("constant_scores", (constant.to_json(), validation._fingerprint, benchmark.protocol))
     (constant_scores,) = broadcast_object_list([cached.read()])  # the same on ranks with other caches
     evaluation = Evaluation(
         model=model.to(accelerator.device),
@@ -321,7 +321,7 @@ def evaluate_and_report(
         constant=constant if constant_scores is None else None,
         accelerator=accelerator,
         batch_size=config.batch_size,
-        num_processes=num_processes or max(1, available_cpus() // accelerator.num_processes - 1),
+        num_processes=num_processes,
         unfinished_dir=unfinished_dir,
         predictions_dir=predictions_dir,
     )

@@ -22,6 +22,7 @@ from ..utils.environment import save_report
 from ..utils.errors import plain_errors
 from ..utils.extras import require
 from ..utils.files import save_trained
+from ..utils.processes import leave_cores
 from ..visualization.panels import save_panel
 from .accelerator import build_accelerator, choose_sharded_modules, start_trackers
 from .checkpoint import resume, save_checkpoint
@@ -172,6 +173,7 @@ def check_extra() -> None:
 
 def dry_run(config: TrainingConfig) -> None:
     """Prints what a run would do and measures one step of it; nothing is prepared, downloaded or written."""
+    leave_cores(config.num_workers)
     with plain_errors():
         benchmark = get_benchmark(config.dataset, config.data_dir)
         accelerator = build_accelerator(config)
@@ -187,6 +189,7 @@ def run_training(config: TrainingConfig) -> None:
     Everything goes to `output_dir`. A run that was interrupted there is resumed.
     """
     output_dir = Path(config.output_dir)
+    leave_cores(config.num_workers)
     with plain_errors():
         check_extra()
         benchmark = get_benchmark(config.dataset, config.data_dir)
