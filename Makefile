@@ -13,6 +13,11 @@ help:  ## Show this help
 
 install: .venv/installed  ## Create .venv with everything for training and development
 
+# Threads that wait sleep instead of spinning, so that a busy machine does not slow the training down. THREADS=1 uses one thread.
+train: export OMP_WAIT_POLICY ?= PASSIVE
+ifdef THREADS
+train: export OMP_NUM_THREADS := $(THREADS)
+endif
 train: .venv/installed  ## Train a small model on rendered scenes in minutes, and draw its predictions
 	.venv/bin/transformers-sem train --config quickstart
 

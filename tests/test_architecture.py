@@ -51,18 +51,7 @@ IMPORTS_TRAINING = {"training", "ablation", "cli"}
 TOO_HEAVY_FOR_A_CHECKPOINT = {"datasets", "evaluate", "accelerate", "scipy", "matplotlib", "skimage"}
 
 # The only packages that every installation has, besides those that these bring
-EXTRAS_ONLY = {
-    "filelock",
-    "gradio",
-    "h5py",
-    "matplotlib",
-    "onnx",
-    "onnx_ir",
-    "onnxruntime",
-    "onnxscript",
-    "av",
-    "sklearn",
-}
+EXTRAS_ONLY = {"gradio", "h5py", "matplotlib", "onnx", "onnx_ir", "onnxruntime", "onnxscript", "av", "sklearn"}
 
 
 def python_files(*folders):

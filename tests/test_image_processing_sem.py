@@ -251,6 +251,24 @@ def test_padding_adds_up():
         assert 0 <= bottom - top <= 1 and right - left == 1
 
 
+def test_padded_images_are_stretched_alike():
+    """An image of 40 x 60 in a field of 80 x 80 becomes the middle of 20 x 40."""
+    size, pad_size = size_of(20, 40), size_of(80, 80)
+    processor = SEMImageProcessor(size=size, do_pad=True, pad_size=pad_size)
+    image, depth = np.full((40, 60, 3), 255, np.uint8), torch.full((1, 40, 60), 3.0)
+    batch = processor(image, maps={"depth": depth}, return_tensors="pt", do_normalize=False)
+    inside = torch.zeros(20, 40, dtype=torch.bool)
+    inside[5:15, 5:35] = True
+    assert_same(batch["pixel_values"][0] > 0.99, inside.expand(3, -1, -1))
+    assert_same(batch["labels"]["depth"][0, 0].isfinite(), inside)
+    outputs = outputs_of(depth=batch["labels"]["depth"].nan_to_num(0.0))
+    (prediction,) = processor.post_process_dense_prediction(outputs, target_sizes=[(40, 60)])
+    assert_same(prediction["depth"][5:-5, 5:-5], depth[0, 5:-5, 5:-5])
+    # a larger image is shrunk into the field first
+    large = processor(np.full((80, 160, 3), 255, np.uint8), return_tensors="pt", do_normalize=False)["pixel_values"]
+    assert_same(large[0, 0] > 0.99, (torch.arange(20) // 5 % 3 > 0)[:, None].expand(-1, 40))
+
+
 # The way back
 
 

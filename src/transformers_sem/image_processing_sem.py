@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torchvision.transforms.v2 import functional as tvF
-from transformers import AutoImageProcessor
+from transformers import AutoImageProcessor, PreTrainedConfig
 from transformers.image_processing_backends import TorchvisionBackend
 from transformers.image_processing_base import BatchFeature
 from transformers.image_processing_outputs import SemanticSegmentationPostProcessorOutput
@@ -17,6 +17,7 @@ from transformers.image_utils import (
 )
 from transformers.processing_utils import ImagesKwargs, Unpack
 
+from .backbone import pretraining_normalization
 from .configuration_sem import SEMConfig
 from .task_kinds import CLASS_IDS, METRES, TaskKind
 from .tasks import get_task, resize_label, to_label
@@ -38,9 +39,10 @@ class SEMImageProcessor(TorchvisionBackend):
     r"""Prepares images together with the maps of any tasks, and post-processes logits.
 
     Images of a batch get a common size in one of two ways. `do_resize` stretches them to `size`. `do_pad` centers them in
-    `pad_size`; images that are larger are shrunk first, with their aspect ratio kept. The field's evaluation protocol is
-    `do_resize=False, do_pad=True`. Post-processing reverts both, given the original sizes. It reads the attributes of the
-    processor, so set those instead of overriding them for one call.
+    `pad_size`; images that are larger are shrunk first, with their aspect ratio kept. With both, the padded image is stretched,
+    so that all images are scaled alike. The field's evaluation protocol is `do_resize=False, do_pad=True`. Post-processing
+    reverts both, given the original sizes. It reads the attributes of the processor, so set those instead of overriding them
+    for one call.
 
     Args:
         do_resize (`bool`, *optional*, defaults to `True`):
@@ -55,7 +57,11 @@ class SEMImageProcessor(TorchvisionBackend):
         do_pad (`bool`, *optional*, defaults to `False`):
             Whether to pad around the image: pixels with 0 after normalization, labels with their invalid value.
         pad_size (`dict[str, int]`, *optional*):
-            Size to pad to; `None` is the largest height and width of the batch.
+            Size to pad to, before `size` applies; `None` is the largest height and width of the batch.
+        image_mean (`list[float]`, *optional*, defaults to ImageNet's):
+            Mean of the pixels, after rescaling, of the images that the encoder was pretrained on; see [`for_backbone`].
+        image_std (`list[float]`, *optional*, defaults to ImageNet's):
+            Their standard deviation.
     """
 
     model_input_names = ["pixel_values"]
@@ -73,6 +79,24 @@ class SEMImageProcessor(TorchvisionBackend):
 
     def __init__(self, **kwargs: Unpack[ImagesKwargs]):
         super().__init__(**kwargs)
+
+    @classmethod
+    def for_backbone(
+        cls, backbone_config: PreTrainedConfig, source: str | None = None, **kwargs: Unpack[ImagesKwargs]
+    ) -> "SEMImageProcessor":
+        """Builds a processor that normalizes pixels as in the pretraining of an encoder.
+
+        Args:
+            backbone_config (`PreTrainedConfig`):
+                Configuration of the encoder.
+            source (`str`, *optional*):
+                Folder or Hub name of the weights of a transformers encoder; `None` is the place that its configuration was
+                loaded from.
+            **kwargs:
+                Any attribute of the processor; `image_mean` and `image_std` replace those of the encoder.
+        """
+        mean, std = pretraining_normalization(backbone_config, source)
+        return cls(**{"image_mean": mean, "image_std": std, **kwargs})
 
     def preprocess(
         self,
@@ -140,19 +164,22 @@ class SEMImageProcessor(TorchvisionBackend):
     @staticmethod
     def _plan_sizes(sizes, do_resize, size: SizeDict, do_pad, pad_size: SizeDict | None):
         """Returns for each image the size it is resized to and the size it is padded to."""
-        content_sizes = list(sizes)
-        if do_resize:
-            if not (size and size.height and size.width):
-                raise ValueError(f"`size` needs a height and a width; got {size}.")
-            content_sizes = [(size.height, size.width)] * len(sizes)
+        if do_resize and not (size and size.height and size.width):
+            raise ValueError(f"`size` needs a height and a width; got {size}.")
         if not do_pad:
+            content_sizes = [(size.height, size.width)] * len(sizes) if do_resize else list(sizes)
             return content_sizes, content_sizes
         if pad_size is None:
-            largest = (max(height for height, _ in content_sizes), max(width for _, width in content_sizes))
+            padded_size = (max(height for height, _ in sizes), max(width for _, width in sizes))
+            content_sizes = list(sizes)
         else:
-            largest = (pad_size.height, pad_size.width)
-            content_sizes = [shrink_to_fit(content_size, largest) for content_size in content_sizes]
-        return content_sizes, [largest] * len(sizes)
+            padded_size = (pad_size.height, pad_size.width)
+            content_sizes = [shrink_to_fit(image_size, padded_size) for image_size in sizes]
+        if do_resize:  # in one step: the content is resized to its share of the stretched image
+            stretched_size = (size.height, size.width)
+            content_sizes = [stretch(content_size, padded_size, stretched_size) for content_size in content_sizes]
+            padded_size = stretched_size
+        return content_sizes, [padded_size] * len(sizes)
 
     def plan_sizes(self, sizes: list[tuple[int, int]]) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
         """Returns for images of these (height, width) the sizes they are resized to and the sizes they are padded to."""
@@ -312,6 +339,12 @@ def shrink_to_fit(size: tuple[int, int], largest: tuple[int, int]) -> tuple[int,
     """Returns the largest size of the same aspect ratio that fits into `largest`, never larger than `size`."""
     scale = min(1.0, largest[0] / size[0], largest[1] / size[1])
     return tuple(max(1, min(round(edge * scale), limit)) for edge, limit in zip(size, largest, strict=True))
+
+
+def stretch(size: tuple[int, int], from_size: tuple[int, int], to_size: tuple[int, int]) -> tuple[int, int]:
+    """Returns what becomes of `size` where `from_size` is stretched to `to_size`."""
+    edges = zip(size, from_size, to_size, strict=True)
+    return tuple(max(1, round(edge * stretched / full)) for edge, full, stretched in edges)
 
 
 def center_padding(size: tuple[int, int], padded_size: tuple[int, int]) -> list[int]:

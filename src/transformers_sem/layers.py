@@ -106,6 +106,33 @@ def record(name: str, value) -> None:
         states[name].append(value)
 
 
+class SEMPatchConv2d(nn.Conv2d):
+    """Convolution of patches that do not overlap, such as 1x1, computed as a linear layer on channels-last maps.
+
+    It is a subclass with the constructor of `nn.Conv2d`, because PEFT builds its adapters of the same class.
+    """
+
+    def forward(self, feature_map: Tensor) -> Tensor:
+        """`(B, C_in, H, W)` -> `(B, C_out, H / r, W / r)` for a kernel and stride of r."""
+        rows, columns = self.kernel_size
+        height, width = feature_map.shape[-2:]
+        # An exported graph cannot know whether the patches are whole
+        if torch.compiler.is_exporting() or height % rows or width % columns:
+            return super().forward(feature_map)
+        if self.groups > 1:
+            return self._convolve_channels(feature_map)
+        patches = feature_map.permute(0, 2, 3, 1)
+        if self.kernel_size != (1, 1):
+            patches = patches.unflatten(2, (-1, columns)).unflatten(1, (-1, rows)).transpose(2, 3).flatten(3)
+        weight = self.weight.permute(0, 2, 3, 1).flatten(1)
+        return F.linear(patches, weight, self.bias).permute(0, 3, 1, 2)
+
+    def _convolve_channels(self, feature_map: Tensor) -> Tensor:
+        if self.kernel_size != (1, 1):
+            return super().forward(feature_map)
+        return torch.addcmul(self.bias.view(-1, 1, 1), feature_map, self.weight.view(-1, 1, 1))
+
+
 class SEMMLP(nn.Module):
     """Linear layer, GELU, linear layer."""
 

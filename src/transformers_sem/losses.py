@@ -15,6 +15,8 @@ from torch import Tensor
 
 
 INVALID_ID = 255
+# On a CPU torch's softmax over the last dimension is faster than over the channels of a map, unless there are few classes
+MANY_CLASSES = 12
 
 
 def mean_over_ranks(count: Tensor) -> Tensor:
@@ -51,14 +53,18 @@ def pixel_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     Raises:
         ValueError: If a label has an id beyond the head. (On a GPU, torch ends the process with its own message.)
     """
+    scores, ids = logits.float(), labels
+    if logits.shape[1] >= MANY_CLASSES:  # a list of pixels, which is no copy of a channels-last map
+        scores, ids = scores.permute(0, 2, 3, 1).flatten(0, 2), ids.flatten()
     try:
-        return F.cross_entropy(logits.float(), labels, ignore_index=INVALID_ID, reduction="none")
+        losses = F.cross_entropy(scores, ids, ignore_index=INVALID_ID, reduction="none")
     except IndexError as error:
         raise ValueError(
             f"Labels are class ids from 0 to {logits.shape[1] - 1}, {INVALID_ID} invalid; got {labels.min().item()} to "
             f"{labels[labels != INVALID_ID].max().item()}. Map the ids of your data, or give `task_num_labels` the width that "
             "they need."
         ) from error
+    return losses.view(labels.shape)
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:

@@ -29,7 +29,7 @@ from transformers.utils.generic import can_return_tuple, maybe_autocast
 from .backbone import build_backbone, inspect_backbone, load_backbone_weights, parameters_to_buffers
 from .backbone_timm import SEMTimmBackbone
 from .configuration_sem import SEMConfig, SEMTimmBackboneConfig
-from .layers import SEMMLP, Padding, SEMConvBlock, record, record_states, resize, to_map, to_tokens
+from .layers import SEMMLP, Padding, SEMConvBlock, SEMPatchConv2d, record, record_states, resize, to_map, to_tokens
 from .modeling_outputs import SEMModelOutput, SEMMultiTaskOutput, SEMStates
 from .tasks import get_task
 
@@ -97,7 +97,7 @@ class SEMFeatureReassemblyLayer(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int, factor: float):
         super().__init__()
-        self.projection = nn.Conv2d(in_channels, out_channels, 1)
+        self.projection = SEMPatchConv2d(in_channels, out_channels, 1)
         if factor > 1:
             self.resize = nn.ConvTranspose2d(out_channels, out_channels, int(factor), stride=int(factor))
         elif factor < 1:
@@ -162,9 +162,9 @@ class SEMOffsetNetwork(nn.Module):
     def __init__(self, hidden_size: int, stride: int):
         super().__init__()
         # depthwise, as in deformable attention: a full 8 x 8 convolution would have more weights than all else
-        self.pool = nn.Conv2d(hidden_size, hidden_size, stride, stride=stride, groups=hidden_size)
+        self.pool = SEMPatchConv2d(hidden_size, hidden_size, stride, stride=stride, groups=hidden_size)
         self.activation = nn.GELU()
-        self.offset = nn.Conv2d(hidden_size, 2, 1)  # initialized to zero: training starts from the uniform grid
+        self.offset = SEMPatchConv2d(hidden_size, 2, 1)  # initialized to zero: training starts from the uniform grid
 
     def forward(self, feature_map: Tensor) -> Tensor:
         """`(B, C, H_s, W_s)` -> deformed points `(B, N_s, 2)`, float32."""
@@ -250,7 +250,7 @@ class SEMIntraTaskStage(nn.Module):
         if config.use_intra_task:
             self.num_stages = config.num_intra_task_stages
             self.stage_projections = nn.ModuleList(
-                nn.Conv2d(width, config.hidden_size, 1) for width in channels[-self.num_stages :]
+                SEMPatchConv2d(width, config.hidden_size, 1) for width in channels[-self.num_stages :]
             )
             self.task_modules = nn.ModuleDict({task: SEMIntraTaskModule(config) for task in config.tasks})
         else:
@@ -282,13 +282,13 @@ def init_bases(num_bases: int, hidden_size: int) -> Tensor:
 
 def expectation_step(states: Tensor, bases: Tensor, temperature: float = 1.0) -> Tensor:
     """E step, Eq. (7)-(8): states `(..., N, C)` and bases `(..., K, C)` -> responsibilities `(..., N, K)`."""
-    return (states @ bases.transpose(-1, -2) / temperature).softmax(dim=-1)
+    return (states @ (bases / temperature).transpose(-1, -2)).softmax(dim=-1)
 
 
 def maximization_step(states: Tensor, responsibilities: Tensor) -> Tensor:
     """M step, Eq. (9): weighted means of the states, normalized to unit length as in EMANet; -> bases `(..., K, C)`."""
-    weights = responsibilities / (responsibilities.sum(dim=-2, keepdim=True) + 1e-6)
-    return F.normalize(weights.transpose(-1, -2) @ states, dim=-1)
+    weighted_sums, sums = responsibilities.transpose(-1, -2) @ states, responsibilities.sum(dim=-2)
+    return F.normalize(weighted_sums / (sums.unsqueeze(-1) + 1e-6), dim=-1)  # divides K x C values, not N x K
 
 
 @torch.no_grad()
@@ -385,7 +385,7 @@ class SEMSpatialReductionAttention(nn.Module):
         self.attention = SEMAttention(config, hidden_size, num_heads)
         self.sr_ratio = sr_ratio
         if sr_ratio > 1:
-            self.reduction = nn.Conv2d(hidden_size, hidden_size, sr_ratio, stride=sr_ratio)
+            self.reduction = SEMPatchConv2d(hidden_size, hidden_size, sr_ratio, stride=sr_ratio)
             self.norm = LayerNorm2d(hidden_size)
 
     def forward(self, tokens: Tensor, size: tuple[int, int]) -> Tensor:
@@ -403,7 +403,7 @@ class SEMDecoderBlock(GradientCheckpointingLayer):
     def __init__(self, config: SEMConfig, in_channels: int, stage: int):
         super().__init__()
         hidden_size = config.decoder_hidden_sizes[stage]
-        self.projection = nn.Conv2d(in_channels, hidden_size, 1)
+        self.projection = SEMPatchConv2d(in_channels, hidden_size, 1)
         self.attention_norm = nn.LayerNorm(hidden_size)
         self.attention = SEMSpatialReductionAttention(
             config, hidden_size, config.decoder_num_attention_heads[stage], config.sr_ratios[stage]
@@ -427,7 +427,7 @@ class SEMDecoderStage(nn.Module):
     def __init__(self, config: SEMConfig, in_channels: int, encoder_channels: int, stage: int):
         super().__init__()
         hidden_size = config.decoder_hidden_sizes[stage]
-        self.lateral = nn.Conv2d(encoder_channels, hidden_size, 1)
+        self.lateral = SEMPatchConv2d(encoder_channels, hidden_size, 1)
         self.blocks = nn.ModuleDict({task: SEMDecoderBlock(config, in_channels, stage) for task in config.tasks})
         self.inter_task = SEMInterTaskModule(config, hidden_size) if stage < config.inter_task_stages else None
 
@@ -469,7 +469,7 @@ class SEMTaskHead(SEMConvBlock):
 
     def __init__(self, in_channels: int, hidden_channels: int, num_labels: int):
         super().__init__(in_channels, hidden_channels)
-        self.classifier = nn.Conv2d(hidden_channels, num_labels, 1)
+        self.classifier = SEMPatchConv2d(hidden_channels, num_labels, 1)
 
     def forward(self, feature_map: Tensor) -> Tensor:
         """`(B, C, H, W)` -> logits `(B, num_labels, H, W)`."""
@@ -616,7 +616,9 @@ class SEMModel(SEMPreTrainedModel):
         self._check_pixel_values(pixel_values)
         for name in ("output_hidden_states", "output_attentions"):
             kwargs.setdefault(name, getattr(self.config, name))
-        return self.backbone.forward_with_filtered_kwargs(padding.pad(pixel_values), **kwargs)
+        # Convolutions pass the memory format on: the maps of a convolutional encoder are tokens without a copy
+        padded = padding.pad(pixel_values).contiguous(memory_format=torch.channels_last)
+        return self.backbone.forward_with_filtered_kwargs(padded, **kwargs)
 
     @torch.no_grad()
     def update_initial_bases(self, stage_bases: list[Tensor | None]) -> None:
@@ -730,7 +732,7 @@ class SEMForMultiTaskDensePrediction(SEMPreTrainedModel):
         self.auxiliary_heads = None
         if config.use_decoder and config.use_auxiliary_heads:
             self.auxiliary_heads = nn.ModuleDict(
-                {task: nn.Conv2d(config.hidden_size, width, 1) for task, width in config.task_num_labels.items()}
+                {task: SEMPatchConv2d(config.hidden_size, width, 1) for task, width in config.task_num_labels.items()}
             )
         self.post_init()
 

@@ -21,6 +21,7 @@ from .losses import INVALID_ID, unit_length
 
 
 INVALID_COLOR = (60, 60, 60)
+MANY_CLASSES = 7  # with more, heads start at a softened prior
 # The magma colormap of matplotlib (CC0) at ten evenly spaced points; colors in between are interpolated.
 MAGMA = ("000004", "180f3d", "440f76", "721f81", "9e2f7f", "cd4071", "f1605d", "fd9668", "feca8d", "fcfdbf")
 
@@ -193,6 +194,24 @@ def predict_unit_vectors(logits: Tensor) -> Tensor:
     return unit_length(logits.float())
 
 
+def start_at_mean(mean_label: Tensor, num_labels: int) -> Tensor:
+    """Returns the mean label, which is what the logits of measurements predict."""
+    return mean_label
+
+
+def start_at_zero(mean_label: Tensor, num_labels: int) -> Tensor:
+    """Returns zeros: the best constant under a loss that balances two classes, whatever their shares."""
+    return torch.zeros(num_labels)
+
+
+def start_at_shares(mean_label: Tensor, num_labels: int) -> Tensor:
+    """Returns the logarithm of the share of each class, softened where there are many classes.
+
+    The whole logarithm would start rare classes so low that a short training does not find them.
+    """
+    return min(1.0, MANY_CLASSES / num_labels) * mean_label.clamp(min=1e-4).log()
+
+
 def negate_x(vectors: Tensor) -> Tensor:
     """Mirrors vectors of shape `(3, height, width)`: left becomes right."""
     return torch.cat([-vectors[:1], vectors[1:]])
@@ -238,6 +257,8 @@ class TaskKind:
         resampling (`str`, *optional*, defaults to `"bilinear"`): `"nearest-exact"` where a value between two values makes
             no sense.
         predict (`Callable`): Logits `(batch_size, num_labels, height, width)` -> predictions in physical units.
+        start_logits (`Callable`, *optional*): `(mean label, num_labels) -> (num_labels,)`, logits that a head starts training
+            with; zeros by default. The mean label is the share of each class, or the mean of the values.
         prepare_mean (`Callable`, *optional*): Logits of one view of an image -> values that can be averaged over several
             views, pixel by pixel; `predict` takes the mean.
         flip_values (`Callable`, *optional*): What a horizontal flip does to values whose pixels are flipped already.
@@ -261,6 +282,7 @@ class TaskKind:
     tolerance: float = 0.0
     resampling: Literal["nearest-exact", "bilinear"] = "bilinear"
     predict: Callable[[Tensor], Tensor]
+    start_logits: Callable[[Tensor, int], Tensor] = start_at_zero
     prepare_mean: Callable[[Tensor], Tensor] = keep_values
     flip_values: Callable[[Tensor], Tensor] = keep_values
     zoom_values: Callable[[Tensor, float], Tensor] = keep_values
@@ -290,6 +312,7 @@ CLASS_IDS = TaskKind(
     value_range=(0, INVALID_ID - 1),
     resampling="nearest-exact",
     predict=predict_ids,
+    start_logits=start_at_shares,
     colorize=colorize_ids,
     encode=encode_ids,
     encoding="class ids in 8 bits, with a palette",
@@ -313,6 +336,7 @@ METRES = TaskKind(
     value_range=(0, math.inf),
     resampling="nearest-exact",
     predict=predict_metres,
+    start_logits=start_at_mean,
     prepare_mean=F.relu,
     zoom_values=divide_by_zoom,
     measure_zoom=ratio_of_means,
@@ -328,6 +352,7 @@ UNIT_VECTORS = TaskKind(
     value_range=(-1, 1),
     tolerance=0.01,
     predict=predict_unit_vectors,
+    start_logits=start_at_mean,
     prepare_mean=unit_length,
     flip_values=negate_x,
     project_values=normalize_vectors,

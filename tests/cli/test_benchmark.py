@@ -7,15 +7,18 @@ import torch
 from accelerate import Accelerator
 
 from transformers_sem import SEMForMultiTaskDensePrediction
-from transformers_sem.cli.arguments import find_recipe
+from transformers_sem.cli.arguments import RECIPES_DIR, find_recipe
 from transformers_sem.cli.benchmark import loading, training_step
-from transformers_sem.training.config import TrainingConfig
+from transformers_sem.training.config import TrainingConfig, network_size
 from transformers_sem.training.data_order import build_train_loader
 from transformers_sem.training.plan import random_batch
 
 from ..data.nyud_v2_forms import write_tiny_folder
 from ..tiny import TINY_BACKBONE, tiny_config
 from .commands import run
+
+
+RECIPES = sorted(path.stem for path in RECIPES_DIR.glob("*.yaml"))
 
 
 @pytest.fixture
@@ -100,6 +103,20 @@ def test_a_training_step_changes_the_weights(cache):
     ]
     assert losses[0] > 0
     assert all(not torch.equal(value, before[name]) for name, value in model.named_parameters() if value.requires_grad)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_cost_of_every_recipe(cache, recipe):
+    result = run("benchmark", "cost", "--config", recipe)
+    assert "all  " in result.output
+    config = TrainingConfig.load(find_recipe(recipe))
+    assert f"one image of {' x '.join(map(str, network_size(config)))}, tasks " in result.output
+
+
+def test_cost_counts_the_tasks_of_the_dataset_at_the_size_of_the_network(cache):
+    result = run("benchmark", "cost", "--config", "ablation_small", "tasks=[semseg, normal]")
+    assert "one image of 96 x 128, tasks semseg, normal" in result.output
 
 
 @pytest.mark.slow

@@ -23,6 +23,7 @@ from transformers_sem.data.scenes import CLASS_NAMES, Scenes, render_scene
 from transformers_sem.data.transforms import row_to_tensors
 from transformers_sem.evaluation import evaluator as evaluating
 from transformers_sem.evaluation.boundary import boundary_counts, boundary_scores
+from transformers_sem.evaluation.constant_predictor import ConstantPredictor
 from transformers_sem.evaluation.evaluator import (
     Evaluation,
     EvaluationConfig,
@@ -35,7 +36,7 @@ from transformers_sem.evaluation.evaluator import (
     predict_rows,
     unflatten,
 )
-from transformers_sem.evaluation.sums import ConstantPredictor, MetricSums
+from transformers_sem.evaluation.sums import MetricSums
 
 from ..tiny import tiny_config
 
@@ -428,6 +429,20 @@ def test_images_of_the_predictions_are_complete_after_an_interruption(evaluate, 
     assert len(seen) < 4 + len(SIZES)
     names = sorted(path.relative_to(images).as_posix() for path in images.rglob("*.*"))
     assert names == sorted(f"{task}/{name}.png" for task in WIDTHS for name in NAMES)
+
+
+def test_the_constant_predictor_is_fitted_and_scored_once(evaluate, plain, rows, model, monkeypatch):
+    other = deepcopy(model)
+    other.heads["depth"].classifier.bias.data += 1.0
+    monkeypatch.setattr(ConstantPredictor, "add", None)
+    monkeypatch.setattr(ConstantPredictor, "predict", None)
+    report, _ = evaluate(model=other)
+    assert report["constant_scores"] == plain[0]["constant_scores"]
+    assert report["scores"]["depth/rmse"] != plain[0]["scores"]["depth/rmse"]
+    monkeypatch.undo()
+    assert evaluate(num_evaluation_images=2)[0]["constant_scores"] != plain[0]["constant_scores"]
+    of_two = replace(BENCHMARK, scored_ids={"depth": frozenset(NAMES[:2])})
+    assert evaluate(benchmark=of_two)[0]["constant_scores"] != plain[0]["constant_scores"]
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -176,6 +176,7 @@ def slow_depth_scores(prediction, label):
         "abs_rel": np.mean(np.abs(errors) / truths),
         "sq_rel": np.mean(errors**2 / truths),
         **{f"delta{power}": np.mean(ratios < 1.25**power) for power in (1, 2, 3)},
+        "scale": np.mean([value for value, _ in pairs]) / np.mean(truths),
     }
 
 
@@ -326,6 +327,7 @@ def vectors(rows):
                 "delta1": 2 / 3,
                 "delta2": 2 / 3,
                 "delta3": 2 / 3,
+                "scale": 7.2 / 6,
             },
         ),
         (

@@ -3,8 +3,9 @@ import pytest
 import torch
 
 from transformers_sem import TASKS
+from transformers_sem.evaluation.constant_predictor import ConstantPredictor
 from transformers_sem.evaluation.metrics import METRICS
-from transformers_sem.evaluation.sums import ConstantPredictor, MetricSums, format_report, main_scores, scores_of
+from transformers_sem.evaluation.sums import MetricSums, format_report, main_scores, scores_of
 
 from ..samples import invalid_labels, random_labels
 

@@ -99,6 +99,9 @@ def test_whole_numbers_are_numbers(write):
         ("input_size=[32, 64.5]", ["'input_size'", "64.5"]),
         ("tasks=[depth, 3]", ["'tasks'", "str", "3"]),
         ("zoom=[2.0, 1.0]", ["`zoom`", "lower end first", "[2.0, 1.0]"]),
+        ("zoom=[1.0, 1.5]", ["`zoom`", "symmetric", "[1.0, 1.5]", "zoom=[0.667,1.5]"]),
+        ("image_mean=[0.5]", ["`image_mean`", "red, green and blue", "[0.5]"]),
+        ("image_std=[0.5, 0.5, 0]", ["`image_std`", "above 0", "[0.5, 0.5, 0]"]),
         ("layer_decay=0", ["`layer_decay`", "above 0", "freeze_backbone"]),
         ("input_size=96", ["'input_size'", "list", "int"]),
         ("max_grad_norm=0", ["`max_grad_norm`", "above 0", "0"]),
@@ -206,5 +209,5 @@ def test_every_file_builds_a_model_configuration(repository):
 def test_quickstart_needs_no_network(repository):
     config = TrainingConfig.load(repository / "scripts" / "configs" / "quickstart.yaml")
     assert config.dataset == "scenes"
-    assert config.pretrained_backbone is False
+    assert config.pretrained_backbone == "if_available"
     assert config.data_dir is None

@@ -3,6 +3,7 @@
 import pytest
 import timm
 import torch
+from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from transformers_sem import SEMConfig, SEMForMultiTaskDensePrediction, SEMModel, get_task
 from transformers_sem.data.benchmarks import BENCHMARKS
@@ -91,6 +92,8 @@ def test_input_of_the_paper(encoder, dataset):
     assert config.input_size == {"nyud_v2": [448, 576], "pascal_context": [512, 512]}[dataset]
     assert config.network_size is None  # no resize: crops and padding
     assert config.zoom == [0.5, 2.0]
+    assert config.image_mean == list(IMAGENET_DEFAULT_MEAN)
+    assert config.image_std == list(IMAGENET_DEFAULT_STD)
     assert (config.tasks, config.num_evaluation_images) == (None, None)
 
 

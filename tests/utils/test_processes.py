@@ -6,8 +6,9 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
-from transformers_sem.utils.processes import available_cpus, process_pool
+from transformers_sem.utils.processes import available_cpus, leave_cores, process_pool
 
 
 PARENT = """
@@ -111,3 +112,26 @@ def test_workers_are_not_forked_from_this_process():
 
 def test_cores_are_those_of_this_process():
     assert 1 <= available_cpus() <= os.cpu_count()
+
+
+@pytest.fixture
+def threads():
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(("num_workers", "num_threads"), [(0, 4), (1, 4), (3, 3), (5, 1), (9, 1)])
+def test_threads_and_workers_have_a_core_each(threads, monkeypatch, num_workers, num_threads):
+    monkeypatch.setattr("transformers_sem.utils.processes.available_cpus", lambda: 6)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    torch.set_num_threads(4)
+    leave_cores(num_workers)
+    assert torch.get_num_threads() == num_threads
+
+
+def test_the_environment_decides_on_threads(threads, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    torch.set_num_threads(3)
+    leave_cores(1000)
+    assert torch.get_num_threads() == 3

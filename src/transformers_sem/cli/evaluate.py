@@ -36,7 +36,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--processes",
         type=positive_integer,
-        help="processes of each rank for the boundary measure (default: all cores but one)",
+        help="processes of each rank for the boundary measure (default: half of the cores)",
     )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that replace those of the run")
     return parser

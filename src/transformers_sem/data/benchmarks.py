@@ -68,6 +68,15 @@ class Benchmark:
         """Returns what a model card says about the dataset."""
         return {name: getattr(self, name) for name in ("title", "terms", "license", "limits")}
 
+    @property
+    def protocol(self) -> dict[str, Any]:
+        """What scores depend on besides predictions and rows."""
+        return {
+            "task_metric_kwargs": self.task_metric_kwargs,
+            "reference_columns": self.reference_columns,
+            "scored_ids": {task: sorted(ids) for task, ids in self.scored_ids.items()},
+        }
+
     def protocol_columns(self, columns: list[str]) -> list[str]:
         """Returns those of `columns` that `references` needs."""
         return [column for column in columns if column == "id" or column in self.reference_columns.values()]

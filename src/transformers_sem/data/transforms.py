@@ -7,6 +7,7 @@ would move the image and not the labels. All random numbers are from the global 
 and every worker of a `DataLoader` has its own. The image processor normalizes and pads.
 """
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -65,7 +66,11 @@ def check_probability(name: str, value: float) -> float:
 
 
 class RandomZoom(v2.Transform):
-    """Resizes image and labels by one factor, drawn uniformly from `low` to `high`."""
+    """Resizes image and labels by one factor between `low` and `high`, whose logarithm is drawn uniformly.
+
+    So a range such as 0.5 to 2 enlarges as often as it shrinks, by the same factors, and the depths that are divided by them
+    stay unbiased.
+    """
 
     def __init__(self, low: float = 0.5, high: float = 2.0) -> None:
         super().__init__()
@@ -76,7 +81,7 @@ class RandomZoom(v2.Transform):
     def forward(self, image: Tensor, labels: Labels) -> tuple[Tensor, Labels]:
         """Resizes one sample."""
         height, width = image.shape[-2:]
-        factor = torch.empty(()).uniform_(self.low, self.high).item()
+        factor = math.exp(torch.empty(()).uniform_(math.log(self.low), math.log(self.high)).item())
         size = [round(height * factor), round(width * factor)]
         # The size is rounded to whole pixels, so the actual zoom differs slightly from the factor.
         zoom = (size[0] / height + size[1] / width) / 2

@@ -26,15 +26,17 @@ from ..data.benchmarks import Benchmark, get_benchmark
 from ..data.transforms import row_to_tensors
 from ..image_processing_sem import SEMImageProcessor
 from ..modeling_sem import SEMForMultiTaskDensePrediction
+from ..utils.cache import CachedResult
 from ..utils.environment import save_report
 from ..utils.errors import check_keys
 from ..utils.files import atomic_write
-from ..utils.processes import available_cpus, process_pool, progress
+from ..utils.processes import available_cpus, leave_cores, process_pool, progress
 from ..utils.settings import apply_overrides, read_settings
 from ..visualization.panels import Prediction
+from .constant_predictor import ConstantPredictor, fit_constant
 from .map_files import save_maps
 from .statistics_folder import StatisticsFolder
-from .sums import ConstantPredictor, MetricSums, Sums, format_report, main_scores, scores_of
+from .sums import MetricSums, Sums, format_report, main_scores, scores_of
 
 
 MODEL, CONSTANT = "model", "constant"  # whose statistics they are
@@ -142,7 +144,7 @@ class Evaluation:
         image_processor (`SEMImageProcessor`): Of the model.
         rows (`datasets.Dataset`): The labeled images.
         benchmark (`Benchmark`): Where the rows come from; it defines on which labels and images a task is judged.
-        constant (`ConstantPredictor`): The baseline that is evaluated beside the model.
+        constant (`ConstantPredictor`, *optional*): The baseline to evaluate beside the model; `None` where its scores are known.
         accelerator (`Accelerator`): Of the ranks.
         batch_size (`int`): Images that a rank predicts at once.
         num_processes (`int`): Processes of each rank that compute slow metrics while the model predicts.
@@ -154,7 +156,7 @@ class Evaluation:
     image_processor: SEMImageProcessor
     rows: datasets.Dataset
     benchmark: Benchmark
-    constant: ConstantPredictor
+    constant: ConstantPredictor | None
     accelerator: Accelerator
     batch_size: int
     num_processes: int
@@ -165,17 +167,18 @@ class Evaluation:
         self.model.eval()
         widths = self.model.config.task_num_labels
         kwargs = {task: kwargs for task, kwargs in self.benchmark.task_metric_kwargs.items() if task in widths}
-        self.metrics = {owner: MetricSums(widths, kwargs) for owner in (MODEL, CONSTANT)}
+        owners = (MODEL,) if self.constant is None else (MODEL, CONSTANT)
+        self.metrics = {owner: MetricSums(widths, kwargs) for owner in owners}
         has_ids = "id" in self.rows.column_names
         self.ids = [str(name) for name in (self.rows["id"] if has_ids else range(len(self.rows)))]
         self.protocol_columns = self.benchmark.protocol_columns(self.rows.column_names)
 
-    def run(self) -> tuple[MetricSums, MetricSums, list[dict]]:
+    def run(self) -> tuple[dict[str, MetricSums], list[dict]]:
         """Evaluates.
 
         Returns:
-            The sums of the model and of the constant predictor over the images of all ranks, and the model's scores of each
-            image, `{"id": name, "task/score": value}`, in the order of the rows.
+            The sums of the model, and of the constant predictor if there is one, over the images of all ranks; and the model's
+            scores of each image, `{"id": name, "task/score": value}`, in the order of the rows.
 
         Raises:
             ValueError: If a prediction cannot be scored, for example because it holds NaN.
@@ -193,13 +196,13 @@ class Evaluation:
         for metric in self.metrics.values():
             metric.merge(self.accelerator)
         image_scores = sorted(gather_object(image_scores), key=itemgetter(0))
-        return *self.metrics.values(), [{"id": self.ids[index], **scores} for index, scores in image_scores]
+        return self.metrics, [{"id": self.ids[index], **scores} for index, scores in image_scores]
 
     def fingerprint(self) -> str:
         """Returns a digest of everything that the statistics of an image depend on."""
         digest = hash_model(self.model, self.image_processor)
-        constant = {task: (sums.tolist(), self.constant.counts[task]) for task, sums in self.constant.sums.items()}
-        rows = self.rows._fingerprint, self.ids, self.batch_size, self.benchmark.task_metric_kwargs
+        constant = self.constant and self.constant.to_json()
+        rows = self.rows._fingerprint, self.ids, self.batch_size, self.benchmark.protocol
         digest.update(repr((constant, rows, self.predictions_dir, version("transformers-sem"))).encode())
         return digest.hexdigest()
 
@@ -225,7 +228,9 @@ class Evaluation:
     def _start(self, index: int, prediction: Prediction, pool: Executor) -> dict[str, dict[str, dict | Future]]:
         row = self.rows.select_columns(self.protocol_columns)[index] if self.protocol_columns else {}
         references = self.benchmark.references(row, prediction.labels)
-        maps = {MODEL: prediction.maps, CONSTANT: self.constant.predict(prediction.image.shape[-2:])}
+        maps = {MODEL: prediction.maps}
+        if self.constant is not None:
+            maps[CONSTANT] = self.constant.predict(prediction.image.shape[-2:])
         return {
             owner: {
                 task: metric.start(task, maps[owner][task], references[task], pool)
@@ -291,7 +296,7 @@ def evaluate_and_report(
         image_processor (`SEMImageProcessor`): Of the model.
         rows (`datasets.DatasetDict`): The splits `train`, for the constant predictor, and `validation`.
         path (`Path`): JSON file to write.
-        num_processes (`int`, *optional*): As in [`Evaluation`]; all cores but one by default.
+        num_processes (`int`, *optional*): As in [`Evaluation`]; half of the cores by default.
         predictions_dir (`Path`, *optional*): Folder to write the predicted maps to.
 
     Returns:
@@ -300,30 +305,39 @@ def evaluate_and_report(
     benchmark = get_benchmark(config.dataset, config.data_dir)
     check_widths(model.config.task_num_labels, benchmark)
     unfinished_dir = path.with_name(f"unfinished_{path.stem}")
+    num_processes = num_processes or max(1, available_cpus() // (2 * accelerator.num_processes))
+    leave_cores(num_processes)
     validation = rows["validation"]
     if config.num_evaluation_images is not None:
         validation = validation.select(range(min(config.num_evaluation_images, len(validation))))
+    constant = fit_constant(rows["train"], model.config.task_num_labels, accelerator)
+    cached = CachedResult("constant_scores", (constant.to_json(), validation._fingerprint, benchmark.protocol))
+    (constant_scores,) = broadcast_object_list([cached.read()])  # the same on ranks with other caches
     evaluation = Evaluation(
         model=model.to(accelerator.device),
         image_processor=image_processor,
         rows=validation,
         benchmark=benchmark,
-        constant=fit_constant(rows["train"], model.config.task_num_labels, accelerator),
+        constant=constant if constant_scores is None else None,
         accelerator=accelerator,
         batch_size=config.batch_size,
-        num_processes=num_processes or max(1, available_cpus() // accelerator.num_processes - 1),
+        num_processes=num_processes,
         unfinished_dir=unfinished_dir,
         predictions_dir=predictions_dir,
     )
-    metric, constant_metric, image_scores = evaluation.run()
-    scores, constant_scores = metric.scores(), constant_metric.scores()
+    metrics, image_scores = evaluation.run()
+    scores = metrics[MODEL].scores()
+    if constant_scores is None:
+        constant_scores = metrics[CONSTANT].scores()
+        if accelerator.is_main_process:
+            cached.write(constant_scores)
     if accelerator.is_main_process:
         save_image_scores(path.with_suffix(".parquet"), image_scores)
         save_report(
             path,
             scores=scores,
             constant_scores=constant_scores,
-            class_scores=name_classes(metric.class_scores(), model.config.task_id2label),
+            class_scores=name_classes(metrics[MODEL].class_scores(), model.config.task_id2label),
             num_scored_images=count_scored(image_scores, scores),
             **describe_evaluation(config, evaluation),
         )
@@ -370,17 +384,6 @@ def name_classes(class_scores: dict[str, list[float]], task_id2label: dict[str, 
 def count_scored(image_scores: list[dict], scores: dict[str, float]) -> dict[str, int]:
     """Returns `{task: number of images}` with a valid label of the task."""
     return {task: sum(key in image for image in image_scores) for task, key in main_scores(scores).items()}
-
-
-def fit_constant(
-    rows: datasets.Dataset, task_num_labels: dict[str, int], accelerator: Accelerator
-) -> ConstantPredictor:
-    """Fits the constant predictor to the training rows; it is the same on every rank."""
-    constant = ConstantPredictor(task_num_labels)
-    for row in progress(rows, len(rows), "constant predictor", accelerator):
-        _, labels = row_to_tensors(row, task_num_labels)
-        constant.add(labels)
-    return constant
 
 
 def save_image_scores(path: Path, image_scores: list[dict]) -> None:

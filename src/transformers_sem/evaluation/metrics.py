@@ -153,6 +153,8 @@ def depth_statistics(prediction: Tensor, label: Tensor, num_labels: int) -> dict
         "relative_error": (error.abs() / label).sum(),
         "relative_squared_error": (error.square() / label).sum(),
         "num_within_ratio": torch.stack([(ratio < bound).sum() for bound in DEPTH_RATIOS]),
+        "predicted_metres": prediction.sum(),
+        "true_metres": label.sum(),
         "num_valid": valid.sum(),
     }
 
@@ -162,7 +164,8 @@ def depth_scores(statistics: dict[str, Tensor]) -> dict[str, float]:
 
     Returns:
         `dict[str, float]`: `rmse` in metres; `log_rmse` of natural logarithms; `abs_rel`; `sq_rel` in metres; `delta1`,
-        `delta2`, `delta3`, the shares of pixels within a ratio of 1.25, 1.25^2, 1.25^3 of the label.
+        `delta2`, `delta3`, the shares of pixels within a ratio of 1.25, 1.25^2, 1.25^3 of the label; `scale`, mean predicted over
+        mean true depth, where 1 is unbiased and less is too near.
     """
     num_valid = statistics["num_valid"].double()
     if num_valid == 0:
@@ -176,6 +179,7 @@ def depth_scores(statistics: dict[str, Tensor]) -> dict[str, float]:
             f"delta{index}": (count / num_valid).item()
             for index, count in enumerate(statistics["num_within_ratio"], 1)
         },
+        "scale": (statistics["predicted_metres"] / statistics["true_metres"]).item(),
     }
 
 

@@ -1,4 +1,4 @@
-"""Sums of statistics over images, the constant predictor, and the multi-task gain."""
+"""Sums of statistics over images, and the multi-task gain."""
 
 import logging
 from collections.abc import Callable, Mapping
@@ -11,8 +11,6 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor
 
-from ..losses import INVALID_ID
-from ..task_kinds import CLASS_IDS
 from ..tasks import get_task
 from .metrics import METRICS, metric_of, task_of
 
@@ -170,43 +168,6 @@ def multi_task_gain(results: Mapping[str, float], single_task_results: Mapping[s
             raise ValueError(f"The gain of {key} needs numbers, the second above 0; got {results[key]} and {single}.")
         gains.append(-gain if metric_of(key).lower_is_better else gain)
     return 100 * sum(gains) / len(gains)
-
-
-class ConstantPredictor:
-    """The best constant prediction: the majority class, the mean of measurements and probabilities.
-
-    It is the baseline that ignores the image.
-
-    Args:
-        task_num_labels (`dict[str, int]`): Head width of each task.
-    """
-
-    def __init__(self, task_num_labels: dict[str, int]):
-        self.task_num_labels = task_num_labels
-        self.sums = {task: torch.zeros(width, dtype=torch.float64) for task, width in task_num_labels.items()}
-        self.counts = dict.fromkeys(task_num_labels, 0)
-
-    def add(self, labels: dict[str, Tensor]) -> None:
-        """Adds the labels of one image."""
-        for task in self.task_num_labels:
-            label = labels[task]
-            if get_task(task).kind is CLASS_IDS:
-                ids = label[label != INVALID_ID]
-                self.sums[task] += torch.bincount(ids, minlength=self.task_num_labels[task])
-            else:
-                values = label.double().reshape(-1, label.shape[-2] * label.shape[-1])  # (channels, pixels)
-                values = values[:, (values.isfinite() & (values != INVALID_ID)).all(dim=0)]
-                self.sums[task] = self.sums[task][: len(values)] + values.sum(dim=1)
-                self.counts[task] += values.shape[1]
-
-    def predict(self, size: tuple[int, int]) -> dict[str, Tensor]:
-        """Returns the constant maps `(height, width)` or `(channels, height, width)` of an image of `size`."""
-        return {task: self._constant(task).expand(-1, *size).squeeze(0) for task in self.task_num_labels}
-
-    def _constant(self, task: str) -> Tensor:
-        if get_task(task).kind is CLASS_IDS:
-            return self.sums[task].argmax().view(1, 1, 1)
-        return (self.sums[task] / max(self.counts[task], 1)).float().view(-1, 1, 1)
 
 
 def main_scores(scores: dict[str, float]) -> dict[str, str]:

@@ -88,7 +88,7 @@ class Predictor:
     def _tile_size(self) -> tuple[int, int]:
         """Returns height and width of a tile, in the aspect ratio of the model's input to avoid stretching and padding."""
         processor = self.image_processor
-        size = processor.size if processor.do_resize else processor.pad_size if processor.do_pad else None
+        size = processor.pad_size if processor.do_pad else processor.size if processor.do_resize else None
         edges = (size["height"], size["width"]) if size else (1, 1)
         return tuple(max(1, round(self.tile * edge / max(edges))) for edge in edges)
 
@@ -123,15 +123,15 @@ class Predictor:
         return view, pixel_values, (content_size, padded_size)
 
     def _scaled_processor(self, scale: float) -> SEMImageProcessor:
-        """Returns the image processor with its sizes multiplied by `scale`."""
+        """Returns the image processor with the size of the model's input multiplied by `scale`."""
         if scale == 1:
             return self.image_processor
         processor = copy.copy(self.image_processor)
-        for name in ("size", "pad_size"):
-            size = getattr(processor, name)
-            if size is not None:
-                edges = {key: math.ceil(size[key] * scale) for key in ("height", "width")}
-                setattr(processor, name, type(size)(**edges))
+        name = "size" if processor.do_resize else "pad_size"
+        size = getattr(processor, name)
+        if size is not None:
+            edges = {key: math.ceil(size[key] * scale) for key in ("height", "width")}
+            setattr(processor, name, type(size)(**edges))
         return processor
 
 

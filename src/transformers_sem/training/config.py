@@ -1,24 +1,21 @@
 """Settings of a training run, and the folder that the run writes to."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import yaml
+from filelock import FileLock, Timeout
 from huggingface_hub.dataclasses import strict
 
 from ..configuration_sem import SEMConfig
 from ..data.benchmarks import Benchmark
 from ..evaluation.evaluator import SETTINGS_NAME
 from ..utils.errors import check_keys
-from ..utils.extras import require
 from ..utils.files import atomic_write
 from ..utils.settings import apply_overrides, read_settings
-
-
-if TYPE_CHECKING:
-    from filelock import FileLock
 
 
 COUNTS = (
@@ -33,6 +30,8 @@ COUNTS = (
     "num_snapshot_images",
     "num_evaluation_images",
 )
+IF_AVAILABLE = "if_available"
+ZOOM_TOLERANCE = 0.05  # of the logarithm: [0.75, 1.35] is symmetric enough
 TRACKERS = ("tensorboard", "wandb", "trackio")
 LOCK_SECONDS = 30  # data workers of a killed process hold its lock until they notice
 WITHOUT_EFFECT_ON_WEIGHTS = (
@@ -64,11 +63,17 @@ class TrainingConfig:
             except for the tasks and the fields in `model`. Weights that do not fit, such as heads of other classes, are
             initialized.
         pretrained_backbone (`bool` or `str`): Without `pretrained_model`, whether to start from the pretrained weights of
-            the encoder. A string is a file in timm's format, or a folder or Hub name in that of transformers.
+            the encoder. `if_available` starts from random weights where they cannot be loaded. Any other string is a file in
+            timm's format, or a folder or Hub name in that of transformers.
         input_size (`list[int]`): Height and width of the training crops and of the padded evaluation images.
-        network_size (`list[int]`, *optional*): Height and width to which crops and evaluation images are stretched;
-            `None` does not stretch.
-        zoom (`list[float]`): Range of the random zoom.
+        network_size (`list[int]`, *optional*): Height and width to which crops and evaluation images are stretched after the
+            padding; `None` does not stretch.
+        image_mean (`list[float]`, *optional*): Mean of the pixels in [0, 1] that normalizes images; `None` is that of the
+            encoder's pretraining.
+        image_std (`list[float]`, *optional*): Their standard deviation; `None` is that of the encoder's pretraining.
+        zoom (`list[float]`): Range of the random zoom, symmetric around 1 in its logarithm. A view that is smaller than
+            `input_size` is padded.
+        init_heads_from_data (`bool`): Whether the heads of a new model start at the constant predictor of the training rows.
         max_steps (`int`): Number of optimizer steps.
         batch_size (`int`): Images per optimizer step, over all ranks and micro-batches.
         gradient_accumulation_steps (`int`): Micro-batches per optimizer step.
@@ -111,7 +116,10 @@ class TrainingConfig:
     pretrained_backbone: bool | str = True
     input_size: list[int] = field(default_factory=lambda: [448, 576])
     network_size: list[int] | None = None
+    image_mean: list[float | int] | None = None
+    image_std: list[float | int] | None = None
     zoom: list[float | int] = field(default_factory=lambda: [0.5, 2.0])
+    init_heads_from_data: bool = True
     max_steps: int = 40_000
     batch_size: int = 4
     gradient_accumulation_steps: int = 1
@@ -144,17 +152,27 @@ class TrainingConfig:
                 raise ValueError(f"`{name}` is 1 or more; got {getattr(self, name)}.")
 
     def validate_sizes(self):
-        """Sizes and the zoom are pairs, and stretched crops are not zoomed out."""
+        """Sizes and the zoom are pairs, and a zoom shrinks as much as it enlarges."""
         for name in ("input_size", "network_size", "zoom"):
             value = getattr(self, name)
             if value is not None and len(value) != 2:
                 raise ValueError(f"`{name}` is two numbers; got {value!r}.")
         if not 0 < self.zoom[0] <= self.zoom[1]:
             raise ValueError(f"`zoom` is a range above 0, the lower end first; got {self.zoom}.")
-        if self.network_size is not None and self.zoom[0] < 1:
+        if abs(math.log(self.zoom[0] * self.zoom[1])) > ZOOM_TOLERANCE:
             raise ValueError(
-                f"With `network_size`, crops are stretched, so `zoom` starts at 1 or above; got {self.zoom}."
+                f"`zoom` is symmetric around 1 in its logarithm, [1 / z, z], so that depth stays unbiased; got {self.zoom}. "
+                f"Set zoom=[{1 / self.zoom[1]:.3g},{self.zoom[1]}]."
             )
+
+    def validate_normalization(self):
+        """Mean and standard deviation have three values, the deviations above 0."""
+        for name in ("image_mean", "image_std"):
+            value = getattr(self, name)
+            if value is not None and len(value) != 3:
+                raise ValueError(f"`{name}` has a value for red, green and blue; got {value}.")
+        if self.image_std is not None and not min(self.image_std) > 0:
+            raise ValueError(f"`image_std` is above 0; got {self.image_std}.")
 
     def validate_optimizer(self):
         """Decays and norms are in their ranges."""
@@ -234,18 +252,22 @@ def label_fields(config: TrainingConfig, benchmark: Benchmark) -> dict[str, dict
     }
 
 
-def lock_output_dir(folder: Path) -> "FileLock":
+def model_config(config: TrainingConfig, benchmark: Benchmark) -> SEMConfig:
+    """Returns the configuration of a new model: fields that follow from the dataset, and those of the settings."""
+    return SEMConfig(**label_fields(config, benchmark), **config.model)
+
+
+def lock_output_dir(folder: Path) -> FileLock:
     """Locks a folder against other training processes until the returned lock is released or this process ends.
 
     Raises:
         ValueError: If another process holds the lock.
     """
-    filelock = require("filelock", extra="train")
     folder.mkdir(parents=True, exist_ok=True)
-    lock = filelock.FileLock(folder / ".lock")
+    lock = FileLock(folder / ".lock")
     try:
         lock.acquire(timeout=LOCK_SECONDS)
-    except filelock.Timeout as error:
+    except Timeout as error:
         raise ValueError(
             f"One process trains in a folder at a time; another one holds {str(lock.lock_file)!r}. Wait for it or stop it; "
             "ending its launcher is not enough."

@@ -12,9 +12,9 @@ from torch import Tensor
 from torch.optim.lr_scheduler import PolynomialLR
 from tqdm.auto import tqdm
 
-from ..configuration_sem import SEMConfig
-from ..data.benchmarks import Benchmark, get_benchmark
+from ..data.benchmarks import get_benchmark
 from ..data.transforms import TrainingAugmentation, TransformedDataset
+from ..evaluation.constant_predictor import fit_constant
 from ..evaluation.evaluator import TRAINING_NAME, EvaluationConfig, evaluate_and_report, predict_rows
 from ..image_processing_sem import SEMImageProcessor
 from ..modeling_sem import SEMForMultiTaskDensePrediction
@@ -22,60 +22,24 @@ from ..utils.environment import save_report
 from ..utils.errors import plain_errors
 from ..utils.extras import require
 from ..utils.files import save_trained
+from ..utils.processes import leave_cores
 from ..visualization.panels import save_panel
 from .accelerator import build_accelerator, choose_sharded_modules, start_trackers
 from .checkpoint import resume, save_checkpoint
-from .config import TrainingConfig, claim_output_dir, label_fields, lock_output_dir
+from .config import (
+    TrainingConfig,
+    claim_output_dir,
+    label_fields,
+    lock_output_dir,
+)
 from .curves import CURVES_NAME, save_curves
 from .data_order import build_train_loader, seed_step
 from .history import History
+from .model import build_image_processor, build_model, decide_pretrained_backbone
 from .optimizer import NonFiniteGuard, OptimizerStep, build_average, build_optimizer
 from .plan import format_plan, measure_step
 from .signals import StopRequest
 from .snapshots import Snapshots
-
-
-def build_model(config: TrainingConfig, benchmark: Benchmark) -> SEMForMultiTaskDensePrediction:
-    """Builds the model of a run: tasks and class names of the dataset, everything else from the settings."""
-    labels = label_fields(config, benchmark)
-    if config.pretrained_model:
-        model = load_trained_model(config, labels)
-    else:
-        model = build_new_model(config, SEMConfig(**labels, **config.model))
-    if config.gradient_checkpointing:
-        model.gradient_checkpointing_enable()
-    if config.freeze_backbone:
-        model.sem.backbone.requires_grad_(False)
-    # The momentum of the bases is per optimizer step, whatever the number of micro-batches.
-    model.sem.bases_momentum = model.config.bases_momentum ** (1 / config.gradient_accumulation_steps)
-    return model
-
-
-def load_trained_model(config: TrainingConfig, labels: dict) -> SEMForMultiTaskDensePrediction:
-    """Loads `pretrained_model`, for tasks and classes that may be others."""
-    try:
-        return SEMForMultiTaskDensePrediction.from_pretrained(
-            config.pretrained_model, ignore_mismatched_sizes=True, **labels, **config.model
-        )
-    except OSError as error:
-        raise OSError(
-            f"`pretrained_model` is the folder or Hub name of a trained SEM; got {config.pretrained_model!r}: {error}"
-        ) from error
-
-
-def build_new_model(config: TrainingConfig, model_config: SEMConfig) -> SEMForMultiTaskDensePrediction:
-    """Builds a model with random weights, except for the encoder's if `pretrained_backbone` is set."""
-    if not config.pretrained_backbone:
-        return SEMForMultiTaskDensePrediction(model_config)
-    source = config.pretrained_backbone if isinstance(config.pretrained_backbone, str) else None
-    return SEMForMultiTaskDensePrediction.from_pretrained_backbone(model_config, source)
-
-
-def build_image_processor(config: TrainingConfig) -> SEMImageProcessor:
-    """Builds a processor that pads to `input_size`, as is usual in the field, or stretches to `network_size`."""
-    height, width = config.network_size or config.input_size
-    size, stretch = {"height": height, "width": width}, config.network_size is not None
-    return SEMImageProcessor(size=size, pad_size=size, do_resize=stretch, do_pad=not stretch)
 
 
 class TrainingRun:
@@ -204,12 +168,12 @@ def check_extra() -> None:
     Raises:
         MissingExtraError: If one is missing.
     """
-    for name in ("filelock", "matplotlib"):
-        require(name, extra="train")
+    require("matplotlib", extra="train")
 
 
 def dry_run(config: TrainingConfig) -> None:
     """Prints what a run would do and measures one step of it; nothing is prepared, downloaded or written."""
+    leave_cores(config.num_workers)
     with plain_errors():
         benchmark = get_benchmark(config.dataset, config.data_dir)
         accelerator = build_accelerator(config)
@@ -225,18 +189,23 @@ def run_training(config: TrainingConfig) -> None:
     Everything goes to `output_dir`. A run that was interrupted there is resumed.
     """
     output_dir = Path(config.output_dir)
+    leave_cores(config.num_workers)
     with plain_errors():
         check_extra()
         benchmark = get_benchmark(config.dataset, config.data_dir)
         accelerator = build_accelerator(config)
         with accelerator.main_process_first():
             rows = benchmark.load(config.data_dir, **config.dataset_kwargs)
+        constant = None
+        if config.init_heads_from_data:
+            constant = fit_constant(rows["train"], label_fields(config, benchmark)["task_num_labels"], accelerator)
+        config = decide_pretrained_backbone(config, benchmark)
         set_seed(config.seed)
-        model = build_model(config, benchmark)
+        model = build_model(config, benchmark, constant)
         if accelerator.is_main_process:
             claim_output_dir(config)  # last: a run that cannot start claims no folder
             lock = lock_output_dir(output_dir)  # noqa: F841, held until the end
-    image_processor = build_image_processor(config)
+    image_processor = build_image_processor(config, model.config.backbone_config)
     accelerator.print(format_plan(config, model, len(rows["train"]), accelerator.num_processes))
     with plain_errors(), StopRequest(accelerator) as stop:
         weights = train(config, accelerator, model, image_processor, rows, stop)

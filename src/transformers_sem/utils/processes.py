@@ -9,6 +9,7 @@ from concurrent.futures import Executor, ProcessPoolExecutor
 from contextlib import contextmanager
 from multiprocessing.connection import wait
 
+import torch
 from accelerate import Accelerator
 from tqdm.auto import tqdm
 
@@ -58,6 +59,18 @@ def _exit_with_parent() -> None:
 def available_cpus() -> int:
     """Returns the number of CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def leave_cores(num_workers: int) -> None:
+    """Limits the threads of torch so that they and the workers of this process have a core each.
+
+    Threads that wait for a thread without a core make every operation wait. `OMP_NUM_THREADS` takes precedence.
+
+    Args:
+        num_workers (`int`): Number of worker processes that are busy while torch computes.
+    """
+    if not os.environ.get("OMP_NUM_THREADS"):
+        torch.set_num_threads(max(1, min(torch.get_num_threads(), available_cpus() - num_workers)))
 
 
 def progress(items: Iterable, total: int, title: str, accelerator: Accelerator) -> Iterable:

@@ -13,7 +13,6 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from ...ablation.cost import build_without_weights, count_multiply_accumulates
-from ...configuration_sem import SEMConfig
 from ...data import nyud_v2
 from ...data.benchmarks import get_benchmark
 from ...data.prepare import prepare
@@ -23,7 +22,7 @@ from ...data.sources import Frame
 from ...data.transforms import TrainingAugmentation, TransformedDataset
 from ...image_processing_sem import SEMImageProcessor
 from ...tasks import TASKS
-from ...training.config import TrainingConfig, network_size
+from ...training.config import TrainingConfig, model_config, network_size
 from ...training.data_order import build_train_loader
 from .timing import seconds
 
@@ -145,7 +144,10 @@ def compare_loading(sides: list[TransformedDataset], config: TrainingConfig, num
 
 def print_share(config: TrainingConfig, rate: float) -> None:
     """Prints which part of the rate of training on a GPU two workers reach."""
-    operations = count_multiply_accumulates(*build_without_weights(SEMConfig(**config.model), network_size(config)))
+    benchmark = get_benchmark(config.dataset, config.data_dir)
+    operations = count_multiply_accumulates(
+        *build_without_weights(model_config(config, benchmark), network_size(config))
+    )
     teraflops = 3 * 2 * operations / 1e3  # a backward pass costs two forward passes
     sustained = ASSUMED_FLOPS_PER_SECOND / 1e12
     needed = sustained / teraflops

@@ -6,14 +6,13 @@ from scipy.ndimage import gaussian_filter
 from scipy.spatial import cKDTree
 from tqdm.auto import tqdm
 
-from ...configuration_sem import SEMConfig
 from ...data.benchmarks import get_benchmark
 from ...data.transforms import row_to_tensors
 from ...evaluation import boundary as measure
 from ...evaluation.metrics import METRICS
 from ...modeling_sem import SEMForMultiTaskDensePrediction
 from ...tasks import TASKS
-from ...training.config import TrainingConfig
+from ...training.config import TrainingConfig, model_config
 from ...utils.processes import process_pool
 from .timing import peak_megabytes, seconds
 
@@ -78,7 +77,8 @@ def measure_metrics(config: TrainingConfig) -> None:
     specs = {task: TASKS[task] for task, metric in METRICS.items() if not metric.is_slow}
     _, labels = row_to_tensors(rows[0], specs)
     maps = {task: spec.kind.predict(torch.randn(1, spec.num_labels, height, width))[0] for task, spec in specs.items()}
-    model = SEMForMultiTaskDensePrediction(SEMConfig(**config.model)).eval()
+    benchmark = get_benchmark(config.dataset, config.data_dir)
+    model = SEMForMultiTaskDensePrediction(model_config(config, benchmark)).eval()
     image = torch.randn(1, 3, height, width)
     with torch.no_grad():
         forward = min(seconds(model, image) for _ in tqdm(range(5), desc="forward passes"))

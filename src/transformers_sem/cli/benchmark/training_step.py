@@ -1,6 +1,7 @@
 """Time of the training step."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -8,9 +9,9 @@ from accelerate import Accelerator
 from accelerate.utils import send_to_device
 from tqdm.auto import tqdm
 
-from ...configuration_sem import SEMConfig
+from ...data.benchmarks import get_benchmark
 from ...modeling_sem import SEMForMultiTaskDensePrediction
-from ...training.config import TrainingConfig, network_size
+from ...training.config import TrainingConfig, model_config, network_size
 from ...training.plan import random_batch
 from ...utils.environment import environment
 from .timing import seconds
@@ -52,16 +53,17 @@ def build_step(
 def measure_training_step(config: TrainingConfig) -> None:
     """Prints images per second of the training steps, and the ratio of SEM's time to the others."""
     accelerator = Accelerator(cpu=not torch.accelerator.is_available(), mixed_precision=config.mixed_precision)
-    model, baseline = (
-        SEMForMultiTaskDensePrediction(SEMConfig(**{**config.model, **changes}))
-        for changes in ({}, {"use_decoder": False})
+    benchmark = get_benchmark(config.dataset, config.data_dir)
+    baseline_config = replace(config, model={**config.model, "use_decoder": False})
+    model, baseline, whole = (
+        SEMForMultiTaskDensePrediction(model_config(settings, benchmark))
+        for settings in (config, baseline_config, config)
     )
     batch = send_to_device(random_batch(config, model.config, config.batch_size), accelerator.device)
-    encoder = SEMForMultiTaskDensePrediction(SEMConfig(**config.model)).sem.backbone
     sides = {
         "SEM": build_step(config, model, model_loss, batch, accelerator),
         "MTL": build_step(config, baseline, model_loss, batch, accelerator),
-        "encoder": build_step(config, encoder, encoder_loss, batch, accelerator),
+        "encoder": build_step(config, whole.sem.backbone, encoder_loss, batch, accelerator),
     }
     for step in sides.values():
         step()  # warm up: kernels are chosen, the optimizer allocates its buffers

