@@ -26,7 +26,7 @@ RANKS = {
     "configuration_sem": 3,
     "backbone_timm": 4,
     "backbone": 5,
-    "layers": 5,
+    "layers": 4,
     "modeling_outputs": 5,
     "modeling_sem": 6,
     "image_processing_sem": 7,

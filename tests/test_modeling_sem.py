@@ -20,6 +20,7 @@ from transformers import (
 )
 
 from transformers_sem import TASKS, SEMConfig, SEMForMultiTaskDensePrediction, SEMModel
+from transformers_sem.layers import SEMPatchConv2d
 from transformers_sem.modeling_sem import (
     Padding,
     SEMFeatureReassembly,
@@ -1147,3 +1148,24 @@ def test_a_cuda_device_predicts_and_learns_like_the_cpu():
         torch.testing.assert_close(logits.cpu(), expected.logits[task], rtol=1e-3, atol=1e-3)
     outputs.loss.backward()
     assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [(6, 4, 1), (6, 4, 2, 2), (6, 6, 1, 1, 0, 1, 6), (6, 6, 4, 4, 0, 1, 6)],
+    ids=["1", "2", "depthwise 1", "4"],
+)
+@pytest.mark.parametrize("size", [(8, 12), (7, 13)])
+def test_convolutions_of_patches_equal_those_of_torch(arguments, size):
+    patches = SEMPatchConv2d(*arguments)
+    plain = torch.nn.Conv2d(*arguments)
+    plain.load_state_dict(patches.state_dict())
+    images = torch.randn(2, 6, *size, requires_grad=True)
+    found, expected = patches(images), plain(images)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    weights = torch.randn_like(expected)
+    gradients = [
+        torch.autograd.grad((output * weights).sum(), [images, *module.parameters()])
+        for output, module in ((found, patches), (expected, plain))
+    ]
+    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-4)

@@ -10,14 +10,23 @@ from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from .backbone_timm import SEMTimmBackbone
 from .configuration_sem import SEMTimmBackboneConfig
+from .layers import SEMPatchConv2d
 
 
 def build_backbone(config: PreTrainedConfig) -> PreTrainedModel:
     """Builds the backbone that `config` describes, with random weights."""
     # Compared by name: the configuration and the model of a checkpoint with custom code may hold two copies of one class
     if config.model_type == SEMTimmBackboneConfig.model_type:
-        return SEMTimmBackbone(config)
+        return use_linear_layers(SEMTimmBackbone(config))
     return AutoBackbone.from_config(config)
+
+
+def use_linear_layers(backbone: SEMTimmBackbone) -> SEMTimmBackbone:
+    """Makes the 1x1 convolutions of a timm encoder linear layers, whose training step is faster on a CPU."""
+    for module in backbone.modules():
+        if type(module) is nn.Conv2d and module.kernel_size == module.stride == (1, 1) and module.groups == 1:
+            module.__class__ = SEMPatchConv2d
+    return backbone
 
 
 def inspect_backbone(backbone: PreTrainedModel, num_maps: int) -> tuple[list[Fraction], list[str]]:

@@ -107,9 +107,10 @@ def record(name: str, value) -> None:
 
 
 class SEMPatchConv2d(nn.Conv2d):
-    """Convolution of patches that do not overlap, such as 1x1, computed as a linear layer on channels-last maps.
+    """Convolution of patches that do not overlap, such as 1x1; on a CPU a linear layer on channels-last maps.
 
-    It is a subclass with the constructor of `nn.Conv2d`, because PEFT builds its adapters of the same class.
+    torch's own is slower there, in training several times. It is a subclass with the constructor of `nn.Conv2d`, because
+    PEFT builds its adapters of the same class.
     """
 
     def forward(self, feature_map: Tensor) -> Tensor:
@@ -117,7 +118,7 @@ class SEMPatchConv2d(nn.Conv2d):
         rows, columns = self.kernel_size
         height, width = feature_map.shape[-2:]
         # An exported graph cannot know whether the patches are whole
-        if torch.compiler.is_exporting() or height % rows or width % columns:
+        if feature_map.device.type != "cpu" or torch.compiler.is_exporting() or height % rows or width % columns:
             return super().forward(feature_map)
         if self.groups > 1:
             return self._convolve_channels(feature_map)

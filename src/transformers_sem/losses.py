@@ -54,7 +54,8 @@ def pixel_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
         ValueError: If a label has an id beyond the head. (On a GPU, torch ends the process with its own message.)
     """
     scores, ids = logits.float(), labels
-    if logits.shape[1] >= MANY_CLASSES:  # a list of pixels, which is no copy of a channels-last map
+    # a list of pixels, which is no copy of a channels-last map
+    if logits.device.type == "cpu" and logits.shape[1] >= MANY_CLASSES:
         scores, ids = scores.permute(0, 2, 3, 1).flatten(0, 2), ids.flatten()
     try:
         losses = F.cross_entropy(scores, ids, ignore_index=INVALID_ID, reduction="none")

@@ -616,8 +616,9 @@ class SEMModel(SEMPreTrainedModel):
         self._check_pixel_values(pixel_values)
         for name in ("output_hidden_states", "output_attentions"):
             kwargs.setdefault(name, getattr(self.config, name))
-        # Convolutions pass the memory format on: the maps of a convolutional encoder are tokens without a copy
-        padded = padding.pad(pixel_values).contiguous(memory_format=torch.channels_last)
+        padded = padding.pad(pixel_values)
+        if padded.device.type == "cpu":  # faster there; convolutions pass the memory format on
+            padded = padded.contiguous(memory_format=torch.channels_last)
         return self.backbone.forward_with_filtered_kwargs(padded, **kwargs)
 
     @torch.no_grad()
