@@ -715,7 +715,7 @@ def test_crop_covers_exactly_the_image(stride, width):
     ramp = ((torch.arange(num_cells) + 0.5) * stride).expand(1, 1, num_cells, num_cells)
     padding = Padding((width, width), round(num_cells * stride))
     assert padding.padded_size == (num_cells * stride, num_cells * stride)
-    cropped = padding.crop(ramp, Fraction(stride))
+    cropped = padding.crop({"depth": ramp}, Fraction(stride))["depth"]
     assert cropped.shape[-1] == math.ceil(width / stride)
     restored = F.interpolate(cropped, size=(width, width), mode="bilinear")[0, 0, 0]
     inside = slice(math.ceil(stride), -math.ceil(stride))
@@ -736,7 +736,7 @@ def test_an_image_of_whole_cells_is_not_padded(divisor):
     images = random_images(1, 2 * divisor, 3 * divisor)
     padding = Padding(tuple(images.shape[-2:]), divisor)
     assert torch.equal(padding.pad(images), images)
-    assert torch.equal(padding.crop(images, Fraction(1)), images)
+    assert torch.equal(padding.crop({"depth": images}, Fraction(1))["depth"], images)
     assert Padding((2 * divisor + 1, 3 * divisor), divisor).padded_size == (3 * divisor, 3 * divisor)
 
 

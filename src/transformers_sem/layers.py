@@ -46,13 +46,14 @@ class Padding:
         (height, width), (padded_height, padded_width) = self.size, self.padded_size
         return F.pad(pixel_values, (0, padded_width - width, 0, padded_height - height))
 
-    def crop(self, feature_map: Tensor, stride: Fraction) -> Tensor:
-        """Crops a map `(B, C, h, w)` of the padded image to the image, whose last cells may be cut.
+    def crop(self, feature_maps: dict[str, Tensor], stride: Fraction) -> dict[str, Tensor]:
+        """Crops maps `(B, C, h, w)` of the padded image to the image, whose last cells may be cut.
 
-        If the image is not a whole number of cells, the map is resampled to narrower cells that end at the edges of the image.
+        If the image is not a whole number of cells, the maps are resampled to narrower cells that end at the edges of the
+        image.
 
         Args:
-            feature_map (`torch.Tensor`): The map.
+            feature_maps (`dict[str, torch.Tensor]`): The map of each task, all of one height and width.
             stride (`Fraction`): Pixels of the image per cell; a constant, so that it can be exported for every size.
         """
         # Rounded up; ONNX rounds quotients of negative numbers the other way
@@ -61,13 +62,18 @@ class Padding:
         if not torch.compiler.is_exporting() and all(
             edge * stride.denominator == count * stride.numerator for edge, count in zip(self.size, cells, strict=True)
         ):
-            return feature_map[..., : cells[0], : cells[1]]
+            return {task: feature_map[..., : cells[0], : cells[1]] for task, feature_map in feature_maps.items()}
+        reference = next(iter(feature_maps.values()))
         rows, columns = (
-            (torch.arange(count, device=feature_map.device) + 0.5) * (2 * edge / (count * float(stride) * full)) - 1
-            for edge, count, full in zip(self.size, cells, feature_map.shape[-2:], strict=True)
+            (torch.arange(count, device=reference.device) + 0.5) * (2 * edge / (count * float(stride) * full)) - 1
+            for edge, count, full in zip(self.size, cells, reference.shape[-2:], strict=True)
         )
         grid = torch.stack(torch.meshgrid(rows, columns, indexing="ij"), dim=-1).flip(-1)  # grid_sample wants (x, y)
-        grid = grid.expand(feature_map.shape[0], -1, -1, -1)
+        grid = grid.expand(reference.shape[0], -1, -1, -1)
+        return {task: self._resample(feature_map, grid) for task, feature_map in feature_maps.items()}
+
+    @staticmethod
+    def _resample(feature_map: Tensor, grid: Tensor) -> Tensor:
         cropped = F.grid_sample(feature_map.float(), grid, mode="bilinear", padding_mode="border", align_corners=False)
         return cropped.to(feature_map.dtype)
 

@@ -643,12 +643,10 @@ class SEMModel(SEMPreTrainedModel):
         padding: Padding,
     ) -> SEMModelOutput:
         """Crops all maps to the image and collects the outputs."""
-        task_hidden_states = {task: padding.crop(x, self.output_stride) for task, x in task_maps.items()}
+        task_hidden_states = padding.crop(task_maps, self.output_stride)
         intra_task_hidden_states = None
         if intra_task_maps is not None:
-            intra_task_hidden_states = {
-                task: padding.crop(x, self.deepest_stride) for task, x in intra_task_maps.items()
-            }
+            intra_task_hidden_states = padding.crop(intra_task_maps, self.deepest_stride)
         return SEMModelOutput(
             last_hidden_state=encoded.feature_maps[-1],
             task_hidden_states=task_hidden_states,
@@ -672,7 +670,7 @@ class SEMModel(SEMPreTrainedModel):
             stage_weights=dict(zip(tasks, states["stage_weights"], strict=False)),
             intra_task_attentions=dict(zip(tasks, states["intra_task_attentions"], strict=False)),
             responsibilities=tuple(
-                {task: padding.crop(maps, stride) for task, maps in zip(tasks, by_task.unbind(dim=1), strict=True)}
+                padding.crop(dict(zip(tasks, by_task.unbind(dim=1), strict=True)), stride)
                 for by_task, stride in zip(states["responsibilities"], reversed(self.strides), strict=False)
             ),
             bases=tuple(states["bases"]),

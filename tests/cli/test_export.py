@@ -47,6 +47,28 @@ def test_the_example_normalizes_as_the_image_processor_does(tmp_path):
     np.testing.assert_allclose(read_pixels(tmp_path / "photo.png", settings), expected, atol=1e-6)
 
 
+@pytest.mark.parametrize("image_size", [(40, 60), (50, 70), (200, 90)])
+@pytest.mark.parametrize("do_resize", [True, False])
+@pytest.mark.parametrize("pad_size", [None, {"height": 60, "width": 80}])
+def test_the_example_resizes_as_the_image_processor_does_without_padding(tmp_path, image_size, do_resize, pad_size):
+    pytest.importorskip("onnxruntime")
+    from transformers_sem.export.run_onnx import read_pixels
+
+    rows, columns = np.mgrid[: image_size[0], : image_size[1]]  # a ramp: libraries round a little differently
+    image = Image.fromarray(np.stack([rows, columns, rows + columns], axis=-1).astype(np.uint8) // 2)
+    image.save(tmp_path / "photo.png")
+    image_processor = SEMImageProcessor(
+        size={"height": 45, "width": 50}, do_resize=do_resize, do_pad=True, pad_size=pad_size
+    )
+    image_processor.save_pretrained(tmp_path)
+    settings = json.loads((tmp_path / "preprocessor_config.json").read_text())
+    [(height, width)], [(padded_height, padded_width)] = image_processor.plan_sizes([image_size])
+    top, left = (padded_height - height) // 2, (padded_width - width) // 2
+    expected = image_processor(image, return_tensors="np")["pixel_values"]
+    pixels = read_pixels(tmp_path / "photo.png", settings)
+    np.testing.assert_allclose(pixels, expected[..., top : top + height, left : left + width], atol=0.03)
+
+
 @pytest.mark.slow
 def test_a_graph_holds_for_any_size_and_batch(tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime")

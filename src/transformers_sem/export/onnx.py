@@ -4,6 +4,7 @@ import gc
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from onnx_ir.passes.common import (
     InlinePass,
     RemoveUnusedFunctionsPass,
     RemoveUnusedNodesPass,
+    RemoveUnusedOpsetsPass,
 )
 from onnxscript.optimizer import fold_constants_ir
 from torch import Tensor, nn
@@ -23,6 +25,7 @@ from torch.onnx import OnnxExporterError, ONNXProgram
 
 from ..image_processing_sem import SEMImageProcessor
 from ..modeling_sem import SEMForMultiTaskDensePrediction
+from .functions import replace_by_calls
 
 
 TOLERANCE = 1e-3
@@ -78,6 +81,7 @@ def simplify(program: ONNXProgram) -> None:
     Sequential(
         RemoveUnusedNodesPass(),
         RemoveUnusedFunctionsPass(),
+        RemoveUnusedOpsetsPass(),
         CommonSubexpressionEliminationPass(),
         ClearMetadataAndDocStringPass(),
     )(program.model)
@@ -85,15 +89,16 @@ def simplify(program: ONNXProgram) -> None:
 
 @torch.no_grad()
 def trace(model: SEMForMultiTaskDensePrediction, size: tuple[int, int] | None) -> ONNXProgram:
-    """Traces the model; the batch size is free, and without `size` height and width too.
+    """Traces the model, whose parts it replaces; the batch size is free, and without `size` height and width too.
 
     Raises:
         OnnxExporterError: If the encoder cannot be traced.
     """
     divisor = model.sem.size_divisor
+    functions = replace_by_calls(model, size and tuple(-(-edge // divisor) for edge in size))
     images = torch.zeros(2, model.config.backbone_config.num_channels, *(size or (2 * divisor, 3 * divisor)))
     free = dict.fromkeys((0,) if size else (0, 2, 3), torch.export.Dim.DYNAMIC)
-    return torch.onnx.export(
+    program = torch.onnx.export(
         Logits(model).eval(),
         (images,),
         input_names=["pixel_values"],
@@ -103,6 +108,8 @@ def trace(model: SEMForMultiTaskDensePrediction, size: tuple[int, int] | None) -
         optimize=False,
         verbose=False,
     )
+    program.model.functions.update({function.identifier(): function for function in functions})
+    return program
 
 
 def export_graph(model: SEMForMultiTaskDensePrediction, path: Path, size: tuple[int, int] | None) -> None:
@@ -117,7 +124,7 @@ def export_graph(model: SEMForMultiTaskDensePrediction, path: Path, size: tuple[
     model.set_attn_implementation("eager")
     try:
         with paused_garbage_collection():
-            program = trace(model, size)
+            program = trace(deepcopy(model), size)
             simplify(program)
     except OnnxExporterError as error:
         raise ValueError(

@@ -12,11 +12,24 @@ import onnxruntime
 from PIL import Image, ImageOps
 
 
+def content_size(size: tuple[int, int], settings: dict) -> tuple[int, int]:
+    """Returns the (height, width) to which the image processor resizes an image; the graph needs no padding around it."""
+    target = tuple(settings["size"][edge] for edge in ("height", "width"))
+    if not settings["do_pad"]:
+        return target if settings["do_resize"] else size
+    padded = tuple(settings["pad_size"][edge] for edge in ("height", "width")) if settings["pad_size"] else size
+    scale = min(1.0, padded[0] / size[0], padded[1] / size[1])
+    size = tuple(max(1, min(round(edge * scale), limit)) for edge, limit in zip(size, padded, strict=True))
+    if settings["do_resize"]:  # padded images are stretched, so that all are scaled alike
+        size = tuple(max(1, round(edge * to / full)) for edge, full, to in zip(size, padded, target, strict=True))
+    return size
+
+
 def read_pixels(path: Path, settings: dict) -> np.ndarray:
     """Returns the image as float32 `(1, 3, height, width)`, resized and normalized as the model needs it."""
     image = ImageOps.exif_transpose(Image.open(path)).convert("RGB")
-    if settings["do_resize"]:
-        image = image.resize((settings["size"]["width"], settings["size"]["height"]), Image.Resampling.BILINEAR)
+    height, width = content_size((image.height, image.width), settings)
+    image = image.resize((width, height), Image.Resampling.BILINEAR)
     pixels = np.asarray(image, np.float32) * settings["rescale_factor"]
     pixels = (pixels - np.float32(settings["image_mean"])) / np.float32(settings["image_std"])
     return pixels.transpose(2, 0, 1)[None]
