@@ -13,8 +13,10 @@ help:  ## Show this help
 
 install: .venv/installed  ## Create .venv with everything for training and development
 
-# Threads that wait sleep instead of spinning, so that a busy machine does not slow the training down. THREADS=1 uses one thread.
+# Threads that wait sleep instead of spinning, and freed memory is kept; see "On a CPU" in docs/train.md. THREADS=1 uses one thread.
 train: export OMP_WAIT_POLICY ?= PASSIVE
+train: export MALLOC_MMAP_THRESHOLD_ ?= 1073741824
+train: export MALLOC_TRIM_THRESHOLD_ ?= 4294967296
 ifdef THREADS
 train: export OMP_NUM_THREADS := $(THREADS)
 endif

@@ -506,6 +506,8 @@ class SEMPreTrainedModel(PreTrainedModel):
     def from_pretrained_backbone(cls, config: SEMConfig, source: str | None = None) -> "SEMPreTrainedModel":
         """Builds the model with a pretrained encoder and random weights elsewhere, and logs which weights were loaded.
 
+        `SEMImageProcessor.for_backbone(config.backbone_config)` normalizes images as the encoder expects them.
+
         Args:
             config ([`SEMConfig`]):
                 Configuration of the whole model.

@@ -21,7 +21,7 @@ from .losses import INVALID_ID, unit_length
 
 
 INVALID_COLOR = (60, 60, 60)
-MANY_CLASSES = 7  # with more, heads start at a softened prior
+MAX_CLASSES_WITH_PRIOR = 10  # of a head that starts at the shares of its classes
 # The magma colormap of matplotlib (CC0) at ten evenly spaced points; colors in between are interpolated.
 MAGMA = ("000004", "180f3d", "440f76", "721f81", "9e2f7f", "cd4071", "f1605d", "fd9668", "feca8d", "fcfdbf")
 
@@ -205,11 +205,14 @@ def start_at_zero(mean_label: Tensor, num_labels: int) -> Tensor:
 
 
 def start_at_shares(mean_label: Tensor, num_labels: int) -> Tensor:
-    """Returns the logarithm of the share of each class, softened where there are many classes.
+    """Returns the logarithm of the share of each class, or zeros for many classes.
 
-    The whole logarithm would start rare classes so low that a short training does not find them.
+    Rare classes start low. Among few classes that is where the frequent ones end soon anyway; among many, the rare ones need
+    many steps to come back.
     """
-    return min(1.0, MANY_CLASSES / num_labels) * mean_label.clamp(min=1e-4).log()
+    if num_labels > MAX_CLASSES_WITH_PRIOR:
+        return torch.zeros(num_labels)
+    return mean_label.clamp(min=1e-4).log()
 
 
 def negate_x(vectors: Tensor) -> Tensor:
