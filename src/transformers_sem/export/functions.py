@@ -4,6 +4,7 @@ Tracing for every image size is slow, and slower the more the sizes of the maps 
 maps of a whole number of cells, where a cell is `SEMModel.size_divisor` pixels; a call of it then has sizes that are simple.
 """
 
+import warnings
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -141,14 +142,16 @@ def trace_function(module: nn.Module, signature: Signature, cells: tuple[int, in
         for size in signature.inputs
     ]
     weights = list(weights_of(module).values())
-    program = torch.onnx.export(
-        Body(module).eval(),
-        (feature_maps, weights),
-        dynamic_shapes=(free, [None] * len(weights)),
-        dynamo=True,
-        optimize=False,
-        verbose=False,
-    )
+    with warnings.catch_warnings():  # it warns that it keeps its own names of the free sizes
+        warnings.filterwarnings("ignore", message="# ONNX model has different number of inputs")
+        program = torch.onnx.export(
+            Body(module).eval(),
+            (feature_maps, weights),
+            dynamic_shapes=(free, [None] * len(weights)),
+            dynamo=True,
+            optimize=False,
+            verbose=False,
+        )
     return ir.Function(DOMAIN, signature.name, graph=program.model.graph, attributes=[])
 
 

@@ -17,7 +17,8 @@ def content_size(size: tuple[int, int], settings: dict) -> tuple[int, int]:
     target = tuple(settings["size"][edge] for edge in ("height", "width"))
     if not settings["do_pad"]:
         return target if settings["do_resize"] else size
-    padded = tuple(settings["pad_size"][edge] for edge in ("height", "width")) if settings["pad_size"] else size
+    pad_size = settings.get("pad_size")
+    padded = tuple(pad_size[edge] for edge in ("height", "width")) if pad_size else size
     scale = min(1.0, padded[0] / size[0], padded[1] / size[1])
     size = tuple(max(1, min(round(edge * scale), limit)) for edge, limit in zip(size, padded, strict=True))
     if settings["do_resize"]:  # padded images are stretched, so that all are scaled alike
