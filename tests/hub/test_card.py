@@ -135,6 +135,12 @@ def test_without_an_evaluation_there_are_no_scores(folder):
         (
             "apache-2.0",
             {"pretrained_backbone": True},
+            "apache-2.0",
+            "weights `test_convnext`, whose license (apache-2.0) applies too",
+        ),
+        (
+            "apache-2.0",
+            {"pretrained_backbone": "mine.safetensors"},
             "other",
             "weights `test_convnext`, whose license applies too",
         ),

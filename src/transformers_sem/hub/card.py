@@ -5,10 +5,11 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import timm
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from PIL import Image
 
-from ..configuration_sem import SEMConfig
+from ..configuration_sem import SEMConfig, SEMTimmBackboneConfig
 from ..evaluation.metrics import METRICS
 from ..pipeline_sem import PIPELINE_TAG
 from ..tasks import get_task
@@ -152,6 +153,7 @@ def make_card(
         data=evaluation["data"] if evaluation else None,
         training=evaluation.get("training") if evaluation else None,
         license=card_data.license,
+        start_license=start_license(config, evaluation.get("training")) if evaluation else None,
         image=image,
         paper_url=PAPER_URL,
         pipeline_tag=PIPELINE_TAG,
@@ -167,7 +169,7 @@ def make_card_data(config: SEMConfig, name: str, evaluation: dict[str, Any] | No
             "datasets": [evaluation["dataset"]],
             "metrics": list(dict.fromkeys(row["metric"] for row in main_rows(evaluation))),
             "eval_results": eval_results(evaluation),
-            **license_fields(evaluation),
+            **license_fields(config, evaluation),
         }
     return ModelCardData(
         model_name=name,
@@ -178,14 +180,24 @@ def make_card_data(config: SEMConfig, name: str, evaluation: dict[str, Any] | No
     )
 
 
-def license_fields(evaluation: dict[str, Any]) -> dict[str, str]:
-    """Returns the license of the weights: Apache-2.0 if the data is and the training started from random weights."""
-    training = evaluation.get("training")
-    settings = training["settings"] if training else {}
-    is_from_scratch = training and not settings["pretrained_model"] and not settings["pretrained_backbone"]
-    if is_from_scratch and evaluation["data"]["license"] == "apache-2.0":
+def license_fields(config: SEMConfig, evaluation: dict[str, Any]) -> dict[str, str]:
+    """Returns the license of the weights: Apache-2.0 if those of the data and of the weights that training started from are."""
+    licenses = [evaluation["data"]["license"], start_license(config, evaluation.get("training"))]
+    if all(name == "apache-2.0" for name in licenses):
         return {"license": "apache-2.0"}
     return {"license": "other", "license_name": "terms-of-the-data-and-of-the-encoder"}
+
+
+def start_license(config: SEMConfig, training: dict[str, Any] | None) -> str | None:
+    """Returns the license of the weights that training started from, ours if they were random; `None` if it is unknown."""
+    settings = training["settings"] if training else {"pretrained_model": "unknown"}
+    if settings["pretrained_model"]:
+        return None
+    if not settings["pretrained_backbone"]:
+        return "apache-2.0"
+    encoder = config.backbone_config
+    from_timm = encoder.model_type == SEMTimmBackboneConfig.model_type and settings["pretrained_backbone"] is True
+    return timm.get_pretrained_cfg(encoder.model_name).license if from_timm else None
 
 
 def eval_results(evaluation: dict[str, Any]) -> list[EvalResult]:
