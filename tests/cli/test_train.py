@@ -354,7 +354,7 @@ def test_a_run_starts_from_a_trained_model(trained, tmp_path):
 def test_other_settings_do_not_go_on_with_a_run(trained):
     before = (trained / "training.yaml").read_text()
     result = run("train", "--config", "quickstart", *SETTINGS, f"output_dir={trained}", "learning_rate=0.5")
-    assert "learning_rate 0.003 -> 0.5" in error_line(result)
+    assert "learning_rate 0.004 -> 0.5" in error_line(result)
     assert (trained / "training.yaml").read_text() == before
 
 

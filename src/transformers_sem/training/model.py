@@ -31,10 +31,8 @@ def build_model(
     if config.pretrained_model:
         model, new_tasks = load_trained_model(config, labels)
     else:
-        model, new_tasks = (
-            build_new_model(config, model_config(config, benchmark)),
-            list(labels["task_num_labels"]),
-        )
+        model = build_new_model(config, model_config(config, benchmark))
+        new_tasks = model.config.tasks
     if constant is not None:
         init_heads(model, constant, new_tasks)
     if config.gradient_checkpointing:
