@@ -4,7 +4,7 @@ import hashlib
 import json
 import shutil
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import Executor, Future
 from contextlib import closing
 from dataclasses import dataclass, field, fields
@@ -187,8 +187,9 @@ class Evaluation:
         image_scores = self._add_finished(folder) if self.accelerator.is_main_process else []
         (finished,) = broadcast_object_list([{index for index, _ in image_scores}])
         rank, num_ranks = self.accelerator.process_index, self.accelerator.num_processes
-        share = [index for index in range(len(self.rows)) if index not in finished][rank::num_ranks]
-        with closing(self.image_statistics(share)) as statistics:
+        indices = self.unfinished_batches(range(len(self.rows))[rank::num_ranks], finished)
+        share = [index for index in indices if index not in finished]
+        with closing(self.image_statistics(indices, finished)) as statistics:
             statistics = progress(statistics, len(share), "evaluating", self.accelerator)
             for index, image_statistics in zip(share, statistics, strict=True):
                 folder.add(str(index), flatten(image_statistics))
@@ -211,12 +212,22 @@ class Evaluation:
         finished = ((int(name), folder.read(name)) for name in sorted(folder.names(), key=int))
         return [self._add(index, unflatten(arrays)) for index, arrays in finished if arrays is not None]
 
-    def image_statistics(self, indices: list[int]) -> Iterator[dict[str, Sums]]:
-        """Yields `{owner: {task: statistics}}` of images, in order; slow metrics are computed in other processes."""
+    def unfinished_batches(self, share: Sequence[int], finished: set[int]) -> list[int]:
+        """Returns the images of all batches that are not finished; the last bits of a prediction depend on its batch."""
+        batches = [share[start : start + self.batch_size] for start in range(0, len(share), self.batch_size)]
+        return [index for batch in batches if not finished.issuperset(batch) for index in batch]
+
+    def image_statistics(self, indices: list[int], finished: Collection[int] = ()) -> Iterator[dict[str, Sums]]:
+        """Yields `{owner: {task: statistics}}` of images but the finished ones, in order.
+
+        Slow metrics are computed in other processes.
+        """
         predictions = predict_rows(self.model, self.image_processor, self.rows.select(indices), self.batch_size)
         pending: deque[dict] = deque()
         with process_pool(self.num_processes) as pool:
             for index, prediction in zip(indices, predictions, strict=True):
+                if index in finished:
+                    continue
                 pending.append(self._start(index, prediction, pool))
                 if self.predictions_dir is not None:
                     save_maps(self.predictions_dir, self.ids[index].replace("/", "_"), prediction.maps)
