@@ -5,7 +5,7 @@ from fractions import Fraction
 import timm
 import torch
 from torch import nn
-from transformers import AutoBackbone, AutoImageProcessor, PreTrainedConfig, PreTrainedModel
+from transformers import AutoBackbone, AutoImageProcessor, BaseImageProcessor, PreTrainedConfig, PreTrainedModel
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from .backbone_timm import SEMTimmBackbone
@@ -24,7 +24,8 @@ def build_backbone(config: PreTrainedConfig) -> PreTrainedModel:
 def use_linear_layers(backbone: SEMTimmBackbone) -> SEMTimmBackbone:
     """Makes the 1x1 convolutions of a timm encoder linear layers, whose training step is faster on a CPU."""
     for module in backbone.modules():
-        if type(module) is nn.Conv2d and module.kernel_size == module.stride == (1, 1) and module.groups == 1:
+        is_pointwise = type(module) is nn.Conv2d and module.kernel_size == module.stride == (1, 1)
+        if is_pointwise and module.groups == 1 and module.padding == (0, 0):
             module.__class__ = SEMPatchConv2d
     return backbone
 
@@ -113,12 +114,16 @@ def pretraining_normalization(config: PreTrainedConfig, source: str | None = Non
         ImageNet's where neither is known.
     """
     if config.model_type == SEMTimmBackboneConfig.model_type:
-        pretrained = timm.get_pretrained_cfg(config.model_name)
-        return list(pretrained.mean), list(pretrained.std)
-    source = source or config.name_or_path
-    try:
-        processor = AutoImageProcessor.from_pretrained(source) if source else None
-    except (OSError, ValueError):  # no processor there
-        processor = None
-    mean, std = (getattr(processor, name, None) for name in ("image_mean", "image_std"))
+        known, names = timm.get_pretrained_cfg(config.model_name), ("mean", "std")
+    else:
+        known, names = find_image_processor(source or config.name_or_path), ("image_mean", "image_std")
+    mean, std = (getattr(known, name, None) for name in names)
     return list(mean or IMAGENET_DEFAULT_MEAN), list(std or IMAGENET_DEFAULT_STD)
+
+
+def find_image_processor(source: str | None) -> BaseImageProcessor | None:
+    """Returns the image processor in a folder or repository of the Hub, or `None` if there is none."""
+    try:
+        return AutoImageProcessor.from_pretrained(source) if source else None
+    except (OSError, ValueError):
+        return None

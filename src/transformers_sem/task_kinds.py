@@ -200,7 +200,7 @@ def start_at_mean(mean_label: Tensor, num_labels: int) -> Tensor:
 
 
 def start_at_zero(mean_label: Tensor, num_labels: int) -> Tensor:
-    """Returns zeros: the best constant under a loss that balances two classes, whatever their shares."""
+    """Returns zeros, close to the best constant under a loss that balances two classes."""
     return torch.zeros(num_labels)
 
 

@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
+from datasets.fingerprint import Hasher
 from huggingface_hub.dataclasses import strict
 from torch import Tensor
 
@@ -35,6 +36,7 @@ from ..utils.settings import apply_overrides, read_settings
 from ..visualization.panels import Prediction
 from .constant_predictor import ConstantPredictor, fit_constant
 from .map_files import save_maps
+from .metrics import METRICS
 from .statistics_folder import StatisticsFolder
 from .sums import MetricSums, Sums, format_report, main_scores, scores_of
 
@@ -322,7 +324,7 @@ def evaluate_and_report(
     if config.num_evaluation_images is not None:
         validation = validation.select(range(min(config.num_evaluation_images, len(validation))))
     constant = fit_constant(rows["train"], model.config.task_num_labels, accelerator)
-    cached = CachedResult("constant_scores", (constant.to_json(), validation._fingerprint, benchmark.protocol))
+    cached = cached_constant_scores(constant, validation, benchmark)
     (constant_scores,) = broadcast_object_list([cached.read()])  # the same on ranks with other caches
     evaluation = Evaluation(
         model=model.to(accelerator.device),
@@ -356,6 +358,12 @@ def evaluate_and_report(
     if accelerator.is_local_main_process:
         shutil.rmtree(unfinished_dir, ignore_errors=True)
     return format_report(scores, constant_scores)
+
+
+def cached_constant_scores(constant: ConstantPredictor, rows: datasets.Dataset, benchmark: Benchmark) -> CachedResult:
+    """Returns the cached scores of the constant predictor on labeled rows, which metrics of a user change too."""
+    metrics = Hasher.hash({task: METRICS[task] for task in constant.task_num_labels if task in METRICS})
+    return CachedResult("constant_scores", (constant.to_json(), rows._fingerprint, benchmark.protocol, metrics))
 
 
 def describe_evaluation(config: EvaluationConfig, evaluation: Evaluation) -> dict:

@@ -197,7 +197,7 @@ def start_license(config: SEMConfig, training: dict[str, Any] | None) -> str | N
         return "apache-2.0"
     encoder = config.backbone_config
     from_timm = encoder.model_type == SEMTimmBackboneConfig.model_type and settings["pretrained_backbone"] is True
-    return timm.get_pretrained_cfg(encoder.model_name).license if from_timm else None
+    return getattr(timm.get_pretrained_cfg(encoder.model_name), "license", None) if from_timm else None
 
 
 def eval_results(evaluation: dict[str, Any]) -> list[EvalResult]:

@@ -90,7 +90,10 @@ def backbone_source(config: TrainingConfig) -> str | None:
 
 
 def decide_pretrained_backbone(config: TrainingConfig, benchmark: Benchmark) -> TrainingConfig:
-    """Returns the settings with `pretrained_backbone` true or false instead of `if_available`."""
+    """Returns the settings with `pretrained_backbone` true or false instead of `if_available`.
+
+    It loads the weights into an encoder of its own, so that the model of the run draws the same random numbers whatever is found.
+    """
     if config.pretrained_backbone != IF_AVAILABLE:
         return config
     if config.pretrained_model:

@@ -26,12 +26,7 @@ from ..utils.processes import leave_cores
 from ..visualization.panels import save_panel
 from .accelerator import build_accelerator, choose_sharded_modules, start_trackers
 from .checkpoint import resume, save_checkpoint
-from .config import (
-    TrainingConfig,
-    claim_output_dir,
-    label_fields,
-    lock_output_dir,
-)
+from .config import TrainingConfig, claim_output_dir, label_fields, lock_output_dir
 from .curves import CURVES_NAME, save_curves
 from .data_order import build_train_loader, seed_step
 from .history import History
