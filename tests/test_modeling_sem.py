@@ -20,6 +20,7 @@ from transformers import (
 )
 
 from transformers_sem import TASKS, SEMConfig, SEMForMultiTaskDensePrediction, SEMModel
+from transformers_sem.backbone import use_linear_layers
 from transformers_sem.layers import SEMPatchConv2d
 from transformers_sem.modeling_sem import (
     Padding,
@@ -1148,6 +1149,17 @@ def test_a_cuda_device_predicts_and_learns_like_the_cpu():
         torch.testing.assert_close(logits.cpu(), expected.logits[task], rtol=1e-3, atol=1e-3)
     outputs.loss.backward()
     assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
+
+
+def test_only_convolutions_of_single_pixels_become_linear_layers():
+    layers = [
+        torch.nn.Conv2d(3, 4, 1),
+        torch.nn.Conv2d(3, 4, 1, padding=1),
+        torch.nn.Conv2d(3, 4, 1, stride=2),
+        torch.nn.Conv2d(4, 4, 1, groups=4),
+    ]
+    use_linear_layers(torch.nn.Sequential(*layers))
+    assert [type(layer) is SEMPatchConv2d for layer in layers] == [True, False, False, False]
 
 
 @pytest.mark.parametrize(

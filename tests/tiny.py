@@ -1,20 +1,24 @@
 """Configuration of a small model with every part of SEM: a timm test encoder, 8 or 16 channels, four bases."""
 
+from copy import deepcopy
+
 from transformers_sem import SEMConfig
 
 
 TINY_BACKBONE = {"model_name": "test_convnext", "out_indices": [1, 2, 3, 4], "drop_path_rate": 0.0}
 
 
+TINY_MODEL = {
+    "backbone_config": TINY_BACKBONE,
+    "hidden_size": 16,
+    "num_attention_heads": 2,
+    "mlp_ratio": 2.0,
+    "decoder_hidden_sizes": [16, 16, 8, 8],
+    "decoder_num_attention_heads": [2, 2, 1, 1],
+    "num_bases": 4,
+    "num_em_iterations": 2,
+}
+
+
 def tiny_config(**overrides) -> SEMConfig:
-    values = {
-        "backbone_config": dict(TINY_BACKBONE),
-        "hidden_size": 16,
-        "num_attention_heads": 2,
-        "mlp_ratio": 2.0,
-        "decoder_hidden_sizes": [16, 16, 8, 8],
-        "decoder_num_attention_heads": [2, 2, 1, 1],
-        "num_bases": 4,
-        "num_em_iterations": 2,
-    }
-    return SEMConfig(**{**values, **overrides})
+    return SEMConfig(**{**deepcopy(TINY_MODEL), **overrides})

@@ -36,6 +36,7 @@ from transformers_sem.evaluation.evaluator import (
     predict_rows,
     unflatten,
 )
+from transformers_sem.evaluation.metrics import METRICS
 from transformers_sem.evaluation.sums import MetricSums
 
 from ..tiny import tiny_config
@@ -365,7 +366,7 @@ def sizes_without(finished):
 
 
 def assert_same_outcome(found, expected):
-    """Equal but for the last bits: images that were left are in other batches than before."""
+    """Equal but for the last bits: the statistics of the images are added in another order."""
     assert found[0]["scores"] == pytest.approx(expected[0]["scores"], rel=1e-5)
     assert found[0]["num_images"] == expected[0]["num_images"]
     assert found[0]["num_scored_images"] == expected[0]["num_scored_images"]
@@ -443,6 +444,9 @@ def test_the_constant_predictor_is_fitted_and_scored_once(evaluate, plain, rows,
     assert report["scores"]["depth/rmse"] != plain[0]["scores"]["depth/rmse"]
     monkeypatch.undo()
     assert evaluate(num_evaluation_images=2)[0]["constant_scores"] != plain[0]["constant_scores"]
+    monkeypatch.setitem(METRICS, "depth", replace(METRICS["depth"], reduce=lambda statistics: {"rmse": -1.0}))
+    assert evaluate()[0]["constant_scores"]["depth/rmse"] == -1
+    monkeypatch.undo()
     of_two = replace(BENCHMARK, scored_ids={"depth": frozenset(NAMES[:2])})
     assert evaluate(benchmark=of_two)[0]["constant_scores"] != plain[0]["constant_scores"]
 

@@ -133,6 +133,12 @@ def test_images_are_normalized_as_in_the_pretraining_of_the_encoder(name):
     assert (processor.image_mean, processor.image_std) == ((0.1, 0.2, 0.3), (1, 2, 3))
 
 
+def test_an_encoder_that_timm_has_no_weights_of_gets_the_values_of_imagenet(monkeypatch):
+    monkeypatch.setattr("timm.get_pretrained_cfg", lambda name: None)
+    backbone = SEMTimmBackboneConfig(model_name="tf_efficientnet_lite0")
+    assert list(SEMImageProcessor.for_backbone(backbone).image_mean) == IMAGENET_MEAN
+
+
 def test_a_transformers_encoder_brings_its_own_processor(tmp_path):
     CLIPImageProcessor(image_std=[0.1, 0.2, 0.3]).save_pretrained(tmp_path)
     for config, source in ((Dinov2Config(), str(tmp_path)), (Dinov2Config(name_or_path=str(tmp_path)), True)):
