@@ -1,4 +1,5 @@
 import os
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -296,6 +297,7 @@ def test_packaged_weights_name_dogs_and_cats(size):
         assert sum(label in imagenet_ids for label in labels) >= 3, labels
 
 
+@cache
 def pascal_images(voc_id, count):
     """The images with the largest area of a class."""
     root = Path(os.environ.get("SEM_PASCAL_CONTEXT_DIR", "../shared/data/pascal_context"))
