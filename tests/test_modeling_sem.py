@@ -1137,20 +1137,6 @@ def test_what_follows_the_encoder_costs_little(paper_model):
     assert 0 < everything - encoder <= 0.15 * encoder
 
 
-@pytest.mark.gpu
-def test_a_cuda_device_predicts_and_learns_like_the_cpu():
-    images = torch.randn(2, 3, 64, 96)
-    labels = {"semseg": torch.randint(5, (2, 64, 96)), "depth": torch.rand(2, 1, 64, 96)}
-    model = SEMForMultiTaskDensePrediction(tiny_config(task_num_labels={"semseg": 5, "depth": 1})).eval()
-    expected = model(images, labels=labels)
-    model.cuda()
-    outputs = model(images.cuda(), labels={task: label.cuda() for task, label in labels.items()})
-    for task, logits in outputs.logits.items():
-        torch.testing.assert_close(logits.cpu(), expected.logits[task], rtol=1e-3, atol=1e-3)
-    outputs.loss.backward()
-    assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
-
-
 def test_only_convolutions_of_single_pixels_become_linear_layers():
     layers = [
         torch.nn.Conv2d(3, 4, 1),

@@ -65,7 +65,9 @@ class Padding:
             return {task: feature_map[..., : cells[0], : cells[1]] for task, feature_map in feature_maps.items()}
         reference = next(iter(feature_maps.values()))
         rows, columns = (
-            (torch.arange(count, device=reference.device) + 0.5) * (2 * edge / (count * float(stride) * full)) - 1
+            (torch.arange(count, device=reference.device) + 0.5)
+            * (2 * edge * stride.denominator / (count * stride.numerator * full))
+            - 1
             for edge, count, full in zip(self.size, cells, reference.shape[-2:], strict=True)
         )
         grid = torch.stack(torch.meshgrid(rows, columns, indexing="ij"), dim=-1).flip(-1)  # grid_sample wants (x, y)
