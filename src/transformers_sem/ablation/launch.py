@@ -1,58 +1,110 @@
-"""Trainings in processes of their own, under `accelerate launch`."""
+"""Trainings in processes of their own, under `accelerate launch`, one after another or side by side."""
 
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections import deque
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 
+from ..utils.processes import available_cpus
 from .tables import Run
 
 
 SECONDS_TO_SAVE = 120
+SECONDS_TO_POLL = 0.1
 
 
-def launch_training(run: Run, accelerate_config: Path | None = None) -> None:
-    """Trains and evaluates one model with the command `train`.
+def launch_trainings(
+    runs: Iterable[Run],
+    num_jobs: int = 1,
+    accelerate_config: Path | None = None,
+    on_start: Callable[[Run], None] = lambda run: None,
+    on_end: Callable[[Run], None] = lambda run: None,
+) -> None:
+    """Trains and evaluates models with the command `train`, in order.
+
+    An interrupt or a failure sends SIGTERM to the trainings that run, and waits until they have saved.
 
     Args:
-        run (`Run`): The training.
+        runs (`Iterable[Run]`): The trainings.
+        num_jobs (`int`): Maximum number of trainings that run at a time. Unless `OMP_NUM_THREADS` is set, they share the cores.
         accelerate_config (`Path`, *optional*): Configuration of `accelerate launch`: devices and engine.
+        on_start (`Callable[[Run], None]`): Called before each training.
+        on_end (`Callable[[Run], None]`): Called after each.
 
     Raises:
-        ValueError: If the training fails.
+        ValueError: If a training fails.
     """
+    waiting, running = deque(runs), {}
+    environment = {"OMP_NUM_THREADS": str(max(1, available_cpus() // num_jobs)), **os.environ}
+    try:
+        while waiting or running:
+            while waiting and len(running) < num_jobs:
+                run = waiting.popleft()
+                on_start(run)
+                running[run] = start_group(
+                    training_command(run, accelerate_config), environment if num_jobs > 1 else None
+                )
+            for run in [run for run, process in running.items() if process.poll() is not None]:
+                process = running.pop(run)
+                end_group(process)
+                if process.returncode or not run.is_trained:
+                    raise ValueError(
+                        f"training {run} ended with status {process.returncode}; see its messages above. The same command "
+                        "resumes it."
+                    )
+                on_end(run)
+            time.sleep(SECONDS_TO_POLL)
+    finally:
+        stop_groups(running.values())
+
+
+def training_command(run: Run, accelerate_config: Path | None) -> list[str]:
+    """Returns the command that trains and evaluates one model."""
     launcher = [sys.executable, "-m", "accelerate.commands.launch"]
     if accelerate_config:
         launcher += ["--config_file", str(accelerate_config)]
-    module = ["-m", "transformers_sem.cli.train"]
-    code = run_process_group([*launcher, *module, "--config", str(run.config_path), *run.overrides])
-    if code or not run.is_finished:
-        raise ValueError(
-            f"training {run} ended with status {code}; see its messages above. The same command resumes it."
-        )
+    return [*launcher, "-m", "transformers_sem.cli.train", "--config", str(run.config_path), *run.overrides]
 
 
-def run_process_group(command: list[str]) -> int:
-    """Runs a command in a process group of its own and returns its exit status.
+def start_group(command: list[str], environment: dict[str, str] | None = None) -> subprocess.Popen:
+    """Starts a command in a process group of its own: `accelerate launch` does not pass signals on to the process that trains."""
+    return subprocess.Popen(command, env=environment, start_new_session=True)
 
-    `KeyboardInterrupt` sends SIGTERM to the whole group and waits until it has ended: `accelerate launch` does not pass
-    signals on to the process that trains, and would leave it running. A second one kills the group.
-    """
-    process = subprocess.Popen(command, start_new_session=True)
+
+def stop_groups(processes: Iterable[subprocess.Popen]) -> None:
+    """Sends SIGTERM to process groups, waits until they have ended, and kills those that have not; an interrupt does so at once."""
+    processes = list(processes)
     try:
-        return process.wait()
-    except KeyboardInterrupt:
-        with suppress(ProcessLookupError):  # the group has ended
-            os.killpg(process.pid, signal.SIGTERM)
-            for _ in range(10 * SECONDS_TO_SAVE):
-                process.poll()
-                os.killpg(process.pid, 0)  # raises once no process is left
-                time.sleep(0.1)
-        raise
+        for process in processes:
+            signal_group(process, signal.SIGTERM)
+        deadline = time.monotonic() + SECONDS_TO_SAVE
+        while any(is_running(process) for process in processes) and time.monotonic() < deadline:
+            time.sleep(SECONDS_TO_POLL)
     finally:
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        for process in processes:
+            end_group(process)
+
+
+def is_running(process: subprocess.Popen) -> bool:
+    """Returns whether a process of the group is left."""
+    process.poll()
+    return signal_group(process, 0)
+
+
+def end_group(process: subprocess.Popen) -> None:
+    """Kills what is left of a process group."""
+    signal_group(process, signal.SIGKILL)
+    process.wait()
+
+
+def signal_group(process: subprocess.Popen, signum: int) -> bool:
+    """Sends a signal to a process group, and returns whether there was one left."""
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signum)
+        return True
+    return False

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import datasets
 import torch
@@ -17,7 +18,7 @@ from ..tasks import get_task
 from ..utils.extras import require
 from ..visualization.panels import comparison_panel, save_image
 from .figures import collect_features, plot_features, plot_settings, save_figure
-from .launch import launch_training
+from .launch import launch_trainings
 from .tables import (
     FIGURE_6,
     TABLE_2,
@@ -27,7 +28,6 @@ from .tables import (
     describe_model,
     describe_runs,
     save_table,
-    train_missing,
 )
 
 
@@ -43,6 +43,8 @@ class Study:
         name (`str`): Key of `STUDIES`.
         output (`Path`): Folder of all trainings, tables and figures.
         ablations (`tuple[Ablation, ...]`): One for each configuration; only Table 3 takes several.
+        models (`tuple[str, ...]`, *optional*): Keys of `MODELS` to train and show; `None` is all of the study.
+        num_jobs (`int`): Trainings that run at a time.
         accelerate_config (`Path`, *optional*): Configuration of `accelerate launch`.
         write_line (`Callable[[str], None]`): Gets the messages for the terminal.
     """
@@ -50,6 +52,8 @@ class Study:
     name: str
     output: Path
     ablations: tuple[Ablation, ...]
+    models: tuple[str, ...] | None = None
+    num_jobs: int = 1
     accelerate_config: Path | None = None
     write_line: Callable[[str], None] = partial(print, flush=True)
 
@@ -65,16 +69,38 @@ class Study:
             ablation.claim()
         STUDIES[self.name](self)
 
-    def train(self, runs: list[Run], report: Callable[[], None] = lambda: None) -> None:
-        """Trains the runs that are not finished, and calls `report` before the first and after each."""
-        num_finished = sum(run.is_finished for run in runs)
-        self.write_line(f"{len(runs)} trainings, {num_finished} of them finished; output: {self.output}/")
+    def train(
+        self,
+        runs: list[Run],
+        report: Callable[[], None] = lambda: None,
+        is_done: Callable[[Run], bool] = lambda run: run.is_finished,
+    ) -> None:
+        """Trains the runs that are not done, and calls `report` before the first and after each."""
+        missing = [run for run in runs if not is_done(run)]
+        self.write_line(
+            f"{len(runs)} trainings, {len(runs) - len(missing)} of them finished; output: {self.output}/, results: "
+            f"{self.ablations[0].results}/"
+        )
 
-        def train_one(run: Run) -> None:
-            self.write_line(f"training {run}/")
-            launch_training(run, self.accelerate_config)
+        def finish(run: Run) -> None:
+            run.finish()
+            report()
 
-        train_missing(runs, train_one, report)
+        report()
+        for run in missing:
+            if run.is_trained:  # an earlier command ended before its row was written
+                finish(run)
+        launch_trainings(
+            [run for run in missing if not run.is_trained],
+            self.num_jobs,
+            self.accelerate_config,
+            on_start=lambda run: self.write_line(f"training {run}/"),
+            on_end=finish,
+        )
+
+    def shows(self, model: str) -> bool:
+        """Returns whether a model was chosen."""
+        return self.models is None or model in self.models
 
 
 def build_study(
@@ -83,15 +109,33 @@ def build_study(
     output: Path,
     seeds: list[int],
     overrides: list[str],
-    accelerate_config: Path | None = None,
+    results: Path | None = None,
+    **options: Any,
 ) -> Study:
-    """Builds a study from the arguments of a command line. The configurations of Table 3 have a folder each, named after them."""
-    folders = [output / path.stem for path in config_paths] if name == "table3" else [output]
+    """Builds a study from the arguments of a command line. The configurations of Table 3 have a folder each, named after them.
+
+    Args:
+        name (`str`): Key of `STUDIES`.
+        config_paths (`list[Path]`): YAML files of settings.
+        output (`Path`): Folder of the trainings.
+        seeds (`list[int]`): Seeds of the trainings.
+        overrides (`list[str]`): `key=value` settings of all trainings.
+        results (`Path`, *optional*): Folder of the rows; `None` is the folder `results` of `output`.
+        options: Further fields of [`Study`].
+    """
+    results = results or output / "results"
+    names = [path.stem for path in config_paths] if name == "table3" else [""]
     ablations = tuple(
-        Ablation(config_path=path, overrides=tuple(overrides), output=folder, seeds=tuple(seeds))
-        for path, folder in zip(config_paths, folders, strict=True)
+        Ablation(
+            config_path=path,
+            overrides=tuple(overrides),
+            output=output / folder,
+            results=results / folder,
+            seeds=tuple(seeds),
+        )
+        for path, folder in zip(config_paths, names, strict=True)
     )
-    return Study(name=name, output=output, ablations=ablations, accelerate_config=accelerate_config)
+    return Study(name=name, output=output, ablations=ablations, **options)
 
 
 def write_table(
@@ -108,6 +152,7 @@ def write_table(
         title (`str`): Title of the table.
         draw (`Callable`): Draws a figure from the described rows.
     """
+    rows = [row for row in rows if study.shows(row[-1])]
     ablations = list(dict.fromkeys(ablation for _, ablation, _ in rows))
     models = list(dict.fromkeys(model for *_, model in rows))
     runs = [run for ablation in ablations for run in ablation.plan(models)]
@@ -143,7 +188,12 @@ def table3(study: Study) -> None:
 def fig6(study: Study) -> None:
     """Draws scores against the number of encoder stages (ES), decoder stages (DS) and EM iterations (R)."""
     require("matplotlib", extra="train")  # before the trainings
-    settings = [(setting, value, model) for setting, models in FIGURE_6.items() for value, model in models.items()]
+    settings = [
+        (setting, value, model)
+        for setting, models in FIGURE_6.items()
+        for value, model in models.items()
+        if study.shows(model)
+    ]
     rows = [(f"{setting.split(',')[0]} = {value}", study.ablation, model) for setting, value, model in settings]
     path = study.output / "fig6.png"
 
@@ -161,7 +211,7 @@ def load_compared(study: Study) -> dict[str, tuple[SEMForMultiTaskDensePredictio
     """Loads SEM and the baseline of the first seed, after training them if they are missing."""
     ablation = study.ablation
     runs = {name: ablation.run(model, ablation.seeds[0]) for name, model in COMPARED_MODELS.items()}
-    study.train(list(runs.values()))
+    study.train(list(runs.values()), is_done=lambda run: run.is_trained)  # a row has no weights
     device = torch.accelerator.current_accelerator(check_available=True) or "cpu"
     return {
         name: (

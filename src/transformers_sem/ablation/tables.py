@@ -1,20 +1,18 @@
 """The models that the ablations of the paper compare, the trainings they need, and the tables of their scores.
 
-A training writes to a folder, for example `OUTPUT/seed0/sem`. It is finished once `evaluation.json` is there, so an interrupted
-ablation resumes with the first training that is not.
+A training writes to a folder, for example `OUTPUT/seed0/sem`, and leaves a row, `RESULTS/seed0/sem.json`. It is finished once
+its row is there, so an interrupted ablation resumes with the first training that is not.
 """
 
 import csv
 import io
 import json
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
-from ..configuration_sem import SEMConfig
 from ..data.benchmarks import get_benchmark
 from ..evaluation.evaluator import SETTINGS_NAME
 from ..evaluation.metrics import metric_of
@@ -22,7 +20,7 @@ from ..evaluation.sums import main_scores, multi_task_gain
 from ..training.config import TrainingConfig, claim_output_dir, network_size
 from ..utils.environment import save_report
 from ..utils.files import atomic_write
-from .cost import build_without_weights, count_multiply_accumulates
+from .results import REPORT_NAME, read_row, save_row
 
 
 # Fields of `SEMConfig` that each model changes.
@@ -56,6 +54,7 @@ FIGURE_6 = {
     "DS, decoder stages": {0: "baseline", **{number: f"ds{number}" for number in range(1, 5)}},
     "R, EM iterations": {number: f"r{number}" for number in range(1, 8)},
 }
+COSTS = ("parameters_millions", "multiply_accumulates_billions")
 GAIN = "gain"  # key of the gain in a row
 NOTHING = "–"
 EXPLANATION = (
@@ -73,6 +72,7 @@ class Run:
         seed (`int`): Seed of weights, data order and augmentation.
         task (`str`, *optional*): The only task of a single-task model.
         folder (`Path`): `output_dir` of the training.
+        row_path (`Path`): JSON file of the result.
         config_path (`Path`): YAML file of settings.
         overrides (`tuple[str, ...]`): `key=value` settings that replace those of the file.
     """
@@ -81,22 +81,31 @@ class Run:
     seed: int
     task: str | None
     folder: Path
+    row_path: Path
     config_path: Path
     overrides: tuple[str, ...]
 
     @property
-    def report_path(self) -> Path:
-        """File of the scores of a finished training."""
-        return self.folder / "evaluation.json"
+    def is_trained(self) -> bool:
+        """Whether it has been trained and evaluated in its folder."""
+        return (self.folder / REPORT_NAME).is_file()
 
     @property
     def is_finished(self) -> bool:
-        """Whether it has been trained and evaluated."""
-        return self.report_path.is_file()
+        """Whether its row has been written, here or on another machine."""
+        return self.row_path.is_file()
 
-    def read_report(self) -> dict[str, Any]:
-        """Reads `evaluation.json`."""
-        return json.loads(self.report_path.read_text())
+    def finish(self) -> None:
+        """Writes the row of a training that has ended."""
+        save_row(self.folder, self.row_path)
+
+    def read_row(self) -> dict[str, Any]:
+        """Reads the row.
+
+        Raises:
+            ValueError: If it was trained with other settings.
+        """
+        return read_row(self.row_path, TrainingConfig.load(self.config_path, self.overrides))
 
     def __str__(self) -> str:
         return str(self.folder)
@@ -110,6 +119,7 @@ class Ablation:
         config_path (`Path`): YAML file of settings.
         overrides (`tuple[str, ...]`): `key=value` settings for all trainings.
         output (`Path`): Folder of the trainings.
+        results (`Path`): Folder of the rows.
         seeds (`tuple[int, ...]`): Seeds; each model is trained with each.
 
     Raises:
@@ -120,6 +130,7 @@ class Ablation:
     config_path: Path
     overrides: tuple[str, ...]
     output: Path
+    results: Path
     seeds: tuple[int, ...]
 
     def __post_init__(self):
@@ -157,16 +168,17 @@ class Ablation:
 
     def run(self, model: str, seed: int, task: str | None = None) -> Run:
         """Returns the training of a model of `MODELS`, or of a single-task model for one task."""
-        folder = self.output / f"seed{seed}" / (f"{model}_{task}" if task else model)
+        name = Path(f"seed{seed}") / (f"{model}_{task}" if task else model)
         values = {f"model.{field}": value for field, value in MODELS[model].items()}
         values |= self._restrict_to(task) if task else {}
-        values |= {"seed": seed, "output_dir": str(folder)}
+        values |= {"seed": seed, "output_dir": str(self.output / name)}
         overrides = tuple(f"{key}={json.dumps(value)}" for key, value in values.items())  # JSON is YAML
         return Run(
             model=model,
             seed=seed,
             task=task,
-            folder=folder,
+            folder=self.output / name,
+            row_path=self.results / f"{name}.json",
             config_path=self.config_path,
             overrides=(*self.overrides, *overrides),
         )
@@ -192,15 +204,6 @@ class Ablation:
         return [run for seed in self.seeds for model in models for run in self.runs_of(model, seed)]
 
 
-def train_missing(runs: Sequence[Run], train: Callable[[Run], None], report: Callable[[], None]) -> None:
-    """Trains the runs that are not finished, in order, and calls `report` before the first and after each."""
-    report()
-    for run in runs:
-        if not run.is_finished:
-            train(run)
-            report()
-
-
 # ----------------------------------------------------------------------------------------------------------------------
 # Tables
 
@@ -218,17 +221,9 @@ def read_main_scores(runs: list[Run]) -> dict[str, float]:
     scores = {}
     for run in runs:
         if run.is_finished:
-            found = run.read_report()["scores"]
+            found = run.read_row()["scores"]
             scores |= {key: found[key] for key in main_scores(found).values()}
     return scores
-
-
-@cache
-def count_cost(folder: Path) -> tuple[float, float]:
-    """Returns the parameters of a trained model in millions, and its multiply-accumulates for one image in billions."""
-    size = network_size(TrainingConfig.load(folder / SETTINGS_NAME))
-    model, image = build_without_weights(SEMConfig.from_pretrained(folder), size)
-    return model.num_parameters() / 1e6, count_multiply_accumulates(model, image)
 
 
 def describe_model(ablation: Ablation, name: str, model: str) -> dict[str, Any]:
@@ -237,7 +232,7 @@ def describe_model(ablation: Ablation, name: str, model: str) -> dict[str, Any]:
     The costs of the single-task models are the sum over the tasks.
     """
     scores: dict[str, dict[int, float]] = {}
-    gains, costs = {}, None
+    gains, costs = {}, [None, None]
     for seed in ablation.seeds:
         runs = ablation.runs_of(model, seed)
         found = read_main_scores(runs)
@@ -248,12 +243,11 @@ def describe_model(ablation: Ablation, name: str, model: str) -> dict[str, Any]:
         if model != SINGLE_TASK and found and set(found) == set(single) and min(single.values()) > 0:
             gains[seed] = multi_task_gain(found, single)
         if all(run.is_finished for run in runs):
-            costs = [sum(counts) for counts in zip(*(count_cost(run.folder) for run in runs), strict=True)]
+            costs = [sum(run.read_row()[name] for run in runs) for name in COSTS]
     return {
         "name": name,
         "model": model,
-        "parameters_millions": costs and costs[0],
-        "multiply_accumulates_billions": costs and costs[1],
+        **dict(zip(COSTS, costs, strict=True)),
         "scores": {key: summarize(values) for key, values in scores.items()},
         GAIN: summarize(gains),
     }
@@ -266,7 +260,8 @@ def describe_runs(ablations: Sequence[Ablation], models: Iterable[str]) -> dict[
         ValueError: If trainings were evaluated on different numbers of images.
     """
     runs = [run for ablation in ablations for run in ablation.plan(models)]
-    reports = [run.read_report() for run in runs if run.is_finished]
+    rows = {run: run.read_row() for run in runs if run.is_finished}
+    reports = list(rows.values())
     configs = [ablation.config for ablation in ablations]
     names = ("dataset", "data_dir", "max_steps", "batch_size", "learning_rate")
     facts = {
@@ -280,13 +275,25 @@ def describe_runs(ablations: Sequence[Ablation], models: Iterable[str]) -> dict[
         "finished": len(reports),
         "commits": _distinct(report["environment"]["commit"] for report in reports),
         "hardware": _distinct(report["environment"]["hardware"] for report in reports),
+        "origins": describe_origins(rows),
     }
     if len(facts["evaluated_images"]) > 1:
         raise ValueError(
             f"Trainings were evaluated on different numbers of images, {facts['evaluated_images']}. Remove the "
-            "evaluation.json of the trainings to evaluate again."
+            "evaluation.json and the rows of the trainings to evaluate again."
         )
     return facts
+
+
+def describe_origins(rows: dict[Run, dict[str, Any]]) -> list[str]:
+    """Returns which rows come from which commit and hardware; nothing if all have the same."""
+    origins = {}
+    for run, row in rows.items():
+        names = row["environment"]["commit"], row["environment"]["hardware"]
+        origins.setdefault(names, []).append(f"{run.row_path.parent.name}/{run.row_path.stem}")
+    if len(origins) < 2:
+        return []
+    return [f"{commit} on {hardware}: {' '.join(names)}" for (commit, hardware), names in origins.items()]
 
 
 def _distinct(values: Iterable[Any]) -> list[Any]:

@@ -13,8 +13,9 @@
 All models of one call have the same configuration, seeds and number of steps. Tables are written as .md, .csv and .json, and
 updated after each training; figures are written as .png.
 
-Every training is the command `train` under `accelerate launch`, in a folder of --output. A command
-skips finished trainings there and resumes interrupted ones, whichever command started them. More seeds can be added.
+Every training is the command `train` under `accelerate launch`, in a folder of --output, and leaves a row in --results: a JSON
+file with scores, settings, history, commit and hardware, without weights or images. A command skips trainings that have a row,
+whichever command or machine wrote it, and resumes interrupted ones. More seeds can be added.
 """
 
 import argparse
@@ -24,6 +25,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..ablation.studies import STUDIES, build_study
+from ..ablation.tables import MODELS
 from ..utils.errors import plain_errors
 from .arguments import command_parser, find_recipe
 
@@ -35,6 +37,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--config", nargs="+", required=True, metavar="FILE", help="settings of all trainings")
     parser.add_argument("--output", type=Path, required=True, help="folder of all trainings, tables and figures")
     parser.add_argument("--seeds", nargs="+", default=["0"], help="train each model with each (default: 0)")
+    parser.add_argument("--results", type=Path, help="folder of the rows (default: OUTPUT/results)")
+    parser.add_argument("--models", nargs="+", choices=MODELS, help="train and show only these models of the study")
+    parser.add_argument("--jobs", type=int, default=1, help="trainings to run at a time (default: 1)")
     parser.add_argument(
         "--accelerate-config", type=Path, metavar="FILE", help="for `accelerate launch`: devices, engine"
     )
@@ -52,6 +57,8 @@ def parse_arguments(command_line: Sequence[str] | None) -> argparse.Namespace:
     arguments.seeds = [text for text in arguments.seeds if "=" not in text]
     if not arguments.seeds or not all(text.isdecimal() for text in arguments.seeds):
         parser.error(f"--seeds are whole numbers from 0; got {' '.join(arguments.seeds)}")
+    if arguments.jobs < 1:
+        parser.error(f"--jobs is 1 or more; got {arguments.jobs}")
     if arguments.what != "table3" and len(arguments.config) != 1:
         parser.error(f"--config is one file for {arguments.what}, and several for table3; got {len(arguments.config)}")
     return arguments
@@ -69,7 +76,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 parsed.output,
                 [int(seed) for seed in parsed.seeds],
                 parsed.overrides,
-                parsed.accelerate_config,
+                parsed.results,
+                models=parsed.models and tuple(parsed.models),
+                num_jobs=parsed.jobs,
+                accelerate_config=parsed.accelerate_config,
             )
             study.run()
         except KeyboardInterrupt:

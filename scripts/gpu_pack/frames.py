@@ -1,0 +1,97 @@
+"""Frames of NYU-Depth v2 at half size as WebP, small enough to carry to a machine without a network.
+
+`shrink` writes `images`, `segmentation`, `depth`, `normals`, `edge` and `gt_sets`; `restore` turns them into a folder NYUDv2
+again, which `transformers-sem prepare` reads. Class ids and boundaries are exact. Images and normals are lossy: decoded normals
+differ by 4 degrees in the mean. Depth has 255 levels of 39 mm.
+"""
+
+from functools import partial
+from multiprocessing import Pool
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from transformers_sem.data.nyud_v2 import LISTS, find_source, read_folder_frame
+from transformers_sem.evaluation.boundary import thin
+from transformers_sem.losses import INVALID_ID
+
+
+LOSSY, LOSSLESS = {"quality": 80}, {"lossless": True}
+MAPS = {"images": LOSSY, "segmentation": LOSSLESS, "depth": LOSSLESS, "normals": LOSSY, "edge": LOSSLESS}
+METRES_PER_LEVEL = 10 / 255
+
+
+def shrink(source_dir: Path, target: Path, limits: dict[str, int], num_processes: int) -> None:
+    """Writes the frames of a folder NYUDv2 at half size.
+
+    Args:
+        source_dir (`Path`): The folder NYUDv2.
+        target (`Path`): A new folder.
+        limits (`dict[str, int]`): Number of frames of the splits that are not written whole.
+        num_processes (`int`): Number of processes.
+    """
+    frames = {split: found[: limits.get(split)] for split, found in find_source(source_dir).frames.items()}
+    make_folders(target)
+    for split, path in LISTS.items():
+        (target / path).write_text("".join(f"{frame['id']}\n" for frame in frames[split]))
+    with Pool(num_processes) as pool:
+        pool.map(partial(shrink_frame, target=target), [*frames["train"], *frames["validation"]], chunksize=8)
+
+
+def make_folders(target: Path) -> None:
+    """Makes the folders of a new NYUDv2."""
+    for folder in (*MAPS, "gt_sets"):
+        (target / folder).mkdir(parents=True)
+
+
+def shrink_frame(frame: dict[str, Any], target: Path) -> None:
+    """Writes one frame at half size."""
+    maps = read_folder_frame(frame)
+    height, width = (edge // 2 * 2 for edge in maps["semseg"].shape)
+    whole, half = (slice(height), slice(width)), (slice(0, height, 2), slice(0, width, 2))
+    ids = maps["semseg"][half]
+    levels = np.floor(maps["depth"][half] / METRES_PER_LEVEL).clip(0, 254) + 1  # 0 is invalid
+    with Image.open(frame["image"]) as image:
+        halved = np.asarray(image.convert("RGB").crop((0, 0, width, height)).reduce(2))
+    written = {
+        "images": halved,
+        "segmentation": np.where(ids == INVALID_ID, 0, ids + 1),
+        "depth": np.nan_to_num(levels),
+        "normals": maps["normal"][half],
+        "edge": 255 * thin_half(maps["boundary"][whole] > 0),
+    }
+    for folder, values in written.items():
+        picture = Image.fromarray(np.ascontiguousarray(values, dtype=np.uint8))
+        picture.convert("RGB").save(target / folder / f"{frame['id']}.webp", **MAPS[folder])
+
+
+def thin_half(boundaries: np.ndarray) -> np.ndarray:
+    """Halves a map of boundaries `(height, width)`, and keeps them one pixel thin."""
+    height, width = boundaries.shape
+    halved = boundaries.reshape(height // 2, 2, width // 2, 2).any(axis=(1, 3))
+    return thin(halved.astype(np.uint64)).astype(bool)
+
+
+def restore(source: Path, target: Path, num_processes: int) -> None:
+    """Writes a folder NYUDv2 from a folder that `shrink` wrote."""
+    make_folders(target)
+    for path in LISTS.values():
+        (target / path).write_text((source / path).read_text())
+    names = [path.stem for path in (source / "images").iterdir()]
+    with Pool(num_processes) as pool:
+        pool.map(partial(restore_frame, source=source, target=target), names, chunksize=8)
+
+
+def restore_frame(name: str, source: Path, target: Path) -> None:
+    """Converts the files of one frame."""
+    for folder in MAPS:
+        with Image.open(source / folder / f"{name}.webp") as picture:
+            if folder == "depth":
+                levels = np.asarray(picture.convert("L")).astype(np.float32)
+                depth = np.where(levels > 0, (levels - 0.5) * np.float32(METRES_PER_LEVEL), 0)
+                np.save(target / folder / f"{name}.npy", depth)
+            else:
+                mode = "RGB" if folder in ("images", "normals") else "L"
+                picture.convert(mode).save(target / folder / f"{name}.png", compress_level=1)

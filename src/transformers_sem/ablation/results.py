@@ -1,0 +1,73 @@
+"""Rows: the result of one training as a JSON file, which outlives the folder of the training and the machine.
+
+A row has the report of the evaluation with the settings of the training (`evaluation.json`), the cost of the model and the
+history of losses and scores. Weights and images are not in it, so rows may be kept in a repository.
+"""
+
+import json
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from ..configuration_sem import SEMConfig
+from ..evaluation.evaluator import SETTINGS_NAME
+from ..training.config import IF_AVAILABLE, WITHOUT_EFFECT_ON_WEIGHTS, TrainingConfig, network_size
+from ..training.history import read_history
+from ..utils.files import atomic_write
+from .cost import build_without_weights, count_multiply_accumulates
+
+
+REPORT_NAME = "evaluation.json"
+
+
+def save_row(folder: Path, path: Path) -> None:
+    """Writes the row of the finished training in `folder`."""
+    parameters, operations = count_cost(folder)
+    row = {
+        **json.loads((folder / REPORT_NAME).read_text()),
+        "parameters_millions": parameters,
+        "multiply_accumulates_billions": operations,
+        "history": read_history(folder),
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_write(path) as unfinished:
+        unfinished.write_text(json.dumps(row, indent=1) + "\n")
+
+
+@cache
+def count_cost(folder: Path) -> tuple[float, float]:
+    """Returns the parameters of a trained model in millions, and its multiply-accumulates for one image in billions."""
+    size = network_size(TrainingConfig.load(folder / SETTINGS_NAME))
+    model, image = build_without_weights(SEMConfig.from_pretrained(folder), size)
+    return model.num_parameters() / 1e6, count_multiply_accumulates(model, image)
+
+
+def read_row(path: Path, config: TrainingConfig) -> dict[str, Any]:
+    """Reads a row and checks that its training had the settings of `config`.
+
+    Raises:
+        ValueError: If the file is no row, or the settings differ.
+    """
+    try:
+        row = json.loads(path.read_text())
+        found = row["training"]["settings"]
+        row["scores"], row["num_images"], row["environment"], row["history"]  # noqa: B018, KeyError if missing
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"A row is written by `transformers-sem ablation`; {path} is not: {error!r}. Remove it."
+        ) from error
+    expected = json.loads(json.dumps(config.describe()))
+    ignored = {*WITHOUT_EFFECT_ON_WEIGHTS} | (
+        {"pretrained_backbone"} if config.pretrained_backbone == IF_AVAILABLE else set()
+    )
+    changed = [
+        f"{key} {found.get(key)!r}, here {value!r}"
+        for key, value in expected.items()
+        if key not in ignored and found.get(key) != value
+    ]
+    if changed:
+        raise ValueError(
+            f"Rows of one table have the same settings; {path} was trained with {'; '.join(changed)}. Choose other --results, or "
+            "the settings of the row."
+        )
+    return row
