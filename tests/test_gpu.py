@@ -12,9 +12,18 @@ from .cli.commands import SETTINGS, read_report, run
 from .tiny import tiny_config
 
 
-pytestmark = pytest.mark.gpu
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device"),
+]
 
 NUM_LABELS = {"semseg": 5, "depth": 1, "normal": 3, "boundary": 1}
+
+
+@pytest.fixture(autouse=True)
+def exact_convolutions(monkeypatch):
+    """Convolutions of float32 in float32, and not in TF32, which has ten bits."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
 
 
 def build_model():

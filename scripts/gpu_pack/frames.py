@@ -74,14 +74,14 @@ def thin_half(boundaries: np.ndarray) -> np.ndarray:
     return thin(halved.astype(np.uint64)).astype(bool)
 
 
-def restore(source: Path, target: Path, num_processes: int) -> None:
-    """Writes a folder NYUDv2 from a folder that `shrink` wrote."""
+def restore(source: Path, target: Path, limits: dict[str, int], num_processes: int) -> None:
+    """Writes a folder NYUDv2 from a folder that `shrink` wrote; the arguments are as there."""
     make_folders(target)
-    for path in LISTS.values():
-        (target / path).write_text((source / path).read_text())
-    names = [path.stem for path in (source / "images").iterdir()]
+    names = {split: (source / path).read_text().split()[: limits.get(split)] for split, path in LISTS.items()}
+    for split, path in LISTS.items():
+        (target / path).write_text("".join(f"{name}\n" for name in names[split]))
     with Pool(num_processes) as pool:
-        pool.map(partial(restore_frame, source=source, target=target), names, chunksize=8)
+        pool.map(partial(restore_frame, source=source, target=target), sum(names.values(), []), chunksize=8)
 
 
 def restore_frame(name: str, source: Path, target: Path) -> None:

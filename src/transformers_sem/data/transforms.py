@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional
+from tqdm.auto import tqdm
 
 from ..task_kinds import CLASS_IDS
 from ..tasks import get_task, resize_label, to_label
@@ -213,6 +214,12 @@ class TransformedDataset(Dataset):
         self.tasks = list(tasks)
         self.image_processor = image_processor
         self.augmentation = augmentation
+        self.decoded: list[tuple[Tensor, Labels]] | None = None
+
+    def decode_all(self, *, show_progress: bool) -> None:
+        """Decodes all rows and keeps them in memory; processes that are forked afterwards share them."""
+        rows = tqdm(self.dataset, desc="decoding", unit="row", disable=not show_progress)
+        self.decoded = [row_to_tensors(row, self.tasks) for row in rows]
 
     def __len__(self) -> int:
         """Returns the number of rows."""
@@ -224,7 +231,7 @@ class TransformedDataset(Dataset):
         Returns:
             "pixel_values" `(3, height, width)` and "labels", `{task: label}`.
         """
-        image, labels = row_to_tensors(self.dataset[index], self.tasks)
+        image, labels = self.decoded[index] if self.decoded else row_to_tensors(self.dataset[index], self.tasks)
         if self.augmentation is not None:
             image, labels = self.augmentation(image, labels)
         batch = self.image_processor(

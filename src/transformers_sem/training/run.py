@@ -130,8 +130,11 @@ def train(
         history=run.history,
     )
     augmentation = TrainingAugmentation(tuple(config.input_size), zoom=tuple(config.zoom))
+    samples = TransformedDataset(rows["train"], model.config.tasks, image_processor, augmentation)
+    if config.keep_in_memory:
+        samples.decode_all(show_progress=accelerator.is_main_process)
     loader = build_train_loader(
-        TransformedDataset(rows["train"], model.config.tasks, image_processor, augmentation),
+        samples,
         batch_size=config.images_per_forward(accelerator.num_processes),
         first_sample=first_step * config.batch_size,
         num_samples=config.max_steps * config.batch_size,

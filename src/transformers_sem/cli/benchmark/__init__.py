@@ -5,6 +5,7 @@
     transformers-sem benchmark metrics [--config swin_tiny_nyud_v2]
     transformers-sem benchmark data [--config vit_base_nyud_v2]
     transformers-sem benchmark train [--config swin_tiny_nyud_v2] [key=value ...]
+    transformers-sem benchmark modes [--config vit_large_nyud_v2] output_dir=FOLDER [key=value ...]
 
 `cost` counts parameters and multiply-accumulates for one image, of the encoder and of the whole model. Attention is counted in
 the same way in both. The model is built without weights, so this needs little memory.
@@ -14,6 +15,8 @@ the same way in both. The model is built without weights, so this needs little m
 and compares its rate with the rate that training on a GPU needs.
 `train` times the training step of SEM against those of the MTL baseline and of the bare encoder, in turns on one random batch, on
 the GPU if there is one. Settings such as batch_size=2 or mixed_precision=bf16 replace those of the configuration.
+`modes` times the forward pass and the training step of the encoder, MTL and SEM in every mode of the device: precision, memory
+format, attention, compilation. It appends each result to FOLDER/modes.jsonl.
 """
 
 import argparse
@@ -25,6 +28,7 @@ from ..arguments import command_parser, find_recipe
 from .cost import measure_cost
 from .loading import measure_loading
 from .metrics import measure_boundaries, measure_metrics
+from .modes import measure_modes
 from .training_step import measure_training_step
 
 
@@ -34,6 +38,7 @@ MEASUREMENTS = {  # {measurement: (function, recipe)}
     "metrics": (measure_metrics, "swin_tiny_nyud_v2"),
     "data": (measure_loading, "vit_base_nyud_v2"),
     "train": (measure_training_step, "swin_tiny_nyud_v2"),
+    "modes": (measure_modes, "vit_large_nyud_v2"),
 }
 
 
