@@ -4,14 +4,16 @@
 set -euo pipefail
 start=$(date +%s)
 pack=$(cd "$(dirname "$0")" && pwd)
+repository=$(dirname "$pack")
 site=$(mktemp -d)
 trap 'rm -rf "$site"' EXIT
 python=${PYTHON:-python3}
-if [ -n "$(ls "$pack"/wheels/*.whl 2>/dev/null)" ]; then
-    "$python" -m pip install --quiet --no-index --no-deps --no-compile --no-cache-dir --target "$site" "$pack"/wheels/*.whl
-fi
-"$python" -m pip install --quiet --no-index --no-deps --no-compile --no-cache-dir --no-build-isolation --upgrade --target "$site" "$pack/.."
-export PYTHONPATH="$site" PYTHONUNBUFFERED=1 HF_HUB_OFFLINE=1 HF_DATASETS_CACHE="$site/datasets" TOKENIZERS_PARALLELISM=false
-exec_status=0
-"$python" "$pack/../scripts/gpu_pack/measure.py" --pack "$pack" --start "$start" --output "$@" || exec_status=$?
-exit $exec_status
+install() { "$python" -m pip install --quiet --no-index --no-deps --no-compile --no-cache-dir --upgrade --target "$site" "$@"; }
+for wheel in "$pack"/wheels/*.whl; do
+    module=$(basename "$wheel" | cut -d - -f 1)
+    "$python" -c "import importlib.util as u, sys; sys.exit(u.find_spec('$module') is None)" || install "$wheel"
+done
+install --no-build-isolation "$repository"  # for its metadata; the code is that of the repository, whose commit is noted
+export GIT_CONFIG_COUNT=1 GIT_CONFIG_KEY_0=safe.directory GIT_CONFIG_VALUE_0="$repository"
+export PYTHONPATH="$repository/src:$site" PYTHONUNBUFFERED=1 HF_HUB_OFFLINE=1 HF_DATASETS_CACHE="$site/datasets" TOKENIZERS_PARALLELISM=false
+"$python" "$repository/scripts/gpu_pack/measure.py" --pack "$pack" --start "$start" --output "$@"
