@@ -2,18 +2,21 @@
 
     bash .gpu_pack/run.sh OUTPUT [--rehearse] [--minutes 9]
 
-Every result is in OUTPUT the moment it is known: `tests.xml`, `speed/*.jsonl`, `rows/seed*/*.json`, `table2.md`, `steps.json` and
-the logs. `--rehearse` does the same on a CPU with tiny numbers.
+Every result is in OUTPUT the moment it is known: `tests.xml`, `speed/*/modes.jsonl`, `rows/seed*/*.json`,
+`steps.json` and the logs. `--rehearse` does the same on a CPU with tiny numbers.
 """
 
 import argparse
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections import deque
+from collections.abc import Iterable
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -24,28 +27,51 @@ import torch
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SECONDS_TO_STOP = 15
+SECONDS_TO_LOOK, SECONDS_TO_EVALUATE = 20, 45
+RECIPE = "efficientnet_lite0_nyud_v2"
+FIT_CONSTANT = """
+import sys
+from accelerate import Accelerator
+from transformers_sem.data.benchmarks import get_benchmark
+from transformers_sem.evaluation.constant_predictor import fit_constant
+from transformers_sem.training.config import TrainingConfig, label_fields
+benchmark = get_benchmark("nyud_v2", sys.argv[1])
+fit_constant(benchmark.load(sys.argv[1])["train"], label_fields(TrainingConfig(), benchmark)["task_num_labels"], Accelerator(cpu=True))
+"""
 CLI = [sys.executable, "-m", "transformers_sem"]
 VIT_SMALL = "vit_small_patch16_384.augreg_in21k_ft_in1k"
 MODELS = ["baseline", "inter", "intra", "sem"]
 FULL = {
     "seeds": ["0", "1", "2"],
-    "jobs": 12,
-    "rows": ["mixed_precision=bf16", "input_size=[224, 288]", "batch_size=16", "max_steps=1000", "save_every=1000"],
+    "rows": [
+        "mixed_precision=bf16",
+        "input_size=[224, 288]",
+        "batch_size=16",
+        "max_steps=1000",
+        "save_every=1000",
+        "log_every=10",
+    ],
     "frames": {},
     "speed": {  # {name: (recipe, settings, seconds)}
-        "vit_large_batch4": ("vit_large_nyud_v2", ["batch_size=4"], 60),
-        "vit_large_batch1": ("vit_large_nyud_v2", ["batch_size=1"], 25),
+        "vit_large_batch4": ("vit_large_nyud_v2", ["batch_size=4"], 40),
+        "vit_large_batch1": ("vit_large_nyud_v2", ["batch_size=1"], 20),
         "vit_base": ("vit_base_nyud_v2", ["batch_size=1"], 20),
         "vit_small": ("vit_base_nyud_v2", ["batch_size=1", f"model.backbone_config.model_name={VIT_SMALL}"], 20),
-        "lite0": ("efficientnet_lite0_nyud_v2", ["batch_size=1", "input_size=[224, 288]"], 20),
+        "lite0": (RECIPE, ["batch_size=1", "input_size=[224, 288]"], 15),
     },
 }
 REHEARSAL = {
-    "seeds": ["0"],
-    "jobs": 2,
-    "rows": ["input_size=[64, 96]", "batch_size=2", "max_steps=2", "save_every=2", "num_evaluation_images=2"],
+    "seeds": ["0", "1"],
+    "rows": [
+        "input_size=[64, 96]",
+        "batch_size=2",
+        "max_steps=2",
+        "save_every=2",
+        "log_every=1",
+        "num_evaluation_images=2",
+    ],
     "frames": {"train": 8, "validation": 2},
-    "speed": {"lite0": ("efficientnet_lite0_nyud_v2", ["batch_size=1", "input_size=[64, 96]"], 20)},
+    "speed": {"lite0": (RECIPE, ["batch_size=1", "input_size=[64, 96]"], 20)},
 }
 
 
@@ -72,30 +98,37 @@ class Pack:
     def __init__(self, output: Path, clock: Clock) -> None:
         self.output, self.clock = output, clock
         self.outcomes: list[dict] = []
+        self.started: dict[subprocess.Popen, tuple[str, float]] = {}
         output.mkdir(parents=True, exist_ok=True)
 
-    def run(self, name: str, command: list[str], limit: float, **environment: str) -> None:
-        """Runs a command for at most `limit` seconds, and never past the end of the clock."""
-        started, limit = self.clock.spent, min(limit, self.clock.left)
+    def start(self, name: str, command: list, **environment: str) -> subprocess.Popen:
+        """Starts a command, whose output goes to a log."""
         with (self.output / f"{name}.log").open("w") as log:
             process = subprocess.Popen(
-                command,
+                list(map(str, command)),
                 cwd=REPOSITORY,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 env={**os.environ, **environment},
                 start_new_session=True,
             )
-            try:
-                status = process.wait(max(limit, 0))
-            except subprocess.TimeoutExpired:
-                status = "stopped at its time limit"
-            stop(process)
+        self.started[process] = name, self.clock.spent
+        return process
+
+    def end(self, process: subprocess.Popen, limit: float) -> int | str:
+        """Waits at most `limit` seconds for a command, and never past the end of the clock; notes and returns its status."""
+        try:
+            status = process.wait(max(min(limit, self.clock.left), 0))
+        except subprocess.TimeoutExpired:
+            status = "stopped for lack of time"
+        stop(process)
+        name, started = self.started[process]
         self.outcomes.append(
             {"step": name, "status": status, "started": started, "seconds": self.clock.spent - started}
         )
         (self.output / "steps.json").write_text(json.dumps(self.outcomes, indent=2) + "\n")
         print(f"{self.clock.spent:6.0f} s  {name}: {status}", flush=True)
+        return status
 
 
 def stop(process: subprocess.Popen) -> None:
@@ -125,12 +158,92 @@ def shared_gpu(folder: Path):
         subprocess.run([control], input="quit\n", text=True, env={**os.environ, **pipes}, timeout=30, check=False)
 
 
-def start_preparing(pack_dir: Path, folder: Path, limits: dict[str, int], log: Path) -> subprocess.Popen:
-    """Unpacks the frames, and starts to turn them into rows."""
+def start_preparing(pack: Pack, pack_dir: Path, folder: Path, limits: dict[str, int]) -> subprocess.Popen:
+    """Unpacks the frames, and starts to turn them into rows and to fit the constant predictor, which trainings start from."""
     processes = max(1, (os.cpu_count() or 1) - 4)
     frames.restore(pack_dir / "frames", folder / "NYUDv2", limits, processes)
-    command = [*CLI, "prepare", "nyud_v2", folder / "NYUDv2", "--output", folder / "nyud_v2", "--processes", processes]
-    return subprocess.Popen(list(map(str, command)), stdout=log.open("w"), stderr=subprocess.STDOUT)
+    prepare = [*CLI, "prepare", "nyud_v2", folder / "NYUDv2", "--output", folder / "nyud_v2", "--processes", processes]
+    fit = [sys.executable, "-c", FIT_CONSTANT, folder / "nyud_v2"]
+    commands = (shlex.join(map(str, command)) for command in (prepare, fit))
+    return pack.start("prepare", ["bash", "-c", " && ".join(commands)])
+
+
+def start_seed(pack: Pack, plan: dict, folder: Path, seed: str, environment: dict[str, str]) -> subprocess.Popen:
+    """Starts all trainings of a seed side by side."""
+    command = [*CLI, "ablation", "table2", "--config", RECIPE, "--output", folder / "runs", "--seeds", seed]
+    command += ["--results", pack.output / "rows", "--models", *MODELS, "--jobs", len(MODELS)]
+    return pack.start(
+        f"rows_seed{seed}", [*command, f"data_dir={folder}/nyud_v2", "trackers=[]", *plan["rows"]], **environment
+    )
+
+
+def read_steps(folder: Path, seeds: Iterable[str]) -> list[int]:
+    """Returns the last step of every training of some seeds that has begun."""
+    histories = [path for seed in seeds for path in folder.glob(f"runs/seed{seed}/*/history.jsonl")]
+    lines = [path.read_text().splitlines() for path in histories]
+    return [json.loads(entries[-1])["step"] for entries in lines if entries]
+
+
+def seconds_to_end(looks: Iterable[tuple[float, list[int]]], max_steps: int) -> float:
+    """Returns how long the slowest of several trainings still takes, from two looks at their steps."""
+    (before, first), (now, second) = looks
+    rates = [(b - a) / (now - before) for a, b in zip(first, second, strict=True)]
+    return max((max_steps - step) / max(rate, 1e-3) for step, rate in zip(second, rates, strict=True))
+
+
+def run_rows(pack: Pack, plan: dict, folder: Path, environment: dict[str, str]) -> bool:
+    """Trains all seeds side by side, and gives up the last one whenever the rest would not end in time.
+
+    Returns:
+        `bool`: whether trainings ended without an error.
+    """
+    max_steps = next(int(text.split("=")[1]) for text in plan["rows"] if text.startswith("max_steps="))
+    running = {seed: start_seed(pack, plan, folder, seed, environment) for seed in plan["seeds"]}
+    looks = deque(maxlen=2)  # (time, steps)
+    while running:
+        time.sleep(1)
+        for seed in [seed for seed, process in running.items() if process.poll() is not None or pack.clock.left <= 0]:
+            if pack.end(running.pop(seed), 0) not in (0, "stopped for lack of time"):
+                for process in running.values():
+                    pack.end(process, 0)
+                return False
+        steps = read_steps(folder, running)
+        if len(steps) < len(MODELS) * len(running):  # some have not begun
+            continue
+        if not looks or time.time() > looks[-1][0] + SECONDS_TO_LOOK:
+            looks.append((time.time(), steps))
+        if len(looks) == 2:
+            needed = SECONDS_TO_EVALUATE + seconds_to_end(looks, max_steps)
+            print(
+                f"{pack.clock.spent:6.0f} s  steps {steps}, {needed:.0f} s to go, {pack.clock.left:.0f} s left",
+                flush=True,
+            )
+            if needed > pack.clock.left and len(running) > 1:
+                pack.end(running.popitem()[1], 0)
+            looks.clear()
+    return True
+
+
+def run_tests(pack: Pack) -> None:
+    """Runs the tests that need a GPU."""
+    command = [sys.executable, "-m", "pytest", "-m", "gpu", "-q", "tests/test_gpu.py", "-n", "6"]
+    pack.end(pack.start("tests", [*command, "-p", "no:cacheprovider", f"--junitxml={pack.output}/tests.xml"]), 75)
+
+
+def measure_speed(pack: Pack, name: str, recipe: str, settings: list[str], limit: float) -> None:
+    """Times one model in every mode."""
+    command = [*CLI, "benchmark", "modes", "--config", recipe, *settings, f"output_dir={pack.output}/speed/{name}"]
+    pack.end(pack.start(name, command), limit)
+
+
+def train_rows(pack: Pack, plan: dict, folder: Path) -> None:
+    """Trains the rows of Table 2 on a shared GPU, and on one that takes turns if sharing fails."""
+    with shared_gpu(folder) as environment:
+        succeeded = run_rows(pack, plan, folder, environment)
+    if not succeeded and environment:
+        run_rows(pack, plan, folder, {})
+    for path in (folder / "runs").glob("seed*/*/history.jsonl"):  # of trainings that did not end, too
+        shutil.copy(path, pack.output / f"{path.parent.parent.name}_{path.parent.name}.jsonl")
 
 
 def main() -> None:
@@ -141,48 +254,22 @@ def main() -> None:
     parser.add_argument("--start", type=float, default=time.time())
     parser.add_argument("--minutes", type=float, default=9.0)
     parser.add_argument("--rehearse", action="store_true")
-    parser.add_argument("--steps", nargs="+", default=["tests", "speed", "rows"])
+    parser.add_argument("--steps", nargs="+", help="default: tests, all of speed, rows")
     parsed = parser.parse_args()
     plan = REHEARSAL if parsed.rehearse else FULL
     output = parsed.output.resolve()
     pack = Pack(output, Clock(parsed.start, parsed.minutes))
-    with TemporaryDirectory() as name:
-        folder = Path(name)
-        preparing = start_preparing(parsed.pack, folder, plan["frames"], output / "prepare.log")
-        if "tests" in parsed.steps:
-            command = [sys.executable, "-m", "pytest", "-m", "gpu", "-q", "tests/test_gpu.py", "-n", "6"]
-            pack.run("tests", [*command, "-p", "no:cacheprovider", f"--junitxml={output}/tests.xml"], 75)
-        preparing.wait()
-        if "speed" in parsed.steps:
-            for key, (recipe, settings, limit) in plan["speed"].items():
-                command = [
-                    *CLI,
-                    "benchmark",
-                    "modes",
-                    "--config",
-                    recipe,
-                    *settings,
-                    f"output_dir={output}/speed/{key}",
-                ]
-                pack.run(f"speed_{key}", command, limit)
-        if "rows" in parsed.steps:
-            command = [
-                *CLI,
-                "ablation",
-                "table2",
-                "--config",
-                "efficientnet_lite0_nyud_v2",
-                "--output",
-                str(folder / "runs"),
-            ]
-            command += ["--results", str(output / "rows"), "--models", *MODELS, "--seeds", *plan["seeds"]]
-            command += ["--jobs", str(plan["jobs"]), f"data_dir={folder}/nyud_v2", "trackers=[]", *plan["rows"]]
-            with shared_gpu(folder) as environment:
-                pack.run("rows", command, pack.clock.left, **environment)
-            for path in (folder / "runs").glob("table2.*"):
-                shutil.copy(path, output)
-            for path in (folder / "runs").glob("seed*/*/history.jsonl"):  # of trainings that did not end, too
-                shutil.copy(path, output / f"{path.parent.parent.name}_{path.parent.name}.jsonl")
+    with TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        preparing = start_preparing(pack, parsed.pack, folder, plan["frames"])
+        for step in parsed.steps or ["tests", *plan["speed"], "rows"]:
+            if step == "tests":
+                run_tests(pack)
+            elif step == "rows":
+                if pack.end(preparing, pack.clock.left) == 0:
+                    train_rows(pack, plan, folder)
+            else:
+                measure_speed(pack, step, *plan["speed"][step])
     print(f"{pack.clock.spent:6.0f} s  Written: {output}/")
 
 
