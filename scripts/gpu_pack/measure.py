@@ -27,7 +27,7 @@ import torch
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SECONDS_TO_STOP = 15
-SECONDS_TO_LOOK, SECONDS_TO_EVALUATE = 20, 45
+SECONDS_TO_LOOK, SECONDS_TO_EVALUATE = 20, 25  # evaluation of the trainings of one seed
 RECIPE = "efficientnet_lite0_nyud_v2"
 FIT_CONSTANT = """
 import sys
@@ -213,7 +213,7 @@ def run_rows(pack: Pack, plan: dict, folder: Path, environment: dict[str, str]) 
         if not looks or time.time() > looks[-1][0] + SECONDS_TO_LOOK:
             looks.append((time.time(), steps))
         if len(looks) == 2:
-            needed = SECONDS_TO_EVALUATE + seconds_to_end(looks, max_steps)
+            needed = SECONDS_TO_EVALUATE * len(running) + seconds_to_end(looks, max_steps)
             print(
                 f"{pack.clock.spent:6.0f} s  steps {steps}, {needed:.0f} s to go, {pack.clock.left:.0f} s left",
                 flush=True,
