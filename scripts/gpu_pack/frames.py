@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from transformers_sem.data.nyud_v2 import LISTS, find_source, read_folder_frame
-from transformers_sem.evaluation.boundary import thin
+from transformers_sem.data.shrink import shrink_maps
 from transformers_sem.losses import INVALID_ID
 
 
@@ -48,30 +48,18 @@ def make_folders(target: Path) -> None:
 
 def shrink_frame(frame: dict[str, Any], target: Path) -> None:
     """Writes one frame at half size."""
-    maps = read_folder_frame(frame)
-    height, width = (edge // 2 * 2 for edge in maps["semseg"].shape)
-    whole, half = (slice(height), slice(width)), (slice(0, height, 2), slice(0, width, 2))
-    ids = maps["semseg"][half]
-    levels = np.floor(maps["depth"][half] / METRES_PER_LEVEL).clip(0, 254) + 1  # 0 is invalid
-    with Image.open(frame["image"]) as image:
-        halved = np.asarray(image.convert("RGB").crop((0, 0, width, height)).reduce(2))
+    maps = shrink_maps(read_folder_frame(frame), 2)
+    levels = np.floor(maps["depth"] / METRES_PER_LEVEL).clip(0, 254) + 1  # 0 is invalid
     written = {
-        "images": halved,
-        "segmentation": np.where(ids == INVALID_ID, 0, ids + 1),
+        "images": maps["image"],
+        "segmentation": np.where(maps["semseg"] == INVALID_ID, 0, maps["semseg"] + 1),
         "depth": np.nan_to_num(levels),
-        "normals": maps["normal"][half],
-        "edge": 255 * thin_half(maps["boundary"][whole] > 0),
+        "normals": maps["normal"],
+        "edge": maps["boundary"],
     }
     for folder, values in written.items():
         picture = Image.fromarray(np.ascontiguousarray(values, dtype=np.uint8))
         picture.convert("RGB").save(target / folder / f"{frame['id']}.webp", **MAPS[folder])
-
-
-def thin_half(boundaries: np.ndarray) -> np.ndarray:
-    """Halves a map of boundaries `(height, width)`, and keeps them one pixel thin."""
-    height, width = boundaries.shape
-    halved = boundaries.reshape(height // 2, 2, width // 2, 2).any(axis=(1, 3))
-    return thin(halved.astype(np.uint64)).astype(bool)
 
 
 def restore(source: Path, target: Path, limits: dict[str, int], num_processes: int) -> None:

@@ -99,6 +99,8 @@ def shard_hash(source: Source, frames: list[Frame]) -> str:
     """Returns a hash of all that a shard depends on: name, size and time of its files, and the way they are read."""
     files = [(frame["id"], [file_signature(path) for path in frame_files(frame)]) for frame in frames]
     inputs = (str(SourceBuilder.VERSION), str(source.features), source.derived, files)
+    if source.factor > 1:
+        inputs += (source.factor,)
     return hashlib.sha256(repr(inputs).encode()).hexdigest()[:12]
 
 
@@ -239,10 +241,11 @@ def describe(source: Source, ids: dict[str, list[str]]) -> str:
     missing = {
         split: sorted({frame["id"] for frame in frames} - set(ids[split])) for split, frames in source.frames.items()
     }
+    shrunk = f", {source.factor} times smaller in height and width" if source.factor > 1 else ""
     left_out = [f"`{name}` ({split})" for split, names in missing.items() for name in names]
     return f"""# {source.title}, prepared for multi-task dense prediction
 
-Prepared by transformers-sem {version("transformers-sem")} from {source.variant}.
+Prepared by transformers-sem {version("transformers-sem")} from {source.variant}{shrunk}.
 
 | split | frames | in papers |
 |---|---|---|

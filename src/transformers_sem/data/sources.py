@@ -12,10 +12,10 @@ import numpy as np
 from ..losses import INVALID_ID
 from .files import file_signature
 from .row_format import encode_map, map_feature
+from .shrink import Maps, shrink_maps
 
 
 Frame = dict[str, Any]
-Maps = dict[str, np.ndarray | bytes]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +35,7 @@ class Source:
             must be a function of a module, so that other processes can call it, and raises `BrokenFrameError`.
         official_sizes (`dict[str, int]`): Number of frames of each split in papers; empty for a user's own dataset.
         terms (`str`): Origin and terms of use, for the dataset card.
+        factor (`int`): How many times smaller the rows are than the files.
     """
 
     title: str
@@ -47,6 +48,7 @@ class Source:
     read: Callable[[Frame], Maps]
     official_sizes: dict[str, int]
     terms: str
+    factor: int = 1
 
     @property
     def class_columns(self) -> list[str]:
@@ -68,7 +70,12 @@ class Source:
     def read_row(self) -> Callable[[Frame], dict[str, Any]]:
         """Function that reads a frame as a row; it is small enough to be sent to other processes."""
         return partial(
-            read_row, read=self.read, class_columns=self.class_columns, derived=[*self.derived], columns=self.columns
+            read_row,
+            read=self.read,
+            class_columns=self.class_columns,
+            derived=[*self.derived],
+            columns=self.columns,
+            factor=self.factor,
         )
 
 
@@ -78,13 +85,14 @@ def read_row(
     columns: list[str],
     class_columns: list[str],
     derived: list[str],
+    factor: int,
 ) -> dict[str, Any]:
     """Reads a frame as a row of `Source.features`.
 
     Raises:
         BrokenFrameError: If a file of the frame cannot be used.
     """
-    maps = read(frame)
+    maps = shrink_maps(read(frame), factor)
     images = {column: maps[column] for column in columns}
     classes = {f"{column}_classes": find_classes(maps[column]) for column in class_columns}
     return {

@@ -129,7 +129,7 @@ def measure_modes(config: TrainingConfig) -> None:
     path = Path(config.output_dir) / "modes.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)
     facts = {
-        "encoder": config.model["backbone_config"]["model_name"],
+        "encoder": sides["SEM"][0].config.backbone_config.model_name,
         "input": list(network_size(config)),
         "batch_size": config.batch_size,
     }
