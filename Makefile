@@ -1,7 +1,7 @@
 .DEFAULT_GOAL := help
 PYTHON ?= python3
 
-.PHONY: help install train test test-slow test-gpu smoke quality style cards build
+.PHONY: help install train test test-slow test-gpu smoke quality style gpu-pack cards build
 
 help:  ## Show this help
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "%-12s %s\n", $$1, $$2}'
@@ -42,6 +42,9 @@ quality: .venv/installed  ## Check formatting and style without changes
 style: .venv/installed  ## Fix formatting and style
 	.venv/bin/ruff check --fix .
 	.venv/bin/ruff format .
+
+gpu-pack: .venv/installed  ## Write .gpu_pack, which measures SEM on a GPU machine without a network (DATA=folder NYUDv2)
+	.venv/bin/python scripts/gpu_pack/build.py $(DATA)
 
 cards: .venv/installed  ## Render the model cards
 	.venv/bin/transformers-sem cards

@@ -23,13 +23,13 @@ MAPS = {"images": LOSSY, "segmentation": LOSSLESS, "depth": LOSSLESS, "normals":
 METRES_PER_LEVEL = 10 / 255
 
 
-def shrink(source_dir: Path, target: Path, limits: dict[str, int], num_processes: int) -> None:
+def shrink(source_dir: Path, target: Path, limits: dict[str, int | None], num_processes: int) -> None:
     """Writes the frames of a folder NYUDv2 at half size.
 
     Args:
         source_dir (`Path`): The folder NYUDv2.
         target (`Path`): A new folder.
-        limits (`dict[str, int]`): Number of frames of the splits that are not written whole.
+        limits (`dict[str, int]`): Number of frames of each split; `None`, or no entry, is all.
         num_processes (`int`): Number of processes.
     """
     frames = {split: found[: limits.get(split)] for split, found in find_source(source_dir).frames.items()}
@@ -62,7 +62,7 @@ def shrink_frame(frame: dict[str, Any], target: Path) -> None:
         picture.convert("RGB").save(target / folder / f"{frame['id']}.webp", **MAPS[folder])
 
 
-def restore(source: Path, target: Path, limits: dict[str, int], num_processes: int) -> None:
+def restore(source: Path, target: Path, limits: dict[str, int | None], num_processes: int) -> None:
     """Writes a folder NYUDv2 from a folder that `shrink` wrote; the arguments are as there."""
     make_folders(target)
     names = {split: (source / path).read_text().split()[: limits.get(split)] for split, path in LISTS.items()}

@@ -31,7 +31,7 @@ def launch_trainings(
 
     Args:
         runs (`Iterable[Run]`): The trainings.
-        num_jobs (`int`): Maximum number of trainings that run at a time. Unless `OMP_NUM_THREADS` is set, they share the cores.
+        num_jobs (`int`): Maximum number of trainings that run at a time.
         accelerate_config (`Path`, *optional*): Configuration of `accelerate launch`: devices and engine.
         on_start (`Callable[[Run], None]`): Called before each training.
         on_end (`Callable[[Run], None]`): Called after each.
@@ -40,15 +40,13 @@ def launch_trainings(
         ValueError: If a training fails.
     """
     waiting, running = deque(runs), {}
-    environment = {"OMP_NUM_THREADS": str(max(1, available_cpus() // num_jobs)), **os.environ}
+    environment = {**(share_cores(num_jobs) if num_jobs > 1 else {}), **os.environ}
     try:
         while waiting or running:
             while waiting and len(running) < num_jobs:
                 run = waiting.popleft()
                 on_start(run)
-                running[run] = start_group(
-                    training_command(run, accelerate_config), environment if num_jobs > 1 else None
-                )
+                running[run] = start_group(training_command(run, accelerate_config), environment)
             for run in [run for run, process in running.items() if process.poll() is not None]:
                 process = running.pop(run)
                 end_group(process)
@@ -61,6 +59,14 @@ def launch_trainings(
             time.sleep(SECONDS_TO_POLL)
     finally:
         stop_groups(running.values())
+
+
+def share_cores(num_jobs: int) -> dict[str, str]:
+    """Returns variables that give each of several processes its threads, and a core for its data worker.
+
+    Threads that spin while they wait would take the cores of the other processes, and slow all of them down many times.
+    """
+    return {"OMP_NUM_THREADS": str(max(1, available_cpus() // num_jobs - 1)), "OMP_WAIT_POLICY": "PASSIVE"}
 
 
 def training_command(run: Run, accelerate_config: Path | None) -> list[str]:

@@ -24,11 +24,11 @@ from .training_step import encoder_loss, model_loss
 
 NUM_ROUNDS = 5
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
-EAGER, CHANNELS_LAST, FLASH, GRAPH, COMPILED = MODES = (
+EAGER, GRAPH, CHANNELS_LAST, FLASH, COMPILED = MODES = (
     "eager",
+    "CUDA graph",
     "channels last",
     "flash attention",
-    "CUDA graph",
     "compiled",
 )
 
