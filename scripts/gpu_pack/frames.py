@@ -1,8 +1,8 @@
 """Frames of NYU-Depth v2 at half size as WebP, small enough to carry to a machine without a network.
 
-`shrink` writes `images`, `segmentation`, `depth`, `normals`, `edge` and `gt_sets`; `restore` turns them into a folder NYUDv2
-again, which `transformers-sem prepare` reads. Class ids and boundaries are exact. Images and normals are lossy: decoded normals
-differ by 4 degrees in the mean. Depth has 255 levels of 39 mm.
+`shrink` writes the folders of NYUDv2 with smaller files, and `restore` turns them into a folder NYUDv2 again, which
+`transformers-sem prepare` reads. Class ids and boundaries are exact. Images and normals are lossy: decoded normals differ by 4
+degrees in the mean. Depth has 254 levels of 39 mm.
 """
 
 from functools import partial
@@ -13,14 +13,17 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from transformers_sem.data.nyud_v2 import LISTS, find_source, read_folder_frame
+from transformers_sem.data.nyud_v2 import FILES, LISTS, find_source, read_folder_frame
 from transformers_sem.data.shrink import shrink_maps
 from transformers_sem.losses import INVALID_ID
+from transformers_sem.task_kinds import CLASS_IDS, METRES, UNIT_VECTORS
+from transformers_sem.tasks import TASKS
 
 
-LOSSY, LOSSLESS = {"quality": 80}, {"lossless": True}
-MAPS = {"images": LOSSY, "segmentation": LOSSLESS, "depth": LOSSLESS, "normals": LOSSY, "edge": LOSSLESS}
+FACTOR = 2
 METRES_PER_LEVEL = 10 / 255
+FOLDERS = {column: patterns[0].split("/")[0] for column, patterns in FILES.items()}
+KINDS = {column: TASKS[column].kind for column in FILES if column in TASKS}  # the other column is the image
 
 
 def shrink(source_dir: Path, target: Path, limits: dict[str, int | None], num_processes: int) -> None:
@@ -33,53 +36,56 @@ def shrink(source_dir: Path, target: Path, limits: dict[str, int | None], num_pr
         num_processes (`int`): Number of processes.
     """
     frames = {split: found[: limits.get(split)] for split, found in find_source(source_dir).frames.items()}
-    make_folders(target)
-    for split, path in LISTS.items():
-        (target / path).write_text("".join(f"{frame['id']}\n" for frame in frames[split]))
+    make_folders(target, {split: [frame["id"] for frame in found] for split, found in frames.items()})
     with Pool(num_processes) as pool:
-        pool.map(partial(shrink_frame, target=target), [*frames["train"], *frames["validation"]], chunksize=8)
+        pool.map(partial(shrink_frame, target=target), sum(frames.values(), []), chunksize=8)
 
 
-def make_folders(target: Path) -> None:
-    """Makes the folders of a new NYUDv2."""
-    for folder in (*MAPS, "gt_sets"):
+def make_folders(target: Path, ids: dict[str, list[str]]) -> None:
+    """Makes the folders of a new NYUDv2, and writes the lists of its frames."""
+    for folder in FOLDERS.values():
         (target / folder).mkdir(parents=True)
+    for split, path in LISTS.items():
+        (target / path).parent.mkdir(exist_ok=True)
+        (target / path).write_text("".join(f"{name}\n" for name in ids[split]))
 
 
 def shrink_frame(frame: dict[str, Any], target: Path) -> None:
     """Writes one frame at half size."""
-    maps = shrink_maps(read_folder_frame(frame), 2)
-    levels = np.floor(maps["depth"] / METRES_PER_LEVEL).clip(0, 254) + 1  # 0 is invalid
-    written = {
-        "images": maps["image"],
-        "segmentation": np.where(maps["semseg"] == INVALID_ID, 0, maps["semseg"] + 1),
-        "depth": np.nan_to_num(levels),
-        "normals": maps["normal"],
-        "edge": maps["boundary"],
-    }
-    for folder, values in written.items():
-        picture = Image.fromarray(np.ascontiguousarray(values, dtype=np.uint8))
-        picture.convert("RGB").save(target / folder / f"{frame['id']}.webp", **MAPS[folder])
+    for column, values in shrink_maps(read_folder_frame(frame), FACTOR).items():
+        kind = KINDS.get(column)
+        is_lossless = kind not in (None, UNIT_VECTORS)
+        picture = Image.fromarray(np.ascontiguousarray(to_levels(kind, values))).convert("RGB")
+        picture.save(target / FOLDERS[column] / f"{frame['id']}.webp", lossless=is_lossless, quality=80)
+
+
+def to_levels(kind: Any, values: np.ndarray) -> np.ndarray:
+    """Converts a map to 8 bits; 0 is invalid for class ids and metres."""
+    if kind is CLASS_IDS:
+        return np.where(values == INVALID_ID, 0, values + 1).astype(np.uint8)
+    if kind is METRES:
+        levels = np.floor(values / METRES_PER_LEVEL).clip(0, 253) + 1
+        return np.nan_to_num(levels).astype(np.uint8)
+    return values
 
 
 def restore(source: Path, target: Path, limits: dict[str, int | None], num_processes: int) -> None:
     """Writes a folder NYUDv2 from a folder that `shrink` wrote; the arguments are as there."""
-    make_folders(target)
-    names = {split: (source / path).read_text().split()[: limits.get(split)] for split, path in LISTS.items()}
-    for split, path in LISTS.items():
-        (target / path).write_text("".join(f"{name}\n" for name in names[split]))
+    ids = {split: (source / path).read_text().split()[: limits.get(split)] for split, path in LISTS.items()}
+    make_folders(target, ids)
     with Pool(num_processes) as pool:
-        pool.map(partial(restore_frame, source=source, target=target), sum(names.values(), []), chunksize=8)
+        pool.map(partial(restore_frame, source=source, target=target), sum(ids.values(), []), chunksize=8)
 
 
 def restore_frame(name: str, source: Path, target: Path) -> None:
     """Converts the files of one frame."""
-    for folder in MAPS:
-        with Image.open(source / folder / f"{name}.webp") as picture:
-            if folder == "depth":
-                levels = np.asarray(picture.convert("L")).astype(np.float32)
-                depth = np.where(levels > 0, (levels - 0.5) * np.float32(METRES_PER_LEVEL), 0)
-                np.save(target / folder / f"{name}.npy", depth)
-            else:
-                mode = "RGB" if folder in ("images", "normals") else "L"
-                picture.convert(mode).save(target / folder / f"{name}.png", compress_level=1)
+    for column, folder in FOLDERS.items():
+        kind = KINDS.get(column)
+        with Image.open(source / folder / f"{name}.webp") as opened:
+            picture = opened.convert("RGB" if kind in (None, UNIT_VECTORS) else "L")
+        if kind is METRES:
+            levels = np.asarray(picture).astype(np.float32)
+            metres = np.where(levels > 0, (levels - 0.5) * np.float32(METRES_PER_LEVEL), 0)
+            np.save(target / folder / f"{name}.npy", metres)
+        else:
+            picture.save(target / folder / f"{name}.png", compress_level=1)

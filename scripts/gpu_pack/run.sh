@@ -2,6 +2,7 @@
 # Measures SEM on a machine with a GPU and without a network: bash .gpu_pack/run.sh OUT [--rehearse] [--minutes 9]
 # Needs Python 3.12 with torch, torchvision, transformers, timm and accelerate. Packages that are missing are in the pack.
 set -euo pipefail
+shopt -s nullglob
 start=$(date +%s)
 pack=$(cd "$(dirname "$0")" && pwd)
 repository=$(dirname "$pack")

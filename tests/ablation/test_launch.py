@@ -1,11 +1,14 @@
+import itertools
 import os
 import signal
 import subprocess
 import sys
+from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
-from transformers_sem.ablation.launch import run_process_group
+from transformers_sem.ablation import launch
 
 from ..utils.test_processes import is_running, wait_until
 
@@ -27,9 +30,10 @@ time.sleep(60)
 """
 PARENT = """
 import signal, sys
-from transformers_sem.ablation.launch import run_process_group
+from transformers_sem.ablation import launch
 signal.signal(signal.SIGTERM, signal.default_int_handler)
-run_process_group([sys.executable, "-c", sys.argv[1]])
+launch.training_command = lambda run, accelerate_config: [sys.executable, "-c", sys.argv[1]]
+launch.launch_trainings(["a training"])
 """
 
 
@@ -51,5 +55,70 @@ def test_a_training_saves_and_ends_with_the_ablation(tmp_path, signum):
     assert not any(is_running(pid) for pid in pids)
 
 
-def test_the_exit_status_of_a_training_is_returned():
-    assert run_process_group([sys.executable, "-c", "raise SystemExit(3)"]) == 3
+@dataclass(frozen=True)
+class FakeRun:
+    """Leaves a line with its name and its start and end in a common file."""
+
+    name: str
+    folder: Path
+    status: int = 0
+
+    @property
+    def is_trained(self):
+        return (self.folder / self.name).exists()
+
+    @property
+    def code(self):
+        return f"""
+import os, pathlib, sys, time
+folder = pathlib.Path({str(self.folder)!r})
+with open(folder / "log", "a") as log:
+    print("start", {self.name!r}, os.environ.get("OMP_NUM_THREADS"), file=log, flush=True)
+    time.sleep(0.3)
+    print("end", {self.name!r}, file=log, flush=True)
+if not {self.status}:
+    (folder / {self.name!r}).touch()
+sys.exit({self.status})
+"""
+
+
+@pytest.fixture
+def commands(monkeypatch):
+    monkeypatch.setattr(launch, "training_command", lambda run, _: [sys.executable, "-S", "-c", run.code])
+    monkeypatch.setattr(launch, "available_cpus", lambda: 8)
+
+
+def read_log(folder):
+    return [line.split() for line in (folder / "log").read_text().splitlines()]
+
+
+def test_trainings_run_one_after_another_in_order(commands, tmp_path):
+    runs = [FakeRun(name, tmp_path) for name in "abc"]
+    started, ended = [], []
+    launch.launch_trainings(runs, on_start=started.append, on_end=ended.append)
+    assert started == ended == runs
+    assert [line[0] for line in read_log(tmp_path)] == ["start", "end"] * 3
+
+
+def test_no_more_trainings_than_jobs_run_side_by_side_and_they_share_the_cores(commands, tmp_path, monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    ended = []
+    launch.launch_trainings([FakeRun(name, tmp_path) for name in "abcde"], num_jobs=2, on_end=ended.append)
+    log = read_log(tmp_path)
+    running = list(itertools.accumulate(1 if line[0] == "start" else -1 for line in log))
+    assert max(running) == 2 and len(ended) == 5
+    assert {line[2] for line in log if line[0] == "start"} == {"3"}  # of 4 cores one is for the data
+
+
+def test_a_training_that_fails_ends_the_others(commands, tmp_path):
+    runs = [FakeRun("a", tmp_path, status=3), FakeRun("b", tmp_path), FakeRun("c", tmp_path)]
+    with pytest.raises(ValueError, match="ended with status 3.*resumes"):
+        launch.launch_trainings(runs, num_jobs=2)
+    assert "c" not in {line[1] for line in read_log(tmp_path)}
+    assert not (tmp_path / "c").exists()
+
+
+def test_a_training_that_leaves_no_scores_has_failed(commands, tmp_path, monkeypatch):
+    monkeypatch.setattr(FakeRun, "is_trained", False)
+    with pytest.raises(ValueError, match="ended with status 0"):
+        launch.launch_trainings([FakeRun("a", tmp_path)])

@@ -1,24 +1,25 @@
 import csv
 import json
 import locale
+import shutil
 import statistics
+from dataclasses import replace
 
 import pytest
 import yaml
 
 from transformers_sem import SEMForMultiTaskDensePrediction
-from transformers_sem.ablation import tables
+from transformers_sem.ablation import results
+from transformers_sem.ablation.results import count_cost, read_row
 from transformers_sem.ablation.tables import (
     TABLE_2,
     Ablation,
-    count_cost,
     describe_model,
     describe_runs,
     replace_text,
     save_table,
     summarize,
     to_markdown,
-    train_missing,
 )
 from transformers_sem.training.config import TrainingConfig, claim_output_dir
 
@@ -48,7 +49,7 @@ def costs_counted_once():
         return counted[config]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tables, "count_cost", count_once)
+        patch.setattr(results, "count_cost", count_once)
         yield
 
 
@@ -56,7 +57,13 @@ def costs_counted_once():
 def ablation(tmp_path):
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump(SETTINGS))
-    made = Ablation(config_path=path, overrides=("max_steps=7",), output=tmp_path / "out", seeds=(0, 1))
+    made = Ablation(
+        config_path=path,
+        overrides=("max_steps=7",),
+        output=tmp_path / "out",
+        results=tmp_path / "results",
+        seeds=(0, 1),
+    )
     made.claim()
     return made
 
@@ -65,8 +72,8 @@ def config_of(ablation, run):
     return TrainingConfig.load(ablation.config_path, run.overrides)
 
 
-def finish(ablation, run, scores, num_images=5):
-    """Leaves what a finished training leaves, as far as tables read it."""
+def finish(ablation, run, scores, num_images=5, hardware="CPU"):
+    """Leaves what a finished training leaves, as far as tables read it, and its row."""
     config = config_of(ablation, run)
     claim_output_dir(config)
     widths = {task: {"semseg": 12, "depth": 1}[task] for task in config.tasks}
@@ -74,8 +81,15 @@ def finish(ablation, run, scores, num_images=5):
     tiny_config(task_num_labels=widths, **switches).save_pretrained(run.folder)
     names = {"semseg": "semseg/miou", "depth": "depth/rmse"}
     found = {names[task]: scores[task] for task in config.tasks} | {f"{config.tasks[0]}/other": 0.1}
-    environment = {"commit": "abc", "hardware": "CPU"}
-    run.report_path.write_text(json.dumps({"scores": found, "num_images": num_images, "environment": environment}))
+    report = {
+        "scores": found,
+        "num_images": num_images,
+        "environment": {"commit": "abc", "hardware": hardware},
+        "training": {"settings": config.describe()},
+    }
+    (run.folder / "evaluation.json").write_text(json.dumps(report))
+    (run.folder / "history.jsonl").write_text(json.dumps({"step": 7, "loss": 1.5, "losses": {}}) + "\n")
+    run.finish()
 
 
 def finish_all(ablation, model, scores):
@@ -118,39 +132,61 @@ def test_models_shared_by_tables_are_trained_once(ablation):
     assert [run.model for run in ablation.plan(["sem", "mtl", "sem"])] == ["sem", "mtl"] * 2
 
 
-def test_finished_trainings_are_skipped_and_the_table_follows_each(ablation):
-    plan, trained, reports = ablation.plan(["mtl", "sem"]), [], []
-    finish(ablation, plan[1], SEM)
+def test_a_row_outlives_the_folder_of_its_training(ablation):
+    run = ablation.run("sem", 0)
+    assert not run.is_finished
+    finish(ablation, run, SEM)
+    shutil.rmtree(ablation.output)
+    assert run.is_finished and not run.is_trained
+    row = run.read_row()
+    assert row["history"] == [{"step": 7, "loss": 1.5, "losses": {}}]
+    described = describe_model(ablation, "SEM", "sem")
+    assert described["scores"]["semseg/miou"]["values"] == {0: SEM["semseg"]}
+    assert described["parameters_millions"] == row["parameters_millions"] > 0
+    assert [path.name for path in ablation.results.rglob("*.*")] == ["sem.json"]
 
-    def train(run):
-        trained.append(run)
-        if len(trained) == 2:
-            raise KeyboardInterrupt
-        finish(ablation, run, MTL)
 
-    with pytest.raises(KeyboardInterrupt):
-        train_missing(plan, train, lambda: reports.append(sum(run.is_finished for run in plan)))
-    assert trained == [plan[0], plan[2]]
-    assert reports == [1, 2]
+@pytest.mark.parametrize("changed", ["max_steps=8", "model.num_bases=8", "input_size=[64, 64]"])
+def test_a_row_of_other_settings_is_refused(ablation, changed):
+    run = ablation.run("sem", 0)
+    finish(ablation, run, SEM)
+    field = changed.split("=")[0].split(".")[0]
+    with pytest.raises(ValueError, match=rf"{run.row_path}.*{field}"):
+        read_row(run.row_path, TrainingConfig.load(run.config_path, [*run.overrides, changed]))
 
-    resumed = []
-    train_missing(plan, resumed.append, lambda: None)
-    assert resumed == plan[2:]
+
+@pytest.mark.parametrize("changed", ["num_workers=7", "data_dir=elsewhere", "keep_in_memory=true"])
+def test_settings_that_change_no_weights_may_differ(ablation, changed):
+    run = ablation.run("sem", 0)
+    finish(ablation, run, SEM)
+    assert read_row(run.row_path, TrainingConfig.load(run.config_path, [*run.overrides, changed]))
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[1]", '{"scores": {}}'])
+def test_a_file_that_is_no_row_is_named(ablation, text):
+    run = ablation.run("sem", 0)
+    run.row_path.parent.mkdir(parents=True)
+    run.row_path.write_text(text)
+    with pytest.raises(ValueError, match=rf"{run.row_path} is not.*Remove it"):
+        run.read_row()
+
+
+def test_rows_of_several_machines_are_told_apart(ablation):
+    finish(ablation, ablation.run("sem", 0), SEM)
+    assert describe_runs([ablation], ["sem"])["origins"] == []
+    finish(ablation, ablation.run("sem", 1), SEM, hardware="GPU")
+    assert describe_runs([ablation], ["sem"])["origins"] == ["abc on CPU: seed0/sem", "abc on GPU: seed1/sem"]
 
 
 @pytest.mark.parametrize("changed", ["max_steps=8", "model.num_bases=8", "num_evaluation_images=3"])
 def test_other_settings_do_not_resume_an_ablation(ablation, changed):
-    other = Ablation(
-        config_path=ablation.config_path, overrides=("max_steps=7", changed), output=ablation.output, seeds=(0,)
-    )
+    other = replace(ablation, overrides=("max_steps=7", changed), seeds=(0,))
     with pytest.raises(ValueError, match=changed.split("=")[0].split(".")[0]):
         other.claim()
 
 
 def test_more_seeds_resume_an_ablation(ablation):
-    Ablation(
-        config_path=ablation.config_path, overrides=("max_steps=7",), output=ablation.output, seeds=(0, 1, 2)
-    ).claim()
+    replace(ablation, seeds=(0, 1, 2)).claim()
 
 
 @pytest.mark.parametrize(
@@ -159,7 +195,7 @@ def test_more_seeds_resume_an_ablation(ablation):
 )
 def test_contradictions_are_refused(ablation, seeds, override, words):
     with pytest.raises(ValueError, match=words):
-        Ablation(config_path=ablation.config_path, overrides=(override,), output=ablation.output, seeds=seeds)
+        replace(ablation, overrides=(override,), seeds=seeds)
 
 
 # ----------------------------------------------------------------------------------------------------------------------

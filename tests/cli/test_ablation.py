@@ -41,6 +41,8 @@ def test_settings_may_follow_any_option(tmp_path):
         (["table2", "--seeds", "-1"], "seeds"),
         (["fig6", "--config", "a.yaml", "b.yaml"], "one file for fig6"),
         (["table4"], "table4"),
+        (["table2", "--jobs", "0"], "--jobs is 1 or more; got 0"),
+        (["table2", "--models", "segformer"], "segformer"),
     ],
     ids=str,
 )
@@ -67,7 +69,7 @@ def test_every_encoder_of_table_3_has_a_folder(tmp_path):
 def test_figure_7_says_at_once_that_scikit_learn_is_missing(monkeypatch, tmp_path):
     study = build_study("fig7", [QUICKSTART], tmp_path / "ablation", [0], [])
     monkeypatch.setitem(sys.modules, "sklearn", None)
-    monkeypatch.setattr(studies, "launch_training", lambda *_: pytest.fail("a training starts"))
+    monkeypatch.setattr(studies, "launch_trainings", lambda *_, **__: pytest.fail("a training starts"))
     with pytest.raises(MissingExtraError, match=r"sklearn.* pip install 'transformers-sem\[train\]'"):
         study.run()
 

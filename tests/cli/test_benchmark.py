@@ -1,5 +1,6 @@
 """The command `benchmark`: two loaders that do the same work, and training steps on one batch."""
 
+import json
 import re
 
 import pytest
@@ -8,14 +9,14 @@ from accelerate import Accelerator
 
 from transformers_sem import SEMForMultiTaskDensePrediction
 from transformers_sem.cli.arguments import RECIPES_DIR, find_recipe
-from transformers_sem.cli.benchmark import loading, training_step
+from transformers_sem.cli.benchmark import loading, modes, training_step
 from transformers_sem.training.config import TrainingConfig, network_size
 from transformers_sem.training.data_order import build_train_loader
 from transformers_sem.training.plan import random_batch
 
 from ..data.nyud_v2_forms import write_tiny_folder
 from ..tiny import TINY_BACKBONE, tiny_config
-from .commands import run
+from .commands import SETTINGS, run
 
 
 RECIPES = sorted(path.stem for path in RECIPES_DIR.glob("*.yaml"))
@@ -126,3 +127,40 @@ def test_cost_of_the_paper_model():
     # figures of the bare ViT-L/16 counted elsewhere: 304.1 M parameters with its last norm, 355.5 GMAC
     assert table["encoder"].split() == ["303.7", "355.5"]
     assert float(table["all"].split()[0]) <= 360
+
+
+def test_every_mode_is_timed_and_written(monkeypatch, tmp_path):
+    plan = [
+        ("SEM", "eager", "fp32", False),
+        ("MTL", "channels last", "fp32", True),
+        ("encoder", "eager", "bf16", True),
+    ]
+    monkeypatch.setattr(modes, "plan_modes", lambda has_cuda: plan)
+    result = run("benchmark", "modes", "--config", "quickstart", *SETTINGS, f"output_dir={tmp_path}")
+    assert result.code == 0, result.errors
+    entries = [json.loads(line) for line in (tmp_path / "modes.jsonl").read_text().splitlines()]
+    assert [(entry["model"], entry["mode"], entry["precision"], entry["pass"]) for entry in entries] == [
+        ("SEM", "eager", "fp32", "forward"),
+        ("MTL", "channels last", "fp32", "training step"),
+        ("encoder", "eager", "bf16", "training step"),
+    ]
+    for entry in entries:
+        assert entry["images_per_second"] == pytest.approx(2 * 1e3 / entry["milliseconds"])
+        assert entry["memory_gigabytes"] > 0 and entry["input"] == [32, 64] and "commit" in entry["environment"]
+
+
+def test_a_mode_that_the_device_lacks_is_noted(monkeypatch, tmp_path):
+    monkeypatch.setattr(modes, "plan_modes", lambda has_cuda: [("SEM", "eager", "fp32", False)])
+    monkeypatch.setattr(modes, "measure_mode", lambda *_, **__: torch.empty(1).view(2))
+    assert run("benchmark", "modes", "--config", "quickstart", *SETTINGS, f"output_dir={tmp_path}").code == 0
+    (entry,) = [json.loads(line) for line in (tmp_path / "modes.jsonl").read_text().splitlines()]
+    assert "invalid for input" in entry["error"] and "milliseconds" not in entry
+
+
+def test_all_modes_without_a_gpu_and_with_one():
+    without, having = ([*modes.plan_modes(has_cuda)] for has_cuda in (False, True))
+    assert {mode for _, mode, *_ in without} == {"eager", "channels last", "compiled"}
+    assert {precision for *_, precision, _ in without} == {"fp32"}
+    assert {mode for _, mode, *_ in having} == set(modes.MODES)
+    assert {precision for *_, precision, _ in having} == {"bf16", "fp32"}
+    assert ("SEM", "CUDA graph", "bf16", True) not in having

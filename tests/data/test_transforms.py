@@ -498,3 +498,16 @@ def test_workers_draw_their_own_augmentations(slope):
     first = load(0)
     assert len(first.flatten(1).unique(dim=0)) == 4
     assert torch.equal(first, load(0))
+
+
+def test_decoded_rows_give_the_same_samples(slope):
+    processor = SEMImageProcessor(do_resize=False, do_pad=True, pad_size={"height": 64, "width": 80})
+    plain, decoded = (
+        TransformedDataset([slope_row()] * 2, NYUD_TASKS, processor, TrainingAugmentation((64, 80))) for _ in range(2)
+    )
+    decoded.decode_all(show_progress=False)
+    for index in (0, 1, 0):  # twice: a sample leaves what is decoded as it is
+        torch.manual_seed(index)
+        expected = plain[index]
+        torch.manual_seed(index)
+        torch.testing.assert_close(decoded[index], expected, rtol=0, atol=0, equal_nan=True)

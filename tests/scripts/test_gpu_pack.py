@@ -1,0 +1,93 @@
+"""The pack for a machine with a GPU: frames keep their values, and a rehearsal leaves every result."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from transformers_sem.data.nyud_v2 import find_source, read_folder_frame
+from transformers_sem.data.shrink import shrink_maps
+
+from ..conftest import REPOSITORY
+from ..data.nyud_v2_forms import write_tiny_folder
+
+
+FOLDER = REPOSITORY / "scripts" / "gpu_pack"
+TOLERANCE = {"depth": 0.5 * 10 / 255 + 1e-6, "semseg": 0, "boundary": 0}  # half a level
+
+
+@pytest.fixture
+def scripts(monkeypatch):
+    monkeypatch.syspath_prepend(FOLDER)
+    for name in ("frames", "measure"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+
+
+def write_source(root):
+    return write_tiny_folder(root, {"train": ["0001", "0002", "0003"], "val": ["0010", "0011"]})
+
+
+def test_frames_keep_their_values(scripts, tmp_path):
+    import frames
+
+    source = find_source(write_source(tmp_path / "NYUDv2"))
+    frames.shrink(source.root, tmp_path / "small", {"train": 2}, num_processes=1)
+    frames.restore(tmp_path / "small", tmp_path / "restored", {}, num_processes=1)
+    restored = find_source(tmp_path / "restored")
+    assert {split: len(found) for split, found in restored.frames.items()} == {"train": 2, "validation": 2}
+    for split, found in restored.frames.items():
+        for whole, small in zip(source.frames[split], found, strict=False):
+            expected, maps = shrink_maps(read_folder_frame(whole), 2), read_folder_frame(small)
+            for column, tolerance in TOLERANCE.items():
+                np.testing.assert_allclose(
+                    maps[column].astype(float), expected[column].astype(float), rtol=0, atol=tolerance
+                )
+            assert maps["normal"].shape == expected["normal"].shape
+
+
+def test_the_last_of_several_trainings_decides_how_long_they_take(scripts):
+    import measure
+
+    looks = [(100.0, [10, 20, 50]), (110.0, [30, 30, 50])]
+    assert measure.seconds_to_end(looks, max_steps=50) == pytest.approx(20)  # 20 steps at one a second
+    assert measure.seconds_to_end(looks, max_steps=130) > 1000  # one of them stands still
+
+
+def test_steps_of_trainings_that_have_begun(scripts, tmp_path):
+    import measure
+
+    for name, lines in {"sem": [10, 20], "mtl": []}.items():
+        folder = tmp_path / "runs" / "seed0" / name
+        folder.mkdir(parents=True)
+        (folder / "history.jsonl").write_text("".join(f'{{"step": {step}}}\n' for step in lines))
+    assert measure.read_steps(tmp_path, ["0", "1"]) == [20]
+
+
+@pytest.mark.slow
+def test_a_rehearsal_leaves_every_result(tmp_path):
+    pack, output = tmp_path / "repository" / ".gpu_pack", tmp_path / "output"
+    for name in ("src", "scripts", "tests", "setup.cfg", "pyproject.toml", "README.md", "LICENSE"):
+        source, target = REPOSITORY / name, tmp_path / "repository" / name
+        shutil.copytree(source, target, symlinks=True) if source.is_dir() else shutil.copy(source, target)
+    code = (
+        "import sys; from pathlib import Path; sys.path.insert(0, sys.argv[1]); import frames; "
+        "frames.shrink(Path(sys.argv[2]), Path(sys.argv[3]), {}, 1)"
+    )
+    data = write_source(tmp_path / "NYUDv2")
+    subprocess.run([sys.executable, "-c", code, FOLDER, data, pack / "frames"], check=True)
+    shutil.copy(FOLDER / "run.sh", pack)
+    environment = {**os.environ, "PYTHON": sys.executable}
+    command = ["bash", pack / "run.sh", output, "--rehearse", "--minutes", "8"]
+    subprocess.run(command, env=environment, check=True, timeout=500)
+    outcomes = {entry["step"]: entry["status"] for entry in json.loads((output / "steps.json").read_text())}
+    assert {"tests", "prepare", "lite0", "rows_seed0"} <= set(outcomes)
+    assert outcomes["prepare"] == outcomes["rows_seed0"] == 0
+    rows = {path.stem: json.loads(path.read_text()) for path in (output / "rows" / "seed0").iterdir()}
+    assert set(rows) == {"baseline", "inter", "intra", "sem"}
+    assert all("semseg/miou" in row["scores"] and row["history"] for row in rows.values())
+    entries = [json.loads(line) for line in (output / "speed" / "lite0" / "modes.jsonl").read_text().splitlines()]
+    assert {entry["model"] for entry in entries} == {"SEM", "MTL", "encoder"}
