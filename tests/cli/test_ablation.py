@@ -41,6 +41,7 @@ def test_settings_may_follow_any_option(tmp_path):
         (["table2", "--seeds", "-1"], "seeds"),
         (["fig6", "--config", "a.yaml", "b.yaml"], "one file for fig6"),
         (["table4"], "table4"),
+        (["render"], "render needs --page"),
         (["table2", "--jobs", "0"], "--jobs is 1 or more; got 0"),
         (["table2", "--models", "segformer"], "segformer"),
     ],

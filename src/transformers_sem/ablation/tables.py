@@ -260,8 +260,9 @@ def describe_runs(ablations: Sequence[Ablation], models: Iterable[str]) -> dict[
         ValueError: If trainings were evaluated on different numbers of images.
     """
     runs = [run for ablation in ablations for run in ablation.plan(models)]
-    rows = {run: run.read_row() for run in runs if run.is_finished}
+    rows = {f"{run.row_path.parent.name}/{run.row_path.stem}": run.read_row() for run in runs if run.is_finished}
     reports = list(rows.values())
+    origins = describe_origins(rows)
     configs = [ablation.config for ablation in ablations]
     names = ("dataset", "data_dir", "max_steps", "batch_size", "learning_rate")
     facts = {
@@ -275,7 +276,7 @@ def describe_runs(ablations: Sequence[Ablation], models: Iterable[str]) -> dict[
         "finished": len(reports),
         "commits": _distinct(report["environment"]["commit"] for report in reports),
         "hardware": _distinct(report["environment"]["hardware"] for report in reports),
-        "origins": describe_origins(rows),
+        "origins": origins if len(origins) > 1 else [],
     }
     if len(facts["evaluated_images"]) > 1:
         raise ValueError(
@@ -285,14 +286,11 @@ def describe_runs(ablations: Sequence[Ablation], models: Iterable[str]) -> dict[
     return facts
 
 
-def describe_origins(rows: dict[Run, dict[str, Any]]) -> list[str]:
-    """Returns which rows come from which commit and hardware; nothing if all have the same."""
+def describe_origins(rows: dict[str, dict[str, Any]]) -> list[str]:
+    """Returns the commits and the hardware that rows `{name: row}` come from, with the names of the rows of each."""
     origins = {}
-    for run, row in rows.items():
-        names = row["environment"]["commit"], row["environment"]["hardware"]
-        origins.setdefault(names, []).append(f"{run.row_path.parent.name}/{run.row_path.stem}")
-    if len(origins) < 2:
-        return []
+    for name, row in rows.items():
+        origins.setdefault((row["environment"]["commit"], row["environment"]["hardware"]), []).append(name)
     return [f"{commit} on {hardware}: {' '.join(names)}" for (commit, hardware), names in origins.items()]
 
 

@@ -3,11 +3,13 @@
     transformers-sem ablation table2 --config FILE --output FOLDER --seeds 0 1 [key=value ...]
     transformers-sem ablation table3 --config FILE FILE ... --output FOLDER [--seeds ...] [key=value ...]
     transformers-sem ablation fig5 | fig6 | fig7 --config FILE --output FOLDER [--seeds ...] [key=value ...]
+    transformers-sem ablation render --page docs/results.md
 
 `table2` trains single-task models (STL), MTL, the baseline, the baseline with either module, and SEM.
 `table3` trains MTL and SEM with every configuration, one for each encoder.
 `fig6` trains SEM's modules with 1 to 4 encoder stages (ES), 0 to 4 decoder stages (DS), and 1 to 7 EM iterations (R).
 `fig5` draws predictions of SEM and of the baseline for some validation images, next to the labels.
+`render` writes the tables and curves of rows into a page, where it has markers `<!-- FOLDER -->` and `<!-- end of FOLDER -->`.
 `fig7` draws the features of SEM and of the baseline by t-SNE (`pip install 'transformers-sem[train]'`).
 
 All models of one call have the same configuration, seeds and number of steps. Tables are written as .md, .csv and .json, and
@@ -24,6 +26,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..ablation.render import render_page
 from ..ablation.studies import STUDIES, build_study
 from ..ablation.tables import MODELS
 from ..utils.errors import plain_errors
@@ -33,11 +36,14 @@ from .arguments import command_parser, find_recipe
 def build_parser() -> argparse.ArgumentParser:
     """Returns the parser of the command."""
     parser = command_parser("ablation", __doc__)
-    parser.add_argument("what", choices=STUDIES)
-    parser.add_argument("--config", nargs="+", required=True, metavar="FILE", help="settings of all trainings")
-    parser.add_argument("--output", type=Path, required=True, help="folder of all trainings, tables and figures")
+    parser.add_argument("what", choices=[*STUDIES, "render"])
+    parser.add_argument("--config", nargs="+", default=[], metavar="FILE", help="settings of all trainings")
+    parser.add_argument("--output", type=Path, help="folder of all trainings, tables and figures")
     parser.add_argument("--seeds", nargs="+", default=["0"], help="train each model with each (default: 0)")
     parser.add_argument("--results", type=Path, help="folder of the rows (default: OUTPUT/results)")
+    parser.add_argument(
+        "--page", type=Path, help="Markdown page for render; folders in its markers are relative to here"
+    )
     parser.add_argument("--models", nargs="+", choices=MODELS, help="train and show only these models of the study")
     parser.add_argument("--jobs", type=int, default=1, help="trainings to run at a time (default: 1)")
     parser.add_argument(
@@ -59,6 +65,14 @@ def parse_arguments(command_line: Sequence[str] | None) -> argparse.Namespace:
         parser.error(f"--seeds are whole numbers from 0; got {' '.join(arguments.seeds)}")
     if arguments.jobs < 1:
         parser.error(f"--jobs is 1 or more; got {arguments.jobs}")
+    if arguments.what == "render":
+        if arguments.page is None:
+            parser.error("render needs --page FILE.md")
+        return arguments
+    if arguments.output is None:
+        parser.error(f"{arguments.what} needs --output FOLDER")
+    if not arguments.config:
+        parser.error(f"{arguments.what} needs --config FILE")
     if arguments.what != "table3" and len(arguments.config) != 1:
         parser.error(f"--config is one file for {arguments.what}, and several for table3; got {len(arguments.config)}")
     return arguments
@@ -69,6 +83,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parsed = parse_arguments(arguments)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # like Ctrl-C: the training saves
     with plain_errors():
+        if parsed.what == "render":
+            for path in render_page(parsed.page, Path()):
+                print(f"Written: {path}")
+            return
         try:
             study = build_study(
                 parsed.what,

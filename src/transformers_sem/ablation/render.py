@@ -1,0 +1,205 @@
+"""Tables and curves of rows, rendered into a page: what stands between two markers is replaced, the text around it is kept.
+
+    <!-- results/nyud_v2_quarter -->
+    ...
+    <!-- end of results/nyud_v2_quarter -->
+
+The name in the marker is the folder of the rows, relative to the folder that has `docs`.
+"""
+
+import json
+import math
+import re
+import statistics
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..evaluation.sums import main_scores
+from ..utils.extras import require
+from .figures import save_figure
+from .tables import (
+    MODELS,
+    NOTHING,
+    SINGLE_TASK,
+    TABLE_2,
+    arrow,
+    describe_origins,
+    format_cost,
+    format_summary,
+    replace_text,
+    summarize,
+)
+
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+BASELINE = "baseline"
+BIAS = "scale"  # a score that shows a bias: 1 without one
+MARKERS = re.compile(r"<!-- (\S+) -->\n.*?<!-- end of \1 -->", re.DOTALL)
+COMMON = ("dataset", "max_steps", "batch_size", "learning_rate", "input_size", "network_size", "mixed_precision")
+Rows = dict[tuple[str, int], dict[str, Any]]  # {(model, seed): row}
+
+
+def render_page(page: Path, root: Path) -> list[Path]:
+    """Renders all blocks of a page and returns the files that were written.
+
+    Args:
+        page (`Path`): Markdown file.
+        root (`Path`): Folder that the names in the markers are relative to.
+
+    Raises:
+        ValueError: If the page has no marker, or a folder has no rows, or its rows have different settings.
+    """
+    text = page.read_text(encoding="utf-8")
+    names = [match[1] for match in MARKERS.finditer(text)]
+    if not names:
+        raise ValueError(
+            f"A page marks where results go, `<!-- FOLDER -->` and `<!-- end of FOLDER -->`; {page} does not."
+        )
+    written = []
+    for name in names:
+        rows = read_rows(root / name)
+        figure = page.with_name(f"{name.replace('/', '_')}.png")
+        save_figure(plot_validation(rows), figure)
+        block = f"<!-- {name} -->\n{format_block(rows)}\n\n![Validation scores over training]({figure.name})\n<!-- end of {name} -->"
+        text = MARKERS.sub(lambda match, name=name, block=block: block if match[1] == name else match[0], text)
+        written.append(figure)
+    replace_text(page, text)
+    return [page, *written]
+
+
+def read_rows(folder: Path) -> Rows:
+    """Reads all rows of a folder. Those of single-task models of one seed are merged: they stand for one row of a table.
+
+    Raises:
+        ValueError: If there are none, or settings differ that all rows share.
+    """
+    found = {path: json.loads(path.read_text()) for path in sorted(folder.glob("seed*/*.json"))}
+    if not found:
+        raise ValueError(
+            f"Rows are files such as {folder}/seed0/sem.json; there are none. Run `transformers-sem ablation`."
+        )
+    shared = {path: [row["training"]["settings"][name] for name in COMMON] for path, row in found.items()}
+    first = next(iter(shared.values()))
+    different = [str(path) for path, values in shared.items() if values != first]
+    if different:
+        raise ValueError(
+            f"Rows of one folder share {', '.join(COMMON)}; those of {', '.join(different)} differ. Move them."
+        )
+    rows = {}
+    for path, row in found.items():
+        model, seed = path.stem.split("_")[0], int(path.parent.name.removeprefix("seed"))
+        merged = rows.setdefault((model, seed), {**row, "scores": {}, "constant_scores": {}})
+        merged["scores"] |= row["scores"]
+        merged["constant_scores"] |= row["constant_scores"]
+    return rows
+
+
+def shown_keys(rows: Rows) -> list[str]:
+    """Returns the main scores of all tasks, in order, each followed by the score of its bias if it has one."""
+    scores = max((row["scores"] for row in rows.values()), key=len)
+    main = main_scores(scores)
+    return [key for task, best in main.items() for key in (best, f"{task}/{BIAS}") if key in scores]
+
+
+def values_of(rows: Rows, model: str, key: str) -> dict[int, float]:
+    """Returns a score of a model by seed."""
+    return {seed: row["scores"][key] for (name, seed), row in rows.items() if name == model and key in row["scores"]}
+
+
+def format_block(rows: Rows) -> str:
+    """Formats the table of scores, the paired differences to the baseline, and the facts."""
+    keys = shown_keys(rows)
+    names = {model: name for name, model in TABLE_2.items()}
+    models = [model for model in MODELS if any(found == model for found, _ in rows)]
+    constant = next(iter(rows.values()))["constant_scores"]
+    parts = [
+        format_scores(rows, models, names, keys, constant),
+        format_differences(rows, models, names, keys),
+        format_facts(rows),
+    ]
+    return "\n\n".join(part for part in parts if part)
+
+
+def format_table(header: list[str], lines: list[list[str]]) -> str:
+    """Formats a Markdown table whose first column is text."""
+    rule = ["---", *["---:"] * (len(header) - 1)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in (header, rule, *lines))
+
+
+def format_scores(
+    rows: Rows, models: list[str], names: dict[str, str], keys: list[str], constant: dict[str, float]
+) -> str:
+    """Formats mean and standard deviation of every score, costs, and the constant predictor."""
+    lines = [["constant predictor", "", *(f"{constant[key]:.4f}" for key in keys), NOTHING, NOTHING]]
+    for model in models:
+        row = next(row for (name, _), row in rows.items() if name == model)
+        costs = (
+            [NOTHING, NOTHING]
+            if model == SINGLE_TASK
+            else [format_cost(row["parameters_millions"]), format_cost(row["multiply_accumulates_billions"])]
+        )
+        summaries = [format_summary(summarize(values_of(rows, model, key)), 4) for key in keys]
+        seeds = str(len({seed for name, seed in rows if name == model}))
+        lines.append([names.get(model, model), seeds, *summaries, *costs])
+    arrows = [f"{key} {'→ 1' if key.endswith(f'/{BIAS}') else arrow(key)}" for key in keys]
+    return format_table(["", "seeds", *arrows, "M parameters", "GMAC"], lines)
+
+
+def format_differences(rows: Rows, models: list[str], names: dict[str, str], keys: list[str]) -> str:
+    """Formats the mean difference to the baseline of the same seed, and its standard error; nothing without two seeds."""
+    keys, lines = [key for key in keys if not key.endswith(f"/{BIAS}")], []
+    for model in models:
+        pairs = [
+            [values[seed] - base for seed, base in values_of(rows, BASELINE, key).items() if seed in values]
+            for key in keys
+            for values in [values_of(rows, model, key)]
+        ]
+        if model != BASELINE and min(map(len, pairs)) > 1:
+            lines.append([f"{names.get(model, model)} − baseline", *map(format_difference, pairs)])
+    if not lines:
+        return ""
+    title = "Differences between trainings of one seed, mean ± standard error:\n\n"
+    return title + format_table(["", *(f"{key} {arrow(key)}" for key in keys)], lines)
+
+
+def format_difference(differences: list[float]) -> str:
+    """Formats a mean difference and its standard error."""
+    error = statistics.stdev(differences) / math.sqrt(len(differences))
+    return f"{statistics.fmean(differences):+.4f} ± {error:.4f}"
+
+
+def format_facts(rows: Rows) -> str:
+    """Formats what all rows share, and which come from which commit and hardware."""
+    row = next(iter(rows.values()))
+    settings = row["training"]["settings"]
+    facts = [f"{name.replace('_', ' ')}: {settings[name]}" for name in COMMON if settings[name] is not None]
+    facts += [
+        f"encoder: {settings['model']['backbone_config']['model_name']}",
+        f"evaluated images: {row['num_images']}",
+    ]
+    names = {f"seed{seed}/{model}": row for (model, seed), row in rows.items()}
+    return "\n".join(f"- {fact}" for fact in facts + [f"trained at {origin}" for origin in describe_origins(names)])
+
+
+def plot_validation(rows: Rows) -> "Figure":
+    """Draws the main validation scores over the steps: a panel for each task, a color for each model, a line for each seed."""
+    scores = {key for row in rows.values() for entry in row["history"] for key in entry.get("scores", {})}
+    keys = [key for key in shown_keys(rows) if key in scores]
+    models = list(dict.fromkeys(model for model, _ in rows))
+    figure = require("matplotlib.figure", extra="train").Figure(figsize=(3.6 * len(keys), 3.2), layout="constrained")
+    for axes, key in zip(figure.subplots(1, len(keys), squeeze=False)[0], keys, strict=True):
+        for (model, seed), row in rows.items():
+            points = [
+                (entry["step"], entry["scores"][key]) for entry in row["history"] if key in entry.get("scores", {})
+            ]
+            if points:
+                label = model if seed == min(other for name, other in rows if name == model) else None
+                axes.plot(*zip(*points, strict=True), color=f"C{models.index(model)}", alpha=0.8, label=label)
+        axes.set_title(key, fontsize=10)
+        axes.set_xlabel("step")
+        axes.grid(alpha=0.3)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=len(models), frameon=False)
+    return figure

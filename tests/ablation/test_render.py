@@ -1,0 +1,111 @@
+import json
+import math
+
+import pytest
+from PIL import Image
+
+from transformers_sem.ablation.render import format_difference, read_rows, render_page
+from transformers_sem.cli.main import main
+
+
+SETTINGS = {
+    "dataset": "nyud_v2",
+    "max_steps": 7,
+    "batch_size": 2,
+    "learning_rate": 0.1,
+    "input_size": [32, 64],
+    "network_size": None,
+    "mixed_precision": "no",
+    "model": {"backbone_config": {"model_name": "resnet18"}},
+}
+PAGE = "# Title\n\nBefore.\n\n<!-- results/rooms -->\nold\n<!-- end of results/rooms -->\n\nAfter.\n"
+
+
+def write_row(root, name, miou, rmse, hardware="CPU", **settings):
+    scores = {"semseg/miou": miou, "depth/rmse": rmse, "depth/abs_rel": 0.5, "depth/scale": 0.9}
+    scores = {key: value for key, value in scores.items() if value is not None}
+    row = {
+        "scores": scores,
+        "constant_scores": dict.fromkeys(scores, 0.01),
+        "num_images": 5,
+        "environment": {"commit": "abc", "hardware": hardware},
+        "training": {"settings": SETTINGS | settings},
+        "parameters_millions": 1.5,
+        "multiply_accumulates_billions": 2.5,
+        "history": [{"step": step, "scores": scores} for step in (3, 7)],
+    }
+    path = root / "results" / "rooms" / f"{name}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(row))
+
+
+@pytest.fixture
+def root(tmp_path):
+    for seed, (base, sem) in enumerate([(0.30, 0.40), (0.34, 0.42), (0.32, 0.40)]):
+        write_row(tmp_path, f"seed{seed}/baseline", base, 1.0)
+        write_row(tmp_path, f"seed{seed}/sem", sem, 0.9)
+    write_row(tmp_path, "seed0/mtl", 0.2, 1.1)
+    write_row(tmp_path, "seed0/stl_semseg", 0.25, None)
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "results.md").write_text(PAGE)
+    return tmp_path
+
+
+def test_a_page_gets_tables_and_curves_and_keeps_its_text(root):
+    page = root / "docs" / "results.md"
+    written = render_page(page, root)
+    text = page.read_text()
+    assert text.startswith("# Title\n\nBefore.\n\n<!-- results/rooms -->") and text.endswith("\n\nAfter.\n")
+    assert "old" not in text and "trained at abc on CPU" in text
+    assert "| baseline | 3 | 0.3200 ± 0.0200 | 1.0000 ± 0.0000 | 0.9000 ± 0.0000 | 1.50 | 2.50 |" in text
+    assert "| MTL | 1 | 0.2000 | 1.1000 | 0.9000 | 1.50 | 2.50 |" in text
+    assert "| constant predictor |  | 0.0100 | 0.0100 | 0.0100 | – | – |" in text
+    # by hand: 0.10, 0.08 and 0.08; their deviation is 0.01155, over the root of three 0.00667
+    assert "| SEM − baseline | +0.0867 ± 0.0067 | -0.1000 ± 0.0000 |" in text
+    assert "MTL − baseline" not in text  # one seed has no error
+    assert [path.name for path in written] == ["results.md", "results_rooms.png"]
+    with Image.open(written[1]) as picture:
+        assert picture.width > 400
+
+
+def test_rendering_again_changes_nothing(root, monkeypatch, capsys):
+    page = root / "docs" / "results.md"
+    render_page(page, root)
+    text = page.read_text()
+    monkeypatch.chdir(root)
+    main(["ablation", "render", "--page", "docs/results.md"])
+    assert page.read_text() == text
+    assert "Written: docs/results.md" in capsys.readouterr().out
+
+
+def test_rows_of_several_machines_are_told_apart(root):
+    write_row(root, "seed3/sem", 0.4, 0.9, hardware="GPU")
+    render_page(root / "docs" / "results.md", root)
+    text = (root / "docs" / "results.md").read_text()
+    assert "trained at abc on GPU: seed3/sem" in text and "trained at abc on CPU: seed0/baseline" in text
+
+
+def test_single_task_models_of_a_seed_are_one_row(root):
+    write_row(root, "seed0/stl_depth", None, 0.8)
+    rows = read_rows(root / "results" / "rooms")
+    assert rows["stl", 0]["scores"]["semseg/miou"] == 0.25 and rows["stl", 0]["scores"]["depth/rmse"] == 0.8
+
+
+def test_rows_of_other_settings_are_refused(root):
+    write_row(root, "seed1/mtl", 0.2, 1.1, batch_size=4)
+    with pytest.raises(ValueError, match=r"share.*seed1/mtl\.json differ"):
+        read_rows(root / "results" / "rooms")
+
+
+def test_what_cannot_be_rendered_is_explained(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("no marker")
+    with pytest.raises(ValueError, match="page.md does not"):
+        render_page(page, tmp_path)
+    page.write_text(PAGE)
+    with pytest.raises(ValueError, match="there are none"):
+        render_page(page, tmp_path)
+
+
+def test_a_difference_has_the_standard_error_of_its_mean():
+    assert format_difference([1.0, 3.0]) == f"+2.0000 ± {math.sqrt(2) / math.sqrt(2):.4f}"
