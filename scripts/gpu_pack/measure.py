@@ -27,6 +27,7 @@ import torch
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SECONDS_TO_STOP = 15
+GIVEN_UP = "stopped for lack of time"
 SECONDS_TO_LOOK, SECONDS_TO_EVALUATE = 20, 25  # evaluation of the trainings of one seed
 RECIPE = "efficientnet_lite0_nyud_v2"
 FIT_CONSTANT = """
@@ -40,8 +41,8 @@ fit_constant(benchmark.load(sys.argv[1])["train"], label_fields(TrainingConfig()
 """
 CLI = [sys.executable, "-m", "transformers_sem"]
 VIT_SMALL = "vit_small_patch16_384.augreg_in21k_ft_in1k"
-MODELS = ["baseline", "inter", "intra", "sem"]
 FULL = {
+    "models": ["baseline", "inter", "intra", "sem"],
     "seeds": ["0", "1", "2"],
     "rows": [
         "mixed_precision=bf16",
@@ -61,7 +62,8 @@ FULL = {
     },
 }
 REHEARSAL = {
-    "seeds": ["0", "1"],
+    "models": ["baseline", "sem"],
+    "seeds": ["0"],
     "rows": [
         "input_size=[64, 96]",
         "batch_size=2",
@@ -117,28 +119,38 @@ class Pack:
 
     def end(self, process: subprocess.Popen, limit: float) -> int | str:
         """Waits at most `limit` seconds for a command, and never past the end of the clock; notes and returns its status."""
-        try:
-            status = process.wait(max(min(limit, self.clock.left), 0))
-        except subprocess.TimeoutExpired:
-            status = "stopped for lack of time"
-        stop(process)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(max(min(limit, self.clock.left), 0))
+        return self.stop([process])[0]
+
+    def stop(self, processes: list[subprocess.Popen]) -> list[int | str]:
+        """Asks commands to end, kills what is left of them, and notes and returns their statuses."""
+        statuses = [GIVEN_UP if process.poll() is None else process.returncode for process in processes]
+        for process in processes:
+            signal_group(process, signal.SIGTERM)
+        deadline = time.monotonic() + SECONDS_TO_STOP - 5
+        for process, status in zip(processes, statuses, strict=True):
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(max(deadline - time.monotonic(), 0))
+            signal_group(process, signal.SIGKILL)
+            process.wait()
+            self.note(process, status)
+        return statuses
+
+    def note(self, process: subprocess.Popen, status: int | str) -> None:
+        """Writes the outcome of a command."""
         name, started = self.started[process]
         self.outcomes.append(
             {"step": name, "status": status, "started": started, "seconds": self.clock.spent - started}
         )
         (self.output / "steps.json").write_text(json.dumps(self.outcomes, indent=2) + "\n")
         print(f"{self.clock.spent:6.0f} s  {name}: {status}", flush=True)
-        return status
 
 
-def stop(process: subprocess.Popen) -> None:
-    """Asks a process group to end, and kills what is left of it."""
+def signal_group(process: subprocess.Popen, signum: int) -> None:
+    """Sends a signal to a process group, if it is there."""
     with suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGTERM)
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(SECONDS_TO_STOP - 5)
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+        os.killpg(process.pid, signum)
 
 
 @contextmanager
@@ -171,7 +183,8 @@ def start_preparing(pack: Pack, pack_dir: Path, folder: Path, limits: dict[str, 
 def start_seed(pack: Pack, plan: dict, folder: Path, seed: str, environment: dict[str, str]) -> subprocess.Popen:
     """Starts all trainings of a seed side by side."""
     command = [*CLI, "ablation", "table2", "--config", RECIPE, "--output", folder / "runs", "--seeds", seed]
-    command += ["--results", pack.output / "rows", "--models", *MODELS, "--jobs", len(MODELS)]
+    command += ["--results", pack.output / "rows", "--models", *plan["models"]]
+    command += ["--jobs", len(plan["models"])]
     environment = {"OMP_NUM_THREADS": "1", **environment}  # there are as many trainings as cores
     return pack.start(
         f"rows_seed{seed}", [*command, f"data_dir={folder}/nyud_v2", "trackers=[]", *plan["rows"]], **environment
@@ -203,13 +216,15 @@ def run_rows(pack: Pack, plan: dict, folder: Path, environment: dict[str, str]) 
     looks = deque(maxlen=2)  # (time, steps)
     while running:
         time.sleep(1)
-        for seed in [seed for seed, process in running.items() if process.poll() is not None or pack.clock.left <= 0]:
-            if pack.end(running.pop(seed), 0) not in (0, "stopped for lack of time"):
-                for process in running.values():
-                    pack.end(process, 0)
+        if pack.clock.left <= 0:
+            pack.stop([*running.values()])
+            break
+        for seed in [seed for seed, process in running.items() if process.poll() is not None]:
+            if pack.stop([running.pop(seed)]) != [0]:
+                pack.stop([*running.values()])
                 return False
         steps = read_steps(folder, running)
-        if len(steps) < len(MODELS) * len(running):  # some have not begun
+        if len(steps) < len(plan["models"]) * len(running):  # some have not begun
             continue
         if not looks or time.time() > looks[-1][0] + SECONDS_TO_LOOK:
             looks.append((time.time(), steps))
@@ -220,14 +235,15 @@ def run_rows(pack: Pack, plan: dict, folder: Path, environment: dict[str, str]) 
                 flush=True,
             )
             if needed > pack.clock.left and len(running) > 1:
-                pack.end(running.popitem()[1], 0)
+                pack.stop([running.popitem()[1]])
             looks.clear()
     return True
 
 
 def run_tests(pack: Pack) -> None:
     """Runs the tests that need a GPU."""
-    command = [sys.executable, "-m", "pytest", "-m", "gpu", "-q", "tests/test_gpu.py", "-n", "6"]
+    command = [sys.executable, "-m", "pytest", "-m", "gpu", "-q", "tests/test_gpu.py"]
+    command += ["-n", str(min(6, os.cpu_count() or 1))]
     pack.end(pack.start("tests", [*command, "-p", "no:cacheprovider", f"--junitxml={pack.output}/tests.xml"]), 90)
 
 

@@ -87,7 +87,7 @@ def test_a_rehearsal_leaves_every_result(tmp_path):
     assert {"tests", "prepare", "lite0", "rows_seed0"} <= set(outcomes)
     assert outcomes["prepare"] == outcomes["rows_seed0"] == 0
     rows = {path.stem: json.loads(path.read_text()) for path in (output / "rows" / "seed0").iterdir()}
-    assert set(rows) == {"baseline", "inter", "intra", "sem"}
+    assert set(rows) == {"baseline", "sem"}
     assert all("semseg/miou" in row["scores"] and row["history"] for row in rows.values())
     entries = [json.loads(line) for line in (output / "speed" / "lite0" / "modes.jsonl").read_text().splitlines()]
     assert {entry["model"] for entry in entries} == {"SEM", "MTL", "encoder"}

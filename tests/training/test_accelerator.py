@@ -7,7 +7,12 @@ from accelerate.utils import DistributedType
 
 from transformers_sem import SEMForMultiTaskDensePrediction
 from transformers_sem.training import accelerator as devices
-from transformers_sem.training.accelerator import build_accelerator, check_launcher, choose_sharded_modules
+from transformers_sem.training.accelerator import (
+    build_accelerator,
+    check_compiler,
+    check_launcher,
+    choose_sharded_modules,
+)
 from transformers_sem.training.config import TrainingConfig
 
 from ..tiny import tiny_config
@@ -47,6 +52,15 @@ def test_deepspeed_takes_the_settings_of_the_run(launched):
     launched(DistributedType.DEEPSPEED, deepspeed_plugin=SimpleNamespace(deepspeed_config=settings))
     build_accelerator(TrainingConfig(batch_size=12, gradient_accumulation_steps=3, max_grad_norm=5.0))
     assert settings == {"train_micro_batch_size_per_gpu": 2, "gradient_clipping": 5.0}
+
+
+def test_an_old_compiler_is_refused(monkeypatch):
+    monkeypatch.setattr(torch, "__version__", "2.11.0+cu130")
+    with pytest.raises(ValueError, match=r"`compile` needs torch 2\.14.*got 2\.11\.0"):
+        check_compiler(TrainingConfig(compile=True))
+    check_compiler(TrainingConfig())
+    monkeypatch.setattr(torch, "__version__", "2.14.1")
+    check_compiler(TrainingConfig(compile=True))
 
 
 def test_deterministic_mode_reaches_torch(monkeypatch):

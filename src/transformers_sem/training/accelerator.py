@@ -8,12 +8,14 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, ProjectConfiguration
+from torch.torch_version import TorchVersion
 from transformers import PreTrainedModel
 from transformers.trainer_utils import enable_full_determinism
 
 from .config import TrainingConfig
 
 
+MIN_TORCH_TO_COMPILE = "2.14"  # the oldest for which compiled gradients were compared with those of eager steps
 PROJECT_NAME = "transformers-sem"
 SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED)
 
@@ -26,6 +28,7 @@ def build_accelerator(config: TrainingConfig) -> Accelerator:
     """
     check_trackers(config.trackers)
     check_launcher(config)
+    check_compiler(config)
     if config.deterministic:
         # torch warns about operations that have no deterministic form on this device
         enable_full_determinism(config.seed, warn_only=True)
@@ -76,6 +79,19 @@ def check_launcher(config: TrainingConfig) -> None:
                 f"accelerate launch sets {setting} to {launched}, the settings of the run to {wanted}. Pass {setting}={launched} "
                 "after --config, which records it with the run, and keep the default in the launcher."
             )
+
+
+def check_compiler(config: TrainingConfig) -> None:
+    """Checks that torch is new enough to compile a training step.
+
+    Raises:
+        ValueError: If it is not.
+    """
+    if config.compile and TorchVersion(torch.__version__) < MIN_TORCH_TO_COMPILE:
+        raise ValueError(
+            f"`compile` needs torch {MIN_TORCH_TO_COMPILE}: torch 2.11 compiles a step with wrong gradients (CPU); got "
+            f"{torch.__version__}. Update torch, or set compile=false."
+        )
 
 
 def check_trackers(trackers: list[str]) -> None:
