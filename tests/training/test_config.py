@@ -63,6 +63,12 @@ def test_file_and_overrides(write):
     assert config.weight_decay == TrainingConfig().weight_decay
 
 
+@pytest.mark.parametrize("override", ["mixed_precision=no", "mixed_precision='no'"])
+def test_no_precision_is_no_boolean(write, override):
+    """YAML reads `no` as false."""
+    assert TrainingConfig.load(write(), [override]).mixed_precision == "no"
+
+
 def test_an_empty_file_is_the_defaults(tmp_path):
     path = tmp_path / "empty.yaml"
     path.touch()

@@ -220,6 +220,8 @@ class TrainingConfig:
             ValueError: If a key is unknown.
         """
         check_keys("settings", values, [spec.name for spec in fields(cls)])
+        if values.get("mixed_precision") is False:  # YAML reads `no` as false
+            values = {**values, "mixed_precision": "no"}
         return cls(**values)
 
     def describe(self) -> dict[str, Any]:
