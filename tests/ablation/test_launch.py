@@ -74,7 +74,7 @@ import os, pathlib, sys, time
 folder = pathlib.Path({str(self.folder)!r})
 with open(folder / "log", "a") as log:
     print("start", {self.name!r}, os.environ.get("OMP_NUM_THREADS"), file=log, flush=True)
-    time.sleep(0.3)
+    time.sleep(0.15)
     print("end", {self.name!r}, file=log, flush=True)
 if not {self.status}:
     (folder / {self.name!r}).touch()

@@ -79,14 +79,14 @@ def parse_arguments(command_line: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Parses the command line, trains what is missing, and writes tables and figures."""
+    """Parses the command line, trains what is missing, and writes tables and figures; or renders a page."""
     parsed = parse_arguments(arguments)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # like Ctrl-C: the training saves
     with plain_errors():
         if parsed.what == "render":
             for path in render_page(parsed.page, Path()):
                 print(f"Written: {path}")
             return
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # like Ctrl-C: the training saves
         try:
             study = build_study(
                 parsed.what,
