@@ -85,7 +85,8 @@ def finish(ablation, run, scores, num_images=5, hardware="CPU"):
         "scores": found,
         "num_images": num_images,
         "environment": {"commit": "abc", "hardware": hardware},
-        "training": {"settings": config.describe()},
+        "training": {"settings": config.describe(), "command": f"train output_dir={run.folder}"},
+        "command": f"train output_dir={run.folder}",
     }
     (run.folder / "evaluation.json").write_text(json.dumps(report))
     (run.folder / "history.jsonl").write_text(json.dumps({"step": 7, "loss": 1.5, "losses": {}}) + "\n")
@@ -144,6 +145,7 @@ def test_a_row_outlives_the_folder_of_its_training(ablation):
     assert described["scores"]["semseg/miou"]["values"] == {0: SEM["semseg"]}
     assert described["parameters_millions"] == row["parameters_millions"] > 0
     assert [path.name for path in ablation.results.rglob("*.*")] == ["sem.json"]
+    assert str(ablation.output) not in run.row_path.read_text()
 
 
 @pytest.mark.parametrize("changed", ["max_steps=8", "model.num_bases=8", "input_size=[64, 64]"])

@@ -23,8 +23,10 @@ REPORT_NAME = "evaluation.json"
 def save_row(folder: Path, path: Path) -> None:
     """Writes the row of the finished training in `folder`."""
     parameters, operations = count_cost(folder)
+    report = json.loads((folder / REPORT_NAME).read_text())
     row = {
-        **json.loads((folder / REPORT_NAME).read_text()),
+        **without_command(report),
+        "training": without_command(report["training"]),
         "parameters_millions": parameters,
         "multiply_accumulates_billions": operations,
         "history": read_history(folder),
@@ -32,6 +34,11 @@ def save_row(folder: Path, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as unfinished:
         unfinished.write_text(json.dumps(row, indent=1) + "\n")
+
+
+def without_command(report: dict[str, Any]) -> dict[str, Any]:
+    """Returns a report without its command, which has paths of the machine; the settings say the same."""
+    return {key: value for key, value in report.items() if key != "command"}
 
 
 @cache
