@@ -29,8 +29,9 @@ def parse(*arguments):
 
 def test_settings_may_follow_any_option(tmp_path):
     written = ["--config", QUICKSTART, "a=1", "--output", tmp_path, "b=2", "--seeds", "0", "3", "c=4"]
-    arguments = parse("table2", *written)
-    assert sorted(arguments.overrides) == ["a=1", "b=2", "c=4"]
+    arguments = parse("table2", *written, "--models", "sem", "d=5")
+    assert sorted(arguments.overrides) == ["a=1", "b=2", "c=4", "d=5"]
+    assert arguments.models == ["sem"]
     assert (arguments.config, arguments.seeds) == ([str(QUICKSTART)], ["0", "3"])
 
 
@@ -65,6 +66,12 @@ def test_every_encoder_of_table_3_has_a_folder(tmp_path):
     for ablation in ablations:
         ablation.claim()
         ablation.claim()  # the same command again
+
+
+def test_models_that_a_study_lacks_are_named(tmp_path):
+    study = build_study("table3", [QUICKSTART], tmp_path, [0], [], models=("baseline",))
+    with pytest.raises(ValueError, match=r"models of table3 are \['mtl', 'sem'\]; got \['baseline'\]"):
+        study.run()
 
 
 def test_figure_7_says_at_once_that_scikit_learn_is_missing(monkeypatch, tmp_path):

@@ -152,7 +152,11 @@ def write_table(
         title (`str`): Title of the table.
         draw (`Callable`): Draws a figure from the described rows.
     """
-    rows = [row for row in rows if study.shows(row[-1])]
+    shown = [row for row in rows if study.shows(row[-1])]
+    if not shown:
+        models = list(dict.fromkeys(model for *_, model in rows))
+        raise ValueError(f"The models of {study.name} are {models}; got {list(study.models)}. Choose some of them.")
+    rows = shown
     ablations = list(dict.fromkeys(ablation for _, ablation, _ in rows))
     models = list(dict.fromkeys(model for *_, model in rows))
     runs = [run for ablation in ablations for run in ablation.plan(models)]
@@ -188,18 +192,14 @@ def table3(study: Study) -> None:
 def fig6(study: Study) -> None:
     """Draws scores against the number of encoder stages (ES), decoder stages (DS) and EM iterations (R)."""
     require("matplotlib", extra="train")  # before the trainings
-    settings = [
-        (setting, value, model)
-        for setting, models in FIGURE_6.items()
-        for value, model in models.items()
-        if study.shows(model)
-    ]
+    settings = [(setting, value, model) for setting, models in FIGURE_6.items() for value, model in models.items()]
     rows = [(f"{setting.split(',')[0]} = {value}", study.ablation, model) for setting, value, model in settings]
     path = study.output / "fig6.png"
 
     def draw(described: list[dict]) -> None:
         panels = {setting: {} for setting in FIGURE_6}
-        for (setting, value, _), row in zip(settings, described, strict=True):
+        shown = [setting for setting in settings if study.shows(setting[-1])]
+        for (setting, value, _), row in zip(shown, described, strict=True):
             panels[setting][value] = row
         save_figure(plot_settings(panels), path)
 

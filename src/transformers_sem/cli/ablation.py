@@ -44,7 +44,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--page", type=Path, help="Markdown page for render; folders in its markers are relative to here"
     )
-    parser.add_argument("--models", nargs="+", choices=MODELS, help="train and show only these models of the study")
+    parser.add_argument("--models", nargs="+", default=[], help="train and show only these models of the study")
     parser.add_argument("--jobs", type=int, default=1, help="trainings to run at a time (default: 1)")
     parser.add_argument(
         "--accelerate-config", type=Path, metavar="FILE", help="for `accelerate launch`: devices, engine"
@@ -58,9 +58,13 @@ def parse_arguments(command_line: Sequence[str] | None) -> argparse.Namespace:
     parser = build_parser()
     arguments = parser.parse_intermixed_args(command_line)
     # argparse assigns everything after an option to it
-    arguments.overrides += [text for text in (*arguments.config, *arguments.seeds) if "=" in text]
+    arguments.overrides += [text for text in (*arguments.config, *arguments.seeds, *arguments.models) if "=" in text]
     arguments.config = [text for text in arguments.config if "=" not in text]
     arguments.seeds = [text for text in arguments.seeds if "=" not in text]
+    arguments.models = [text for text in arguments.models if "=" not in text]
+    unknown = [name for name in arguments.models if name not in MODELS]
+    if unknown:
+        parser.error(f"--models are of {', '.join(MODELS)}; got {' '.join(unknown)}")
     if not arguments.seeds or not all(text.isdecimal() for text in arguments.seeds):
         parser.error(f"--seeds are whole numbers from 0; got {' '.join(arguments.seeds)}")
     if arguments.jobs < 1:
@@ -95,7 +99,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 [int(seed) for seed in parsed.seeds],
                 parsed.overrides,
                 parsed.results,
-                models=parsed.models and tuple(parsed.models),
+                models=tuple(parsed.models) or None,
                 num_jobs=parsed.jobs,
                 accelerate_config=parsed.accelerate_config,
             )
