@@ -94,7 +94,26 @@ def test_single_task_models_of_a_seed_are_one_row(root):
 
 def test_rows_of_other_settings_are_refused(root):
     write_row(root, "seed1/mtl", 0.2, 1.1, batch_size=4)
-    with pytest.raises(ValueError, match=r"share.*seed1/mtl\.json differ"):
+    with pytest.raises(ValueError, match=r"seed1/mtl\.json has other batch_size"):
+        read_rows(root / "results" / "rooms")
+    model = SETTINGS["model"] | {"hidden_size": 8, "use_decoder": False}  # the second is what MTL changes
+    write_row(root, "seed1/mtl", 0.2, 1.1, model=model)
+    with pytest.raises(ValueError, match=r"seed1/mtl\.json has other model\.hidden_size\."):
+        read_rows(root / "results" / "rooms")
+
+
+def test_the_default_encoder_is_named(root):
+    for path in (root / "results" / "rooms").rglob("*.json"):
+        row = json.loads(path.read_text())
+        row["training"]["settings"]["model"] = {}
+        path.write_text(json.dumps(row))
+    render_page(root / "docs" / "results.md", root)
+    assert "- encoder: vit_large" in (root / "docs" / "results.md").read_text()
+
+
+def test_a_file_that_is_no_row_is_named(root):
+    (root / "results" / "rooms" / "seed0" / "sem.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"sem\.json is not.*Remove it"):
         read_rows(root / "results" / "rooms")
 
 

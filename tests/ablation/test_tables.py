@@ -83,6 +83,7 @@ def finish(ablation, run, scores, num_images=5, hardware="CPU"):
     found = {names[task]: scores[task] for task in config.tasks} | {f"{config.tasks[0]}/other": 0.1}
     report = {
         "scores": found,
+        "constant_scores": found,
         "num_images": num_images,
         "environment": {"commit": "abc", "hardware": hardware},
         "training": {"settings": config.describe(), "command": f"train output_dir={run.folder}"},

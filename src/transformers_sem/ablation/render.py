@@ -7,16 +7,19 @@
 The name in the marker is the folder of the rows, relative to the folder that has `docs`.
 """
 
-import json
 import math
 import re
 import statistics
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..configuration_sem import SEMConfig
 from ..evaluation.sums import main_scores
+from ..hub.card import encoder_name
+from ..training.config import WITHOUT_EFFECT_ON_WEIGHTS
 from ..utils.extras import require
 from .figures import save_figure
+from .results import load_row
 from .tables import (
     MODELS,
     NOTHING,
@@ -38,7 +41,7 @@ if TYPE_CHECKING:
 BASELINE = "baseline"
 BIAS = "scale"  # a score that shows a bias: 1 without one
 MARKERS = re.compile(r"<!-- (\S+) -->\n.*?<!-- end of \1 -->", re.DOTALL)
-COMMON = ("dataset", "max_steps", "batch_size", "learning_rate", "input_size", "network_size", "mixed_precision")
+SHOWN = ("dataset", "max_steps", "batch_size", "learning_rate", "input_size", "network_size", "mixed_precision")
 Rows = dict[tuple[str, int], dict[str, Any]]  # {(model, seed): row}
 
 
@@ -76,25 +79,39 @@ def read_rows(folder: Path) -> Rows:
     Raises:
         ValueError: If there are none, or settings differ that all rows share.
     """
-    found = {path: json.loads(path.read_text()) for path in sorted(folder.glob("seed*/*.json"))}
+    found = {path: load_row(path) for path in sorted(folder.glob("seed*/*.json"))}
     if not found:
         raise ValueError(
             f"Rows are files such as {folder}/seed0/sem.json; there are none. Run `transformers-sem ablation`."
         )
-    shared = {path: [row["training"]["settings"][name] for name in COMMON] for path, row in found.items()}
-    first = next(iter(shared.values()))
-    different = [str(path) for path, values in shared.items() if values != first]
-    if different:
-        raise ValueError(
-            f"Rows of one folder share {', '.join(COMMON)}; those of {', '.join(different)} differ. Move them."
-        )
+    first = shared_settings(next(iter(found.values())))
+    for path, row in found.items():
+        settings = shared_settings(row)
+        changed = [key for key in {**first, **settings} if first.get(key) != settings.get(key)]
+        if changed:
+            raise ValueError(
+                f"Rows of one folder share their settings; {path} has other {', '.join(changed)}. Move it."
+            )
     rows = {}
     for path, row in found.items():
         model, seed = path.stem.split("_")[0], int(path.parent.name.removeprefix("seed"))
-        merged = rows.setdefault((model, seed), {**row, "scores": {}, "constant_scores": {}})
+        merged = rows.setdefault((model, seed), {**row, "scores": {}, "constant_scores": {}, "files": {}})
+        merged["files"][f"{path.parent.name}/{path.stem}"] = row
         merged["scores"] |= row["scores"]
         merged["constant_scores"] |= row["constant_scores"]
     return rows
+
+
+def shared_settings(row: dict[str, Any]) -> dict[str, Any]:
+    """Returns what all rows of a table share: settings, but for the seed, the tasks and what the models change; test images."""
+    settings = row["training"]["settings"]
+    changing = {"seed", "tasks", "model", *WITHOUT_EFFECT_ON_WEIGHTS}
+    varied = {"task_loss_weights", "task_loss_kwargs"}.union(*MODELS.values())
+    return {
+        "num_images": row["num_images"],
+        **{key: value for key, value in settings.items() if key not in changing},
+        **{f"model.{key}": value for key, value in settings["model"].items() if key not in varied},
+    }
 
 
 def shown_keys(rows: Rows) -> list[str]:
@@ -175,13 +192,13 @@ def format_facts(rows: Rows) -> str:
     """Formats what all rows share, and which come from which commit and hardware."""
     row = next(iter(rows.values()))
     settings = row["training"]["settings"]
-    facts = [f"{name.replace('_', ' ')}: {settings[name]}" for name in COMMON if settings[name] is not None]
+    facts = [f"{name.replace('_', ' ')}: {settings[name]}" for name in SHOWN if settings.get(name) is not None]
     facts += [
-        f"encoder: {settings['model']['backbone_config']['model_name']}",
+        f"encoder: {encoder_name(SEMConfig(backbone_config=settings['model'].get('backbone_config')))}",
         f"evaluated images: {row['num_images']}",
     ]
-    names = {f"seed{seed}/{model}": row for (model, seed), row in rows.items()}
-    return "\n".join(f"- {fact}" for fact in facts + [f"trained at {origin}" for origin in describe_origins(names)])
+    files = {name: file for row in rows.values() for name, file in row["files"].items()}
+    return "\n".join(f"- {fact}" for fact in facts + [f"trained at {origin}" for origin in describe_origins(files)])
 
 
 def plot_validation(rows: Rows) -> "Figure":
@@ -189,7 +206,7 @@ def plot_validation(rows: Rows) -> "Figure":
     scores = {key for row in rows.values() for entry in row["history"] for key in entry.get("scores", {})}
     keys = [key for key in shown_keys(rows) if key in scores]
     models = list(dict.fromkeys(model for model, _ in rows))
-    figure = require("matplotlib.figure", extra="train").Figure(figsize=(3.6 * len(keys), 3.2), layout="constrained")
+    figure = require("matplotlib.figure", extra="train").Figure(figsize=(2.6 * len(keys), 2.6), layout="constrained")
     for axes, key in zip(figure.subplots(1, len(keys), squeeze=False)[0], keys, strict=True):
         for (model, seed), row in rows.items():
             points = [

@@ -17,18 +17,18 @@ from ..utils.files import atomic_write
 from .cost import build_without_weights, count_multiply_accumulates
 
 
+COSTS = ("parameters_millions", "multiply_accumulates_billions")
 REPORT_NAME = "evaluation.json"
+ROW_FIELDS = {"scores", "constant_scores", "num_images", "environment", "training", "history", *COSTS}
 
 
 def save_row(folder: Path, path: Path) -> None:
     """Writes the row of the finished training in `folder`."""
-    parameters, operations = count_cost(folder)
     report = json.loads((folder / REPORT_NAME).read_text())
     row = {
         **without_command(report),
         "training": without_command(report["training"]),
-        "parameters_millions": parameters,
-        "multiply_accumulates_billions": operations,
+        **dict(zip(COSTS, count_cost(folder), strict=True)),
         "history": read_history(folder),
     }
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -49,20 +49,33 @@ def count_cost(folder: Path) -> tuple[float, float]:
     return model.num_parameters() / 1e6, count_multiply_accumulates(model, image)
 
 
+def load_row(path: Path) -> dict[str, Any]:
+    """Reads a row.
+
+    Raises:
+        ValueError: If the file is no row.
+    """
+    try:
+        row = json.loads(path.read_text())
+        missing = ROW_FIELDS - {*row}
+        row["training"]["settings"]["model"]  # noqa: B018, a row without it is none
+        if missing:
+            raise KeyError(*sorted(missing))
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"A row is written by `transformers-sem ablation`; {path} is not: {error!r}. Remove it."
+        ) from error
+    return row
+
+
 def read_row(path: Path, config: TrainingConfig) -> dict[str, Any]:
     """Reads a row and checks that its training had the settings of `config`.
 
     Raises:
         ValueError: If the file is no row, or the settings differ.
     """
-    try:
-        row = json.loads(path.read_text())
-        found = row["training"]["settings"]
-        row["scores"], row["num_images"], row["environment"], row["history"]  # noqa: B018, KeyError if missing
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"A row is written by `transformers-sem ablation`; {path} is not: {error!r}. Remove it."
-        ) from error
+    row = load_row(path)
+    found = row["training"]["settings"]
     expected = json.loads(json.dumps(config.describe()))
     ignored = {*WITHOUT_EFFECT_ON_WEIGHTS} | (
         {"pretrained_backbone"} if config.pretrained_backbone == IF_AVAILABLE else set()

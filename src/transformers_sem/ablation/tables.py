@@ -20,7 +20,7 @@ from ..evaluation.sums import main_scores, multi_task_gain
 from ..training.config import TrainingConfig, claim_output_dir, network_size
 from ..utils.environment import save_report
 from ..utils.files import atomic_write
-from .results import REPORT_NAME, read_row, save_row
+from .results import COSTS, REPORT_NAME, read_row, save_row
 
 
 # Fields of `SEMConfig` that each model changes.
@@ -54,7 +54,6 @@ FIGURE_6 = {
     "DS, decoder stages": {0: "baseline", **{number: f"ds{number}" for number in range(1, 5)}},
     "R, EM iterations": {number: f"r{number}" for number in range(1, 8)},
 }
-COSTS = ("parameters_millions", "multiply_accumulates_billions")
 GAIN = "gain"  # key of the gain in a row
 NOTHING = "–"
 EXPLANATION = (

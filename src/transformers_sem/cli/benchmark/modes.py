@@ -13,6 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm.auto import tqdm
 
 from ...data.benchmarks import get_benchmark
+from ...hub.card import encoder_name
 from ...modeling_sem import SEMForMultiTaskDensePrediction
 from ...training.config import TrainingConfig, model_config, network_size
 from ...training.plan import random_batch
@@ -129,7 +130,7 @@ def measure_modes(config: TrainingConfig) -> None:
     path = Path(config.output_dir) / "modes.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)
     facts = {
-        "encoder": sides["SEM"][0].config.backbone_config.model_name,
+        "encoder": encoder_name(sides["SEM"][0].config),
         "input": list(network_size(config)),
         "batch_size": config.batch_size,
     }
