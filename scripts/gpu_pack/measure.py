@@ -11,7 +11,6 @@ import json
 import os
 import shlex
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -23,6 +22,8 @@ from tempfile import TemporaryDirectory
 
 import frames
 import torch
+
+from transformers_sem.ablation.launch import stop_groups
 
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -126,14 +127,8 @@ class Pack:
     def stop(self, processes: list[subprocess.Popen]) -> list[int | str]:
         """Asks commands to end, kills what is left of them, and notes and returns their statuses."""
         statuses = [GIVEN_UP if process.poll() is None else process.returncode for process in processes]
-        for process in processes:
-            signal_group(process, signal.SIGTERM)
-        deadline = time.monotonic() + SECONDS_TO_STOP - 5
+        stop_groups(processes, SECONDS_TO_STOP - 5)
         for process, status in zip(processes, statuses, strict=True):
-            with suppress(subprocess.TimeoutExpired):
-                process.wait(max(deadline - time.monotonic(), 0))
-            signal_group(process, signal.SIGKILL)
-            process.wait()
             self.note(process, status)
         return statuses
 
@@ -145,12 +140,6 @@ class Pack:
         )
         (self.output / "steps.json").write_text(json.dumps(self.outcomes, indent=2) + "\n")
         print(f"{self.clock.spent:6.0f} s  {name}: {status}", flush=True)
-
-
-def signal_group(process: subprocess.Popen, signum: int) -> None:
-    """Sends a signal to a process group, if it is there."""
-    with suppress(ProcessLookupError):
-        os.killpg(process.pid, signum)
 
 
 @contextmanager

@@ -77,18 +77,18 @@ def training_command(run: Run, accelerate_config: Path | None) -> list[str]:
     return [*launcher, "-m", "transformers_sem.cli.train", "--config", str(run.config_path), *run.overrides]
 
 
-def start_group(command: list[str], environment: dict[str, str] | None = None) -> subprocess.Popen:
+def start_group(command: list[str], environment: dict[str, str]) -> subprocess.Popen:
     """Starts a command in a process group of its own: `accelerate launch` does not pass signals on to the process that trains."""
     return subprocess.Popen(command, env=environment, start_new_session=True)
 
 
-def stop_groups(processes: Iterable[subprocess.Popen]) -> None:
+def stop_groups(processes: Iterable[subprocess.Popen], seconds: float = SECONDS_TO_SAVE) -> None:
     """Sends SIGTERM to process groups, waits until they have ended, and kills those that have not; an interrupt does so at once."""
     processes = list(processes)
     try:
         for process in processes:
             signal_group(process, signal.SIGTERM)
-        deadline = time.monotonic() + SECONDS_TO_SAVE
+        deadline = time.monotonic() + seconds
         while any(is_running(process) for process in processes) and time.monotonic() < deadline:
             time.sleep(SECONDS_TO_POLL)
     finally:

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
@@ -12,15 +11,13 @@ from accelerate.utils import send_to_device
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm.auto import tqdm
 
-from ...data.benchmarks import get_benchmark
 from ...hub.card import encoder_name
-from ...modeling_sem import SEMForMultiTaskDensePrediction
-from ...training.config import TrainingConfig, model_config, network_size
+from ...training.config import TrainingConfig, network_size
 from ...training.plan import random_batch
 from ...utils.environment import environment
 from ...utils.memory import peak_memory
 from .timing import seconds
-from .training_step import encoder_loss, model_loss
+from .training_step import build_models
 
 
 NUM_ROUNDS = 5
@@ -32,14 +29,6 @@ EAGER, GRAPH, CHANNELS_LAST, FLASH, COMPILED = MODES = (
     "flash attention",
     "compiled",
 )
-
-
-def build_sides(config: TrainingConfig) -> dict[str, tuple[torch.nn.Module, Callable]]:
-    """Builds the bare encoder, MTL and SEM, each with the function of its loss."""
-    benchmark = get_benchmark(config.dataset, config.data_dir)
-    baseline = replace(config, model={**config.model, "use_decoder": False})
-    sem, mtl = (SEMForMultiTaskDensePrediction(model_config(settings, benchmark)) for settings in (config, baseline))
-    return {"encoder": (sem.sem.backbone, encoder_loss), "MTL": (mtl, model_loss), "SEM": (sem, model_loss)}
 
 
 def build_pass(
@@ -125,7 +114,7 @@ def plan_modes(has_cuda: bool) -> Iterator[tuple[str, str, str, bool]]:
 def measure_modes(config: TrainingConfig) -> None:
     """Times every mode, and writes each result to `output_dir`/modes.jsonl the moment it is there."""
     device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
-    sides = build_sides(config)
+    sides = build_models(config)
     batch = send_to_device(random_batch(config, sides["SEM"][0].config, config.batch_size), device)
     path = Path(config.output_dir) / "modes.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -30,6 +30,17 @@ def model_loss(model: torch.nn.Module, batch: dict) -> torch.Tensor:
     return model(**batch).loss
 
 
+def build_models(config: TrainingConfig) -> dict[str, tuple[torch.nn.Module, Callable]]:
+    """Builds SEM, MTL and the bare encoder, each with the function of its loss."""
+    benchmark = get_benchmark(config.dataset, config.data_dir)
+    baseline_config = replace(config, model={**config.model, "use_decoder": False})
+    model, baseline, whole = (
+        SEMForMultiTaskDensePrediction(model_config(settings, benchmark))
+        for settings in (config, baseline_config, config)
+    )
+    return {"SEM": (model, model_loss), "MTL": (baseline, model_loss), "encoder": (whole.sem.backbone, encoder_loss)}
+
+
 def build_step(
     config: TrainingConfig, model: torch.nn.Module, loss_of: Callable, batch: dict, accelerator: Accelerator
 ) -> Callable[[], float]:
@@ -53,18 +64,9 @@ def build_step(
 def measure_training_step(config: TrainingConfig) -> None:
     """Prints images per second of the training steps, and the ratio of SEM's time to the others."""
     accelerator = Accelerator(cpu=not torch.accelerator.is_available(), mixed_precision=config.mixed_precision)
-    benchmark = get_benchmark(config.dataset, config.data_dir)
-    baseline_config = replace(config, model={**config.model, "use_decoder": False})
-    model, baseline, whole = (
-        SEMForMultiTaskDensePrediction(model_config(settings, benchmark))
-        for settings in (config, baseline_config, config)
-    )
-    batch = send_to_device(random_batch(config, model.config, config.batch_size), accelerator.device)
-    sides = {
-        "SEM": build_step(config, model, model_loss, batch, accelerator),
-        "MTL": build_step(config, baseline, model_loss, batch, accelerator),
-        "encoder": build_step(config, whole.sem.backbone, encoder_loss, batch, accelerator),
-    }
+    models = build_models(config)
+    batch = send_to_device(random_batch(config, models["SEM"][0].config, config.batch_size), accelerator.device)
+    sides = {name: build_step(config, *model, batch, accelerator) for name, model in models.items()}
     for step in sides.values():
         step()  # warm up: kernels are chosen, the optimizer allocates its buffers
     taken = {name: [] for name in sides}
