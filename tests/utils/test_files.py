@@ -13,7 +13,7 @@ from transformers_sem import TASKS, SEMForMultiTaskDensePrediction, SEMImageProc
 from transformers_sem.evaluation.evaluator import save_image_scores
 from transformers_sem.evaluation.map_files import save_maps
 from transformers_sem.utils.environment import save_report
-from transformers_sem.utils.files import save_trained
+from transformers_sem.utils.files import atomic_write, lock_file, save_trained
 from transformers_sem.visualization.panels import Prediction, save_panel
 
 from ..tiny import tiny_config
@@ -135,6 +135,22 @@ def test_a_model_is_saved_whole_and_over_an_unfinished_one(tmp_path):
     }
     loaded = SEMForMultiTaskDensePrediction.from_pretrained(tmp_path, local_files_only=True)
     assert all(torch.equal(value, loaded.state_dict()[name]) for name, value in model.state_dict().items())
+
+
+def test_an_unfinished_file_has_a_name_that_fits_and_that_is_no_neighbors(tmp_path):
+    for name in ("n" * 251 + ".png", "z.png"):
+        with atomic_write(tmp_path / name) as unfinished:
+            unfinished.touch()
+            assert unfinished.name != "unfinished_z.png" and unfinished.suffix == ".png"
+        assert (tmp_path / name).exists()
+
+
+def test_a_lock_is_held_by_one(tmp_path):
+    lock = lock_file(tmp_path / "new" / ".lock", "One thing at a time")
+    with pytest.raises(ValueError, match=r"One thing at a time; another one holds .*\.lock"):
+        lock_file(tmp_path / "new" / ".lock", "One thing at a time")
+    lock.release()
+    lock_file(tmp_path / "new" / ".lock", "One thing at a time").release()
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -7,9 +7,11 @@ are computed one band of rows at a time, so that the full-size logits of a large
 """
 
 import math
+import os
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -175,8 +177,31 @@ class MapCanvas:
 
 
 def allocate_map(shape: tuple[int, ...], dtype: torch.dtype, folder: Path | None) -> Tensor:
-    """Allocates an uninitialized map, in memory or, above `MAX_MEMORY_VALUES`, in an unnamed temporary file in `folder`."""
+    """Allocates an uninitialized map, in memory or, above `MAX_MEMORY_VALUES`, in an unnamed temporary file in `folder`.
+
+    Raises:
+        OSError: If the disk has no room for the file.
+    """
     if math.prod(shape) <= MAX_MEMORY_VALUES:
         return torch.empty(shape, dtype=dtype)
     with tempfile.TemporaryFile(dir=folder) as file:
-        return torch.from_numpy(np.memmap(file, torch.empty((), dtype=dtype).numpy().dtype, "w+", shape=shape))
+        num_bytes = math.prod(shape) * dtype.itemsize
+        try:
+            reserve(file, num_bytes)
+        except OSError as error:
+            raise OSError(
+                f"A map of this image needs a temporary file of {num_bytes / 1e6:.0f} MB in {folder}: {error}. Free some "
+                "space; the same command goes on where this one stopped."
+            ) from error
+        return torch.from_numpy(np.memmap(file, torch.empty((), dtype=dtype).numpy().dtype, "r+", shape=shape))
+
+
+def reserve(file: BinaryIO, num_bytes: int) -> None:
+    """Takes the room of a file on the disk; otherwise a full disk would end the process when its memory map is written to."""
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(file.fileno(), 0, num_bytes)
+    else:  # macOS, Windows
+        block = bytes(2**20)
+        for start in range(0, num_bytes, len(block)):
+            file.write(block[: num_bytes - start])
+        file.flush()

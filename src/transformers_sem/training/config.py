@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from filelock import FileLock, Timeout
+from filelock import FileLock
 from huggingface_hub.dataclasses import strict
 
 from ..configuration_sem import SEMConfig
 from ..data.benchmarks import Benchmark
 from ..evaluation.evaluator import SETTINGS_NAME
 from ..utils.errors import check_keys
-from ..utils.files import atomic_write
+from ..utils.files import atomic_write, lock_file
 from ..utils.settings import apply_overrides, read_settings
 
 
@@ -269,16 +269,7 @@ def lock_output_dir(folder: Path) -> FileLock:
     Raises:
         ValueError: If another process holds the lock.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / ".lock")
-    try:
-        lock.acquire(timeout=LOCK_SECONDS)
-    except Timeout as error:
-        raise ValueError(
-            f"One process trains in a folder at a time; another one holds {str(lock.lock_file)!r}. Wait for it or stop it; "
-            "ending its launcher is not enough."
-        ) from error
-    return lock
+    return lock_file(folder / ".lock", "One process trains in a folder at a time", LOCK_SECONDS)
 
 
 def claim_output_dir(config: TrainingConfig) -> None:

@@ -1,7 +1,6 @@
 """A training run: builds the model, trains it, saves it, evaluates it."""
 
 from collections.abc import Iterable
-from contextlib import closing
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -28,7 +27,7 @@ from .accelerator import build_accelerator, choose_sharded_modules, start_tracke
 from .checkpoint import resume, save_checkpoint
 from .config import TrainingConfig, claim_output_dir, label_fields, lock_output_dir
 from .curves import CURVES_NAME, save_curves
-from .data_order import build_train_loader, seed_step
+from .data_order import build_train_loader, open_batches, seed_step
 from .history import History
 from .model import build_image_processor, build_model, decide_pretrained_backbone
 from .optimizer import NonFiniteGuard, OptimizerStep, build_average, build_optimizer
@@ -142,7 +141,7 @@ def train(
         num_workers=config.num_workers,
     )
     bar = tqdm(initial=first_step, total=config.max_steps, desc="training", disable=not accelerator.is_main_process)
-    with bar, closing(iter(accelerator.prepare(loader))) as batches:
+    with bar, open_batches(accelerator.prepare(loader)) as batches:
         for step in range(first_step + 1, config.max_steps + 1):
             signum = run.step(step, islice(batches, config.gradient_accumulation_steps))
             bar.update()
