@@ -183,6 +183,26 @@ def test_empty_output_folder(root, tmp_path, monkeypatch):
     assert (tmp_path / "prepared" / "README.md").is_file()
 
 
+def test_a_damaged_page_is_found(root, tmp_path):
+    """A level of a map may change without making the file unreadable."""
+    prepare(find_source(root), tmp_path / "prepared", num_processes=1)
+    shard = next((tmp_path / "prepared" / "data").glob("train-00000*"))
+    group = pyarrow.parquet.read_metadata(shard).row_group(0)
+    columns = [group.column(index) for index in range(group.num_columns)]
+    (depth,) = (column for column in columns if column.path_in_schema == "depth.bytes")
+    content = bytearray(shard.read_bytes())
+    content[depth.data_page_offset + depth.total_compressed_size // 2] ^= 1
+    shard.write_bytes(content)
+    with pytest.raises(ValueError, match="Cannot read .*prepared: .*checksum.*Prepare it again"):
+        get_benchmark("nyud_v2").load(str(tmp_path / "prepared"))
+
+
+def test_a_prepared_folder_is_cached_once(root, tmp_path):
+    prepare(find_source(root), tmp_path / "prepared", num_processes=1)
+    first, second = (get_benchmark("nyud_v2").load(str(tmp_path / "prepared"))["train"] for _ in range(2))
+    assert first.cache_files == second.cache_files
+
+
 def test_a_name_that_cannot_be_loaded(root, tmp_path):
     with pytest.raises(ValueError, match="choose another name than .*nyu"):
         prepare(find_source(root), tmp_path / "nyu[2]", num_processes=1)

@@ -106,7 +106,7 @@ def test_pipes_and_devices_are_not_opened(tmp_path):
     assert [failure.split(": ")[0] for failure in summary.failures] == [
         f"Cannot read {images / name}" for name in ("a.jpg", "b.png", "c.mp4")
     ]
-    assert all("a pipe, a device or a socket" in failure for failure in summary.failures)
+    assert all("regular file" in failure for failure in summary.failures)
 
 
 def test_a_full_disk_ends_the_run_with_a_sentence(tmp_path, monkeypatch):
@@ -142,3 +142,23 @@ def test_the_room_of_a_large_map_is_taken_before_it_is_written(tmp_path, monkeyp
     monkeypatch.setattr(tiling, "reserve", fail)
     with pytest.raises(OSError, match="temporary file of 12 MB"):
         tiling.allocate_map((3, 1000, 1000), torch.float32, tmp_path)
+
+
+def test_a_video_whose_frame_size_changes_is_predicted_to_its_end(tmp_path):
+    av = pytest.importorskip("av")
+    path, output = tmp_path / "film.mpg", tmp_path / "out"
+    for size in ((64, 48), (32, 40)):
+        with av.open(str(tmp_path / "part.ts"), "w") as container:
+            stream = container.add_stream("libx264", rate=10)
+            (stream.width, stream.height), stream.pix_fmt = size, "yuv420p"
+            for _ in range(3):
+                pixels = np.full((*size[::-1], 3), size[0], np.uint8)
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+            container.mux(stream.encode())
+        with path.open("ab") as file:
+            file.write((tmp_path / "part.ts").read_bytes())
+    summary = build_runner(output).run([InputItem(path, "film", "video")])
+    assert summary.failures == []
+    with av.open(str(output / "videos" / "film.mp4")) as container:
+        frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+    assert len(frames) == 6 and {frame.shape for frame in frames} == {(48, 128, 3)}

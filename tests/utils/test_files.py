@@ -2,6 +2,7 @@ import os
 import resource
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -13,7 +14,7 @@ from transformers_sem import TASKS, SEMForMultiTaskDensePrediction, SEMImageProc
 from transformers_sem.evaluation.evaluator import save_image_scores
 from transformers_sem.evaluation.map_files import save_maps
 from transformers_sem.utils.environment import save_report
-from transformers_sem.utils.files import atomic_write, lock_file, save_trained
+from transformers_sem.utils.files import atomic_write, lock_file, plain_disk_errors, save_trained
 from transformers_sem.visualization.panels import Prediction, save_panel
 
 from ..tiny import tiny_config
@@ -77,10 +78,10 @@ every_writer = pytest.mark.parametrize(
 
 
 @contextmanager
-def full_disk():
-    """No file grows beyond 40 bytes."""
+def full_disk(num_bytes=40):
+    """No file grows beyond this."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (40, limits[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, limits[1]))
     try:
         yield
     finally:
@@ -151,6 +152,18 @@ def test_a_lock_is_held_by_one(tmp_path):
         lock_file(tmp_path / "new" / ".lock", "One thing at a time")
     lock.release()
     lock_file(tmp_path / "new" / ".lock", "One thing at a time").release()
+
+
+def test_a_model_on_a_full_disk_is_an_error_with_a_remedy(tmp_path):
+    """safetensors and torch raise errors of their own."""
+    model, image_processor = SEMForMultiTaskDensePrediction(tiny_config()), SEMImageProcessor()
+    with full_disk(5000), pytest.raises(OSError, match=r"Cannot write to .* \(os error 27\).* Free some space"):
+        save_trained(model, image_processor, tmp_path)
+    assert finished_files(tmp_path).keys() <= {Path("unfinished_model", "config.json")}
+    with full_disk(), pytest.raises(OSError, match="Cannot write to .* Free some space"), plain_disk_errors(tmp_path):
+        torch.save(model.state_dict(), tmp_path / "weights.pt")
+    with pytest.raises(RuntimeError, match="^another$"), plain_disk_errors(tmp_path):
+        raise RuntimeError("another")
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -200,7 +200,7 @@ def write_shard(path: Path, rows: list[dict[str, Any]], features: datasets.Featu
     table = datasets.Dataset.from_dict(columns, features=features).data.table
     try:
         with atomic_write(path) as unfinished:
-            pyarrow.parquet.write_table(table, unfinished, row_group_size=ROWS_PER_GROUP)
+            pyarrow.parquet.write_table(table, unfinished, row_group_size=ROWS_PER_GROUP, write_page_checksum=True)
     except OSError as error:
         raise OSError(
             f"Cannot write {path}: {error}. Free some space, and run the same command again: finished shards are kept."
@@ -210,7 +210,7 @@ def write_shard(path: Path, rows: list[dict[str, Any]], features: datasets.Featu
 def read_prepared_ids(folder: Path, split: str) -> list[str]:
     """Reads the ids in the shards of a split."""
     paths = sorted((folder / "data").glob(f"{split}-*.parquet"))
-    tables = [pyarrow.parquet.read_table(path, columns=["id"]) for path in paths]
+    tables = [pyarrow.parquet.read_table(path, columns=["id"], page_checksum_verification=True) for path in paths]
     return [name for table in tables for name in table["id"].to_pylist()]
 
 

@@ -99,16 +99,6 @@ def is_result(path: Path, output: Path) -> bool:
     return not {output / name for name in RESULT_FOLDERS}.isdisjoint([path, *path.parents])
 
 
-def check_is_file(item: InputItem) -> None:
-    """Checks before an item is read that reading it can end.
-
-    Raises:
-        ValueError: If it is a pipe, a device or a socket, or a link to one.
-    """
-    if item.kind != "camera" and item.path.exists() and not item.path.is_file() and not item.path.is_dir():
-        raise ValueError(f"Cannot read {item.path}: it is a pipe, a device or a socket. Save the image as a file.")
-
-
 def known_endings() -> set[str]:
     """Returns the endings of the files that are taken from a folder."""
     image_endings = {ending for ending, name in Image.registered_extensions().items() if name in Image.OPEN}

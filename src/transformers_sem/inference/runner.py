@@ -19,7 +19,7 @@ from ..utils.files import atomic_write
 from ..utils.processes import progress
 from ..visualization.inside import inside_panel
 from ..visualization.panels import Prediction, VideoFrameRenderer
-from .inputs import InputItem, check_is_file
+from .inputs import InputItem
 from .outputs import OutputFolder
 from .predictor import Predictor
 from .video import VIDEO_ENDING, VideoFrame, VideoReader, create_video, open_video
@@ -126,7 +126,6 @@ class PredictionRunner:
         """Yields the images that can be read."""
         for number, fingerprint in numbered:
             try:
-                check_is_file(items[number])
                 pixels = np.array(read_image_file(items[number].path))
             except ValueError as error:
                 self._note_failure(number, error)
@@ -136,7 +135,6 @@ class PredictionRunner:
 
     def _predict_video(self, number: int, item: InputItem, fingerprint: str | None) -> None:
         with self._failures_noted(number, item):
-            check_is_file(item)
             path, renderer = self.outputs.path("videos", item, VIDEO_ENDING), VideoFrameRenderer()
             with open_video(item) as video, atomic_write(path) as unfinished:
                 frames_per_second = round(video.rate) or 1

@@ -18,11 +18,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..image_processing_sem import restore_map
+from ..image_processing_sem import MAX_BAND_VALUES, restore_map, upsample_rows
 from ..tasks import flip_logits, get_task
 
 
-MAX_BAND_VALUES = 2**24  # 64 MiB of float32
 MAX_MEMORY_VALUES = 2**26  # larger maps are in a temporary file
 
 
@@ -117,16 +116,6 @@ def match_depth_scale(tile: ViewLogits, whole: ViewLogits) -> ViewLogits:
             values = kind.zoom_values(values, 1 / kind.measure_zoom(values, reference[:, rows, columns]))
         logits[task] = values
     return ViewLogits(view, logits)
-
-
-def upsample_rows(logits: Tensor, size: tuple[int, int], start: int, stop: int) -> Tensor:
-    """Upsamples logits `(num_labels, h, w)` to `size` and returns rows `start` to `stop`; bilinear, as in post-processing."""
-    position = (torch.arange(start, stop, device=logits.device) + 0.5) * (logits.shape[1] / size[0]) - 0.5
-    position = position.clamp(min=0)
-    above = position.long().clamp(max=logits.shape[1] - 1)
-    below = (above + 1).clamp(max=logits.shape[1] - 1)
-    rows = torch.lerp(logits[:, above], logits[:, below], (position - above)[:, None])
-    return F.interpolate(rows[None], size=(stop - start, size[1]), mode="bilinear", align_corners=False)[0]
 
 
 @dataclass

@@ -1,6 +1,7 @@
 """Settings of a training run, and the folder that the run writes to."""
 
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -35,6 +36,7 @@ ZOOM_TOLERANCE = 0.05  # of the logarithm: [0.75, 1.35] is symmetric enough
 TRACKERS = ("tensorboard", "wandb", "trackio")
 LOCK_SECONDS = 30  # data workers of a killed process hold its lock until they notice
 WITHOUT_EFFECT_ON_WEIGHTS = (
+    "output_dir",
     "num_workers",
     "keep_in_memory",
     "log_every",
@@ -179,7 +181,10 @@ class TrainingConfig:
             raise ValueError(f"`image_std` is above 0; got {self.image_std}.")
 
     def validate_optimizer(self):
-        """Decays and norms are in their ranges."""
+        """Rates, decays and norms are in their ranges."""
+        for name in ("learning_rate", "decay_power", "weight_decay", "seed", "num_workers"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"`{name}` is 0 or more, and finite; got {getattr(self, name)}.")
         if not self.max_grad_norm > 0:
             raise ValueError(f"`max_grad_norm` is above 0 (.inf does not clip); got {self.max_grad_norm}.")
         if not 0 < self.layer_decay <= 1:
@@ -288,13 +293,27 @@ def claim_output_dir(config: TrainingConfig) -> None:
     changed = [
         f"{key} {earlier[key]!r} -> {value!r}"
         for key, value in asdict(config).items()
-        if earlier[key] != value and key not in WITHOUT_EFFECT_ON_WEIGHTS
+        if earlier[key] != value
+        and key not in WITHOUT_EFFECT_ON_WEIGHTS
+        and not is_same_path(key, earlier[key], value)
     ]
     if changed:
         raise ValueError(
             f"{config.output_dir!r} holds a run with other settings ({'; '.join(changed)}), which cannot be resumed with "
             "these. Choose another output_dir, or remove that folder."
         )
+
+
+def is_same_path(key: str, first: str | None, second: str | None) -> bool:
+    """Returns whether two values of `data_dir` name one folder, relative to this one or not."""
+    return key == "data_dir" and None not in (first, second) and os.path.realpath(first) == os.path.realpath(second)
+
+
+def forget_unstarted_run(folder: Path) -> None:
+    """Removes the settings of a run that ended before its first checkpoint, so that a corrected one may start there."""
+    has_weights = any(folder.glob("checkpoints/step_*")) or any(folder.rglob("*.safetensors"))
+    if not has_weights:
+        (folder / SETTINGS_NAME).unlink(missing_ok=True)
 
 
 def network_size(config: TrainingConfig) -> tuple[int, int]:

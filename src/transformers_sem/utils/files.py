@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from filelock import FileLock, Timeout
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.image_processing_base import ImageProcessingMixin
@@ -19,9 +20,10 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
     After an error or a kill `path` is as it was before.
     """
-    # A hash, because a longer name may be too long, and may be that of another file.
-    digest = hashlib.sha256(os.fsencode(path.name)).hexdigest()[:16]
-    unfinished = path.with_name(f"unfinished_{digest}{path.suffix}")
+    # Neither the name of another file nor, as names have 255 bytes at most, too long.
+    digest = hashlib.sha256(os.fsencode(path.name)).hexdigest()[:12]
+    name = path.name if len(os.fsencode(path.name)) < 200 else path.suffix
+    unfinished = path.with_name(f"unfinished_{digest}_{name}")
     try:
         yield unfinished
         os.replace(unfinished, path)
@@ -51,6 +53,25 @@ def lock_file(path: Path, rule: str, seconds: float = 0) -> FileLock:
     return lock
 
 
+@contextmanager
+def plain_disk_errors(folder: Path) -> Iterator[None]:
+    """Turns what libraries raise where they cannot write, such as on a full disk, into one error that says what to do.
+
+    Raises:
+        OSError: In place of theirs.
+    """
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        # torch's `inline_container.cc` writes archives
+        if type(error) is RuntimeError and "inline_container" not in str(error):
+            raise
+        reason = str(error).strip().split("\n")[0].rstrip(".")
+        raise OSError(
+            f"Cannot write to {folder}: {reason}. Free some space; the same command goes on from the last checkpoint."
+        ) from error
+
+
 def save_trained(
     model: PreTrainedModel,
     image_processor: ImageProcessingMixin,
@@ -64,11 +85,15 @@ def save_trained(
         image_processor (`ImageProcessingMixin`): Its image processor.
         folder (`Path`): Where `from_pretrained` will find both.
         weights (`dict[str, Tensor]`, *optional*): A state dict to save in place of the model's own.
+
+    Raises:
+        OSError: If they cannot be written, for example because the disk is full.
     """
     unfinished = folder / "unfinished_model"
     shutil.rmtree(unfinished, ignore_errors=True)
-    model.save_pretrained(unfinished, state_dict=weights)
-    image_processor.save_pretrained(unfinished)
-    for path in sorted(unfinished.iterdir()):
-        os.replace(path, folder / path.name)
-    unfinished.rmdir()
+    with plain_disk_errors(folder):
+        model.save_pretrained(unfinished, state_dict=weights)
+        image_processor.save_pretrained(unfinished)
+        for path in sorted(unfinished.iterdir()):
+            os.replace(path, folder / path.name)
+        unfinished.rmdir()
