@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from transformers_sem.tasks import TASKS as TASK_TABLE
-from transformers_sem.utils.files import lock_file
+from transformers_sem.utils.files import locked
 
 from .commands import TASKS, error_line, run, run_ranks, start
 
@@ -201,7 +201,7 @@ def test_predicting_a_video(trained, tmp_path):
 
 def test_a_second_run_into_the_same_folder_is_refused(trained, tmp_path):
     photo, output = save_photo(tmp_path / "photo.png"), tmp_path / "out"
-    with lock_file(output / ".lock", "One test at a time"):
+    with locked(output / ".lock", "One test at a time"):
         assert "One run writes to a folder at a time" in error_line(
             run("predict", *predict_arguments(trained, photo, output))
         )

@@ -236,7 +236,7 @@ def test_a_damaged_archive_is_refused_or_makes_no_difference(tmp_path, unpack_in
     members = {f"a/{letter}.txt": letter.encode() * 700 for letter in "bcd"}
     archive = write_archive(tmp_path / name, members)
     content, refused = archive.read_bytes(), 0
-    positions = range(0, 8 * len(content), 3) if name.endswith("gz") else range(1544 * 8, 1600 * 8, 7)
+    positions = range(0, 8 * len(content), 13) if name.endswith("gz") else range(1544 * 8, 1600 * 8, 7)
     for position in positions:
         damaged = bytearray(content)
         damaged[position // 8] ^= 1 << position % 8

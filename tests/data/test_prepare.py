@@ -15,6 +15,7 @@ from transformers_sem.data.benchmarks import get_benchmark
 from transformers_sem.data.nyud_v2 import NYUDv2, find_source
 from transformers_sem.data.prepare import prepare, verify
 from transformers_sem.hub import upload as hub
+from transformers_sem.utils.files import lock_file
 from transformers_sem.utils.processes import process_pool
 
 from .nyud_v2_forms import write_tiny_folder
@@ -239,6 +240,16 @@ def test_full_disk(root, tmp_path, monkeypatch):
     assert pyarrow.parquet.read_metadata(next(unfinished.rglob("*.parquet"))).num_rows == 3
     assert prepare(find_source(root), output, num_processes=1) == []
     assert_equal_rows(datasets.load_dataset(str(output))["train"], build(root, tmp_path)["train"])
+
+
+def test_one_process_prepares_a_folder_at_a_time(root, tmp_path):
+    with (
+        lock_file(tmp_path / "unfinished_prepared" / "lock", "One test"),
+        pytest.raises(ValueError, match="One process"),
+    ):
+        prepare(find_source(root), tmp_path / "prepared", num_processes=1)
+    assert prepare(find_source(root), tmp_path / "prepared", num_processes=1) == []
+    assert sorted(path.name for path in (tmp_path / "prepared").iterdir()) == ["README.md", "data"]
 
 
 def test_files_of_a_killed_run_are_removed(root, tmp_path):

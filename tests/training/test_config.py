@@ -8,7 +8,7 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers_sem import SEMConfig
 from transformers_sem.data.benchmarks import BENCHMARKS
 from transformers_sem.training import config as configuration
-from transformers_sem.training.config import TrainingConfig, claim_output_dir, forget_unstarted_run, lock_output_dir
+from transformers_sem.training.config import TrainingConfig, claim_output_dir, holds_weights, lock_output_dir
 from transformers_sem.utils.errors import describe_error
 
 
@@ -209,15 +209,22 @@ def test_a_moved_run_goes_on(tmp_path, monkeypatch):
         claim_output_dir(TrainingConfig(output_dir="moved", data_dir="moved"))
 
 
-def test_a_run_without_a_checkpoint_is_forgotten(tmp_path):
+def test_settings_of_a_run_that_did_not_start_are_replaced(tmp_path):
     config = TrainingConfig(output_dir=str(tmp_path))
     claim_output_dir(config)
-    forget_unstarted_run(tmp_path)
-    claim_output_dir(replace(config, seed=2))
-    (tmp_path / "checkpoints" / "step_000001").mkdir(parents=True)
-    forget_unstarted_run(tmp_path)
-    with pytest.raises(ValueError, match="seed 2 -> 3"):
-        claim_output_dir(replace(config, seed=3))
+    claim_output_dir(replace(config, seed=2), replace=True)
+    assert TrainingConfig.load(tmp_path / "training.yaml").seed == 2
+
+
+@pytest.mark.parametrize(
+    "name", ["checkpoints/step_000001/optimizer.bin", "model.safetensors", "seed0/sem/model.safetensors"]
+)
+def test_a_run_has_started_with_its_first_weights(tmp_path, name):
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / "training.yaml").touch()
+    assert not name.endswith("safetensors") or not holds_weights(tmp_path)
+    (tmp_path / name).touch()
+    assert holds_weights(tmp_path)
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ from huggingface_hub import DatasetCard, DatasetCardData
 from tqdm.auto import tqdm
 
 from ..tasks import TASKS
-from ..utils.files import atomic_write
+from ..utils.files import atomic_write, locked
 from ..utils.processes import process_pool
 from ..visualization.panels import contact_sheet
 from .files import BrokenFrameError, file_signature
@@ -118,7 +118,7 @@ def prepare(source: Source, output: Path, num_processes: int, *, skip_broken: bo
         broken frames are kept for the next run.
 
     Raises:
-        ValueError: If `output` holds something else, or has a name that `datasets` cannot load.
+        ValueError: If `output` holds something else, has a name that `datasets` cannot load, or another process prepares it.
         OSError: If it cannot be written.
     """
     plan, output = plan_shards(source), output.expanduser().resolve()
@@ -135,10 +135,12 @@ def prepare(source: Source, output: Path, num_processes: int, *, skip_broken: bo
         )
     unfinished = output.with_name(f"unfinished_{output.name}")
     (unfinished / "data").mkdir(parents=True, exist_ok=True)
-    problems = write_missing(source, unfinished, plan, num_processes, skip_broken)
-    if not problems or skip_broken:
-        finish_folder(source, unfinished, plan)
-        os.replace(unfinished, output)
+    with locked(unfinished / "lock", "One process prepares a folder at a time"):
+        problems = write_missing(source, unfinished, plan, num_processes, skip_broken)
+        if not problems or skip_broken:
+            finish_folder(source, unfinished, plan)
+            os.replace(unfinished, output)
+    (output / "lock").unlink(missing_ok=True)
     return problems
 
 

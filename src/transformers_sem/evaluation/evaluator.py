@@ -30,7 +30,7 @@ from ..modeling_sem import SEMForMultiTaskDensePrediction
 from ..utils.cache import CachedResult
 from ..utils.environment import save_report
 from ..utils.errors import check_keys
-from ..utils.files import atomic_write, lock_file
+from ..utils.files import atomic_write, locked
 from ..utils.processes import available_cpus, leave_cores, process_pool, progress
 from ..utils.settings import apply_overrides, read_settings
 from ..visualization.panels import Prediction
@@ -377,7 +377,7 @@ def lock_report(path: Path, accelerator: Accelerator) -> AbstractContextManager:
     """
     if not accelerator.is_main_process:
         return nullcontext()
-    return lock_file(path.with_name(f".{path.stem}.lock"), "One evaluation writes a report at a time")
+    return locked(path.with_name(f".{path.stem}.lock"), "One evaluation writes a report at a time")
 
 
 def describe_unscored(model: SEMForMultiTaskDensePrediction, evaluation: Evaluation) -> str:

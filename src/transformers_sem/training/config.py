@@ -277,31 +277,39 @@ def lock_output_dir(folder: Path) -> FileLock:
     return lock_file(folder / ".lock", "One process trains in a folder at a time", LOCK_SECONDS)
 
 
-def claim_output_dir(config: TrainingConfig) -> None:
+def claim_output_dir(config: TrainingConfig, *, replace: bool = False) -> None:
     """Writes the settings to `output_dir`, or checks that the run to resume there has the same settings.
+
+    Args:
+        config (`TrainingConfig`): The settings.
+        replace (`bool`, *optional*, defaults to `False`): Whether to write the settings over others.
 
     Raises:
         ValueError: If the folder holds a run with other settings.
     """
     path = Path(config.output_dir) / SETTINGS_NAME
-    if not path.is_file():
+    changed = changed_settings(config, path) if path.is_file() else []
+    if changed and not replace:
+        raise ValueError(
+            f"{config.output_dir!r} holds a run with other settings ({'; '.join(changed)}), which cannot be resumed with "
+            "these. Choose another output_dir, or remove that folder."
+        )
+    if changed or not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(path) as unfinished:
             unfinished.write_text(yaml.safe_dump(asdict(config), sort_keys=False))
-        return
+
+
+def changed_settings(config: TrainingConfig, path: Path) -> list[str]:
+    """Returns the settings that differ from those in a file and that weights depend on, as "name old -> new"."""
     earlier = asdict(TrainingConfig.load(path))
-    changed = [
+    return [
         f"{key} {earlier[key]!r} -> {value!r}"
         for key, value in asdict(config).items()
         if earlier[key] != value
         and key not in WITHOUT_EFFECT_ON_WEIGHTS
         and not is_same_path(key, earlier[key], value)
     ]
-    if changed:
-        raise ValueError(
-            f"{config.output_dir!r} holds a run with other settings ({'; '.join(changed)}), which cannot be resumed with "
-            "these. Choose another output_dir, or remove that folder."
-        )
 
 
 def is_same_path(key: str, first: str | None, second: str | None) -> bool:
@@ -309,11 +317,9 @@ def is_same_path(key: str, first: str | None, second: str | None) -> bool:
     return key == "data_dir" and None not in (first, second) and os.path.realpath(first) == os.path.realpath(second)
 
 
-def forget_unstarted_run(folder: Path) -> None:
-    """Removes the settings of a run that ended before its first checkpoint, so that a corrected one may start there."""
-    has_weights = any(folder.glob("checkpoints/step_*")) or any(folder.rglob("*.safetensors"))
-    if not has_weights:
-        (folder / SETTINGS_NAME).unlink(missing_ok=True)
+def holds_weights(folder: Path) -> bool:
+    """Returns whether a run in a folder has reached its first checkpoint."""
+    return any(folder.glob("checkpoints/step_*")) or any(folder.rglob("*.safetensors"))
 
 
 def network_size(config: TrainingConfig) -> tuple[int, int]:

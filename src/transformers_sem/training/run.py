@@ -25,7 +25,7 @@ from ..utils.processes import leave_cores
 from ..visualization.panels import save_panel
 from .accelerator import build_accelerator, choose_sharded_modules, start_trackers
 from .checkpoint import resume, save_checkpoint
-from .config import TrainingConfig, claim_output_dir, forget_unstarted_run, label_fields, lock_output_dir
+from .config import TrainingConfig, claim_output_dir, holds_weights, label_fields, lock_output_dir
 from .curves import CURVES_NAME, save_curves
 from .data_order import build_train_loader, open_batches, seed_step
 from .history import History
@@ -202,8 +202,7 @@ def run_training(config: TrainingConfig) -> None:
         image_processor = build_image_processor(config, model.config.backbone_config)
         if accelerator.is_main_process:  # last: a run that cannot start claims no folder
             lock = lock_output_dir(output_dir)  # noqa: F841, held until the end
-            forget_unstarted_run(output_dir)
-            claim_output_dir(config)
+            claim_output_dir(config, replace=not holds_weights(output_dir))
     accelerator.print(format_plan(config, model, len(rows["train"]), accelerator.num_processes))
     with plain_errors(), StopRequest(accelerator) as stop:
         weights = train(config, accelerator, model, image_processor, rows, stop)

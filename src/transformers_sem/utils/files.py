@@ -54,6 +54,16 @@ def lock_file(path: Path, rule: str, seconds: float = 0) -> FileLock:
 
 
 @contextmanager
+def locked(path: Path, rule: str) -> Iterator[None]:
+    """Holds the lock of [`lock_file`] in a `with` block."""
+    lock = lock_file(path, rule)
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
 def plain_disk_errors(folder: Path) -> Iterator[None]:
     """Turns what libraries raise where they cannot write, such as on a full disk, into one error that says what to do.
 
@@ -64,7 +74,7 @@ def plain_disk_errors(folder: Path) -> Iterator[None]:
         yield
     except (OSError, RuntimeError, SafetensorError) as error:
         # torch's `inline_container.cc` writes archives
-        if type(error) is RuntimeError and "inline_container" not in str(error):
+        if isinstance(error, RuntimeError) and "inline_container" not in str(error):
             raise
         reason = str(error).strip().split("\n")[0].rstrip(".")
         raise OSError(
