@@ -15,7 +15,7 @@ from transformers_sem.data.benchmarks import get_benchmark
 from transformers_sem.data.nyud_v2 import NYUDv2, find_source
 from transformers_sem.data.prepare import prepare, verify
 from transformers_sem.hub import upload as hub
-from transformers_sem.utils.files import lock_file
+from transformers_sem.utils.files import locked
 from transformers_sem.utils.processes import process_pool
 
 from .nyud_v2_forms import write_tiny_folder
@@ -244,7 +244,7 @@ def test_full_disk(root, tmp_path, monkeypatch):
 
 def test_one_process_prepares_a_folder_at_a_time(root, tmp_path):
     with (
-        lock_file(tmp_path / "unfinished_prepared" / "lock", "One test"),
+        locked(tmp_path / "unfinished_prepared" / "lock", "One test"),
         pytest.raises(ValueError, match="One process"),
     ):
         prepare(find_source(root), tmp_path / "prepared", num_processes=1)

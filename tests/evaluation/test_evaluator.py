@@ -39,7 +39,7 @@ from transformers_sem.evaluation.evaluator import (
 )
 from transformers_sem.evaluation.metrics import METRICS
 from transformers_sem.evaluation.sums import MetricSums
-from transformers_sem.utils.files import lock_file
+from transformers_sem.utils.files import locked
 
 from ..tiny import tiny_config
 
@@ -315,7 +315,7 @@ def test_a_model_is_judged_on_the_tasks_that_the_data_has_too(plain, evaluate, m
 
 
 def test_one_evaluation_writes_a_report_at_a_time(evaluate, tmp_path):
-    with lock_file(tmp_path / ".evaluation.lock", "One test"), pytest.raises(ValueError, match="at a time; another"):
+    with locked(tmp_path / ".evaluation.lock", "One test"), pytest.raises(ValueError, match="at a time; another"):
         evaluate(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == [".evaluation.lock"]
 

@@ -14,7 +14,7 @@ from transformers_sem import TASKS, SEMForMultiTaskDensePrediction, SEMImageProc
 from transformers_sem.evaluation.evaluator import save_image_scores
 from transformers_sem.evaluation.map_files import save_maps
 from transformers_sem.utils.environment import save_report
-from transformers_sem.utils.files import atomic_write, lock_file, plain_disk_errors, save_trained
+from transformers_sem.utils.files import atomic_write, lock_file, locked, plain_disk_errors, save_trained
 from transformers_sem.visualization.panels import Prediction, save_panel
 
 from ..tiny import tiny_config
@@ -151,7 +151,9 @@ def test_a_lock_is_held_by_one(tmp_path):
     with pytest.raises(ValueError, match=r"One thing at a time; another one holds .*\.lock"):
         lock_file(tmp_path / "new" / ".lock", "One thing at a time")
     lock.release()
-    lock_file(tmp_path / "new" / ".lock", "One thing at a time").release()
+    for _ in range(2):
+        with locked(tmp_path / "new" / ".lock", "One thing at a time"):
+            pass
 
 
 def test_a_model_on_a_full_disk_is_an_error_with_a_remedy(tmp_path):
