@@ -351,7 +351,7 @@ def test_a_signal_ends_the_demo_at_once_and_leaves_no_file(repository, model, tm
     port = free_port()
     process = start([repository / "scripts" / "demo.py", "--model", model, "--port", port], port, tmp_path)
     visitor = Visitor(port)
-    path = visitor.upload(image_file(4000, 4000), "large.png")[1]  # not predicted before the signal
+    path = visitor.upload(image_file(700, 700), "large.png")[1]  # not predicted before the signal
     assert visitor.join([{"path": path}])[0] == 200
     with socket.create_connection(("127.0.0.1", port)) as stream:  # an open page
         stream.sendall(b"GET /gradio_api/heartbeat/a HTTP/1.1\r\nHost: localhost\r\n\r\n")

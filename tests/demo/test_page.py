@@ -11,7 +11,7 @@ from PIL import Image
 
 from transformers_sem import TASKS
 
-from .files import write_bad_files
+from .files import write_bad_files, write_huge_png
 
 
 gradio = pytest.importorskip("gradio", reason="the extra `demo` is not installed")
@@ -81,6 +81,12 @@ def test_bad_files_give_a_message_and_no_results(page, tmp_path):
         assert "status error" in updates[page.status] and word in updates[page.status], path.name
         assert updates[page.results]["visible"] is False
     assert result_folders(page) == []
+
+
+def test_an_image_of_too_many_pixels_is_not_decoded(page, tmp_path):
+    write_huge_png(tmp_path / "photo.png", 12_001, 9_000)
+    updates = page.show(str(tmp_path / "photo.png"), request(page, "b"))
+    assert "at most 108 million pixels; got 12,001 x 9,000" in updates[page.status]
 
 
 def test_rendered_rooms_are_not_training_data(monkeypatch):

@@ -33,6 +33,7 @@ TITLE = "One image, all dense predictions"
 HERE = Path(__file__).parent
 INVITATION = "<div class='status'>Upload an image, paste one, or use your camera.</div>"
 MAX_SIDE = 1024
+MAX_PIXELS = 108_000_000  # of large phone cameras; decoding them takes seconds and 3 GB at worst
 MAX_WAITING = 32
 # Results are deleted when their page is closed, or after this time
 MAX_AGE_SECONDS = 3600
@@ -107,7 +108,7 @@ def about(model: str, pipeline: MultiTaskDensePredictionPipeline, max_upload_mb:
         f"**{html.escape(model)}** is a Synergy Embedding Model (SEM, CVPR 2024) with {parameters:.1f} M parameters. It predicts "
         f"{titles} in one forward pass at {size['width']} x {size['height']} pixels. It works best on images like those it was "
         "trained on.\n\n"
-        f"Images have up to {max_upload_mb} MB and are reduced to at most {MAX_SIDE} pixels per side. Images are predicted one "
+        f"Images have up to {max_upload_mb} MB and {MAX_PIXELS // 10**6} million pixels, and are reduced to at most {MAX_SIDE} pixels per side. Images are predicted one "
         "at a time. Your results are deleted when you close the page, your uploads within an hour."
     )
 
@@ -200,7 +201,7 @@ class Page:
             return self.hide(INVITATION)
         start = time.perf_counter()
         try:
-            image = read_image_file(path)
+            image = read_image_file(path, MAX_PIXELS)
         except UnreadableImageError as error:
             return self.hide(f"<div class='status error'>{html.escape(public_reason(error))}</div>")
         size = image.size
