@@ -1,5 +1,6 @@
 """Benchmarks: the datasets by the names that configurations use, with their tasks and evaluation protocols."""
 
+import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -8,12 +9,16 @@ from typing import Any
 
 import datasets
 import numpy as np
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from torch import Tensor
 
 from ..tasks import get_task
 from . import folder, nyud_v2, pascal_context, scenes
 from .row_format import LABEL_MAP
+
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,7 +118,10 @@ class Benchmark:
             return self.load_prepared(data_dir)
         builder = self._build(data_dir, **kwargs)
         builder.download_and_prepare()
-        return builder.as_dataset()
+        rows = builder.as_dataset()
+        if self.builder is folder.Folder:
+            warn_of_absent_classes(rows["train"], self.class_names)
+        return rows
 
     def count_rows(self, data_dir: str | None = None, **kwargs) -> dict[str, int]:
         """Counts the rows of every split without preparing the data; arguments and errors are those of `load`."""
@@ -155,6 +163,17 @@ class Benchmark:
                     f"{folder} holds other {task} classes than {self.builder.__name__}; pass the folder of that dataset."
                 )
         return rows
+
+
+def warn_of_absent_classes(rows: datasets.Dataset, class_names: dict[str, list[str]]) -> None:
+    """Warns of classes that occur in no label of the training rows, which a model cannot learn."""
+    for task, names in class_names.items():
+        present = pc.unique(pc.list_flatten(rows.data.column(f"{task}_classes"))).to_pylist()
+        absent = [name for index, name in enumerate(names) if index not in present]
+        if absent:
+            logger.warning(
+                "No training label of %s has the classes %s; check their ids in dataset.yaml.", task, absent
+            )
 
 
 def is_prepared(folder: str | Path) -> bool:

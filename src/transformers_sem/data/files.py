@@ -3,6 +3,7 @@
 import hashlib
 import os
 import tarfile
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from io import BytesIO
@@ -324,7 +325,8 @@ def read_list(path: Path) -> list[str]:
     if not path.is_file():
         raise FileNotFoundError(f"A split needs the list {path}, which does not exist; write one id per line.")
     # Bytes that are not text become ids without files, which are reported.
-    names = path.read_text(encoding="utf-8-sig", errors="replace").split()
+    names = path.read_text(encoding="utf-8-sig", errors="replace").splitlines()
+    names = [name.strip() for name in names if name.strip()]
     if not names:
         raise ValueError(f"A split needs at least one id, and {path} is empty; write one id per line.")
     outside = [
@@ -334,7 +336,7 @@ def read_list(path: Path) -> list[str]:
     ]
     if outside:
         raise ValueError(f"An id is a plain name; {path} has {outside[:5]}. Take them off the list.")
-    repeated = sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []
+    repeated = sorted(name for name, count in Counter(names).items() if count > 1)
     if repeated:
         raise ValueError(f"An id is listed once; {path} repeats {repeated[:5]}. Take the repetitions off the list.")
     return names
