@@ -1,8 +1,10 @@
 """Images of any form become the same upright pixels, and what is damaged or ambiguous is refused."""
 
+import os
+
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from transformers_sem import image_files
 from transformers_sem.image_files import read_image_file, to_upright_rgb
@@ -74,6 +76,43 @@ def test_images_may_exceed_the_limit_of_pillow(tmp_path, monkeypatch, recwarn):
     monkeypatch.setattr(image_files, "MAX_PIXELS", 50)
     with pytest.raises(ValueError, match=r"photo.png: an image has at most 0 million pixels; got 12 x 8. Shrink it"):
         read_image_file(tmp_path / "photo.png")
+
+
+def test_threads_restore_the_limit_of_pillow(tmp_path):
+    """Another thread may start to read before the first one ends."""
+    limit = Image.MAX_IMAGE_PIXELS
+    first, second = image_files.without_pillow_limit(), image_files.without_pillow_limit()
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert Image.MAX_IMAGE_PIXELS is None
+    second.__exit__(None, None, None)
+    assert limit == Image.MAX_IMAGE_PIXELS
+
+
+@pytest.mark.parametrize("name", [b"zTXt", b"iCCP", b"eXIf"])
+def test_damaged_texts_and_profiles_are_ignored(tmp_path, name):
+    texts, exif = PngImagePlugin.PngInfo(), Image.Exif()
+    texts.add_text("comment", "text" * 1000, zip=True)
+    exif[0x010F] = "camera"
+    red_above_blue().save(tmp_path / "photo.png", pnginfo=texts, exif=exif, icc_profile=b"x" * 500)
+    content = bytearray((tmp_path / "photo.png").read_bytes())
+    content[content.index(name) + 12] ^= 255
+    (tmp_path / "photo.png").write_bytes(content)
+    assert is_red_above_blue(read_image_file(tmp_path / "photo.png"))
+
+
+def test_an_upright_image_is_not_turned_again(tmp_path):
+    save_rotated(tmp_path / "photo.jpg", 6)
+    upright = to_upright_rgb(Image.open(tmp_path / "photo.jpg"))
+    assert is_red_above_blue(to_upright_rgb(upright)) and upright.size == (12, 8)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_a_pipe_is_refused(tmp_path):
+    os.mkfifo(tmp_path / "photo.jpg")
+    with pytest.raises(ValueError, match="no regular file"):
+        read_image_file(tmp_path / "photo.jpg")
 
 
 def write(content):

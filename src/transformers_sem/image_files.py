@@ -107,7 +107,7 @@ def _read(file: Path | BytesIO, name: str) -> Image.Image:
 
 
 def _decode(file: Path | BytesIO) -> Image.Image:
-    with _without_pillow_limit(), Image.open(file, formats=IMAGE_FORMATS) as image:
+    with without_pillow_limit(), Image.open(file, formats=IMAGE_FORMATS) as image:
         if image.width * image.height > MAX_PIXELS:
             raise ValueError(
                 f"an image has at most {MAX_PIXELS // 10**6} million pixels; got {image.width:,} x "
@@ -136,7 +136,7 @@ _limit_lock, _num_readers, _pillow_limit = threading.Lock(), 0, None
 
 
 @contextmanager
-def _without_pillow_limit() -> Iterator[None]:
+def without_pillow_limit() -> Iterator[None]:
     """Disables Pillow's own size limit, which warns and raises at sizes that today's cameras have.
 
     The limit belongs to the process. It is restored when the last thread has read its image.
