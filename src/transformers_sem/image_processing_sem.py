@@ -26,7 +26,7 @@ from .backbone import pretraining_normalization
 from .configuration_sem import SEMConfig
 from .image_files import check_levels, load_image, to_pixel_tensor, to_upright, to_upright_rgb
 from .task_kinds import CLASS_IDS, METRES, TaskKind
-from .tasks import get_task, invalid_label, resize_label, to_label
+from .tasks import get_task, invalid_labels, resize_label, to_label
 
 
 class TaskLabels(dict):
@@ -269,7 +269,7 @@ class SEMImageProcessor(TorchvisionBackend):
         if len(maps) != len(image_sizes):
             raise ValueError(f"Give one {task} map per image; got {len(maps)} for {len(image_sizes)} images.")
         labels = [
-            invalid_label(task, size) if task_map is None else to_label(task, task_map)
+            invalid_labels(task, 1, size)[0] if task_map is None else to_label(task, task_map)
             for task_map, size in zip(maps, image_sizes, strict=True)
         ]
         for label, image_size in zip(labels, image_sizes, strict=True):

@@ -185,12 +185,6 @@ def to_label(task: str, value: Image.Image | np.ndarray | Tensor) -> Tensor:
     return spec.kind.project_values(spec.kind.known_values(labels).to(spec.dtype))
 
 
-def invalid_label(task: str, size: tuple[int, int]) -> Tensor:
-    """Returns a label of an image of `size`, height and width, in which every pixel is invalid."""
-    spec = get_task(task)
-    return torch.full(spec.label_shape(1, size)[1:], spec.kind.invalid_value, dtype=spec.dtype)
-
-
 def _rule(spec: TaskSpec) -> str:
     """The allowed values in words, for error messages."""
     values = "0 or 1" if spec.dtype != spec.kind.dtype else spec.kind.values

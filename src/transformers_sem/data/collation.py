@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..tasks import invalid_label
+from ..tasks import invalid_labels
 
 
 def collate_rows(rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor | dict[str, Tensor]]:
@@ -33,7 +33,9 @@ def collate_rows(rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor | dict[s
     size = sizes.pop()
     row_labels = [row.get("labels") or {} for row in rows]
     labels = {
-        task: torch.stack([torch.as_tensor(labels.get(task, invalid_label(task, size))) for labels in row_labels])
+        task: torch.stack(
+            [torch.as_tensor(labels.get(task, invalid_labels(task, 1, size)[0])) for labels in row_labels]
+        )
         for task in dict.fromkeys(task for labels in row_labels for task in labels)
     }
     batch = {"pixel_values": torch.stack([torch.as_tensor(row["pixel_values"]) for row in rows])}

@@ -14,9 +14,10 @@ from typing import Any
 import datasets
 import numpy as np
 import scipy.io
-from PIL import Image, ImageOps
+from PIL import Image
 from tqdm.auto import tqdm
 
+from ..image_files import to_upright
 from ..task_kinds import unit_vectors_to_rgb
 from ..utils.extras import MissingExtraError, require
 
@@ -100,7 +101,7 @@ def read_image(path: str, palette: bool = False) -> np.ndarray:
             )
         if image.mode == "P" and not palette:
             raise ValueError("it must be gray or RGB; got a palette, save it without one")
-        return np.asarray(ImageOps.exif_transpose(image))  # rotated by its EXIF orientation, as `datasets` does
+        return np.asarray(to_upright(image))  # rotated by its EXIF orientation, as `datasets` does
 
 
 def read_npy(path: str) -> np.ndarray:
