@@ -10,7 +10,9 @@ from typing import Any
 import datasets
 import numpy as np
 import pyarrow.compute as pc
+import pyarrow.dataset
 import pyarrow.parquet as pq
+from datasets.exceptions import DatasetGenerationError
 from torch import Tensor
 
 from ..tasks import get_task
@@ -115,10 +117,12 @@ class Benchmark:
         """
         self._check_fields(kwargs)
         if data_dir is not None and is_prepared(data_dir):
-            return self.load_prepared(data_dir)
-        builder = self._build(data_dir, **kwargs)
-        builder.download_and_prepare()
-        rows = builder.as_dataset()
+            rows = self.load_prepared(data_dir)
+        else:
+            builder = self._build(data_dir, **kwargs)
+            builder.download_and_prepare()
+            rows = builder.as_dataset()
+        warn_of_shared_ids(rows)
         if self.builder is folder.Folder:
             warn_of_absent_classes(rows["train"], self.class_names)
         return rows
@@ -153,9 +157,13 @@ class Benchmark:
         """Loads a prepared folder.
 
         Raises:
-            ValueError: If it holds another dataset.
+            ValueError: If it holds another dataset, or is damaged.
         """
-        rows = datasets.load_dataset(str(Path(folder).expanduser()))
+        options = pyarrow.dataset.ParquetFragmentScanOptions(page_checksum_verification=True)
+        try:
+            rows = datasets.load_dataset(str(Path(folder).expanduser()), fragment_scan_options=options)
+        except DatasetGenerationError as error:
+            raise ValueError(f"Cannot read {folder}: {error.__cause__ or error}. Prepare it again.") from error
         for task, names in self.class_names.items():
             features = rows["train"].features
             if task in features and features[f"{task}_classes"].feature.names != names:
@@ -173,6 +181,20 @@ def warn_of_absent_classes(rows: datasets.Dataset, class_names: dict[str, list[s
         if absent:
             logger.warning(
                 "No training label of %s has the classes %s; check their ids in dataset.yaml.", task, absent
+            )
+
+
+def warn_of_shared_ids(rows: datasets.DatasetDict) -> None:
+    """Warns of images that are in both splits: their scores say nothing about new images."""
+    if all("id" in part.column_names for part in rows.values()):
+        shared = sorted(set(rows["train"]["id"]).intersection(rows["validation"]["id"]))
+        if shared:
+            logger.warning(
+                "%d of %d validation images are also training images (%s): their scores say nothing about new images. Take "
+                "them off one of the lists.",
+                len(shared),
+                len(rows["validation"]),
+                ", ".join(shared[:5]),
             )
 
 
