@@ -1,12 +1,13 @@
 """Images of any form become the same upright pixels, and what is damaged or ambiguous is refused."""
 
 import os
+from contextlib import ExitStack
 
 import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
 
-from transformers_sem.image_files import read_image_file, to_upright_rgb
+from transformers_sem.image_files import read_image_file, to_upright_rgb, without_pillow_limit
 
 
 RED, BLUE = (250, 10, 20), (10, 20, 250)
@@ -78,13 +79,12 @@ def test_images_may_exceed_the_limit_of_pillow(tmp_path, monkeypatch, recwarn):
 
 def test_threads_restore_the_limit_of_pillow(tmp_path):
     """Another thread may start to read before the first one ends."""
-    limit = Image.MAX_IMAGE_PIXELS
-    first, second = image_files.without_pillow_limit(), image_files.without_pillow_limit()
-    first.__enter__()
-    second.__enter__()
-    first.__exit__(None, None, None)
+    limit, first, second = Image.MAX_IMAGE_PIXELS, ExitStack(), ExitStack()
+    first.enter_context(without_pillow_limit())
+    second.enter_context(without_pillow_limit())
+    first.close()
     assert Image.MAX_IMAGE_PIXELS is None
-    second.__exit__(None, None, None)
+    second.close()
     assert limit == Image.MAX_IMAGE_PIXELS
 
 
