@@ -21,6 +21,7 @@ from ..modeling_sem import SEMForMultiTaskDensePrediction
 from ..utils.arguments import positive_integer
 from ..utils.errors import plain_errors
 from ..utils.files import save_trained
+from ..utils.loading import load_image_processor, load_model
 from .arguments import command_parser
 
 
@@ -50,14 +51,15 @@ def write_space(model: str, folder: Path) -> None:
         raise FileExistsError(
             f"A Space is written to a new folder; {str(folder)!r} exists. Name another, or remove it."
         )
-    weights = SEMForMultiTaskDensePrediction.from_pretrained(model)
+    weights = load_model(SEMForMultiTaskDensePrediction, model)
+    image_processor = load_image_processor(SEMImageProcessor, model)
     unfinished = folder.with_name(f"unfinished_{folder.name}")
     shutil.rmtree(unfinished, ignore_errors=True)
     shutil.copytree(SPACE, unfinished)
     shutil.copytree(PACKAGE, unfinished / PACKAGE.name, ignore=shutil.ignore_patterns("__pycache__"))
     models = unfinished / "models" / Path(model).name
     models.mkdir(parents=True)
-    save_trained(weights, SEMImageProcessor.from_pretrained(model), models)
+    save_trained(weights, image_processor, models)
     os.replace(unfinished, folder)
 
 
