@@ -188,7 +188,9 @@ def test_a_pretrained_model_without_its_weights_is_refused(tmp_path):
     save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
     for tasks in (["depth"], ["depth", "semseg"]):
         config = TrainingConfig(dataset="scenes", tasks=tasks, pretrained_model=str(tmp_path))
-        with pytest.raises(ValueError, match=r"do not match its config.json: 1 tensors .*heads\.depth\.classifier\.bias"):
+        with pytest.raises(
+            ValueError, match=r"do not match its config.json: 1 tensors .*heads\.depth\.classifier\.bias"
+        ):
             build_model(config, benchmark)
     config = TrainingConfig(dataset="scenes", tasks=["semseg", "normal"], pretrained_model=str(tmp_path))
     assert build_model(config, benchmark).dtype == torch.float32
