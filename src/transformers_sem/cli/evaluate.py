@@ -63,7 +63,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         model = SEMForMultiTaskDensePrediction.from_pretrained(parsed.model)
         image_processor = SEMImageProcessor.from_pretrained(parsed.model)
         with accelerator.main_process_first():
-            rows = get_benchmark(config.dataset, config.data_dir).load(config.data_dir, **config.dataset_kwargs)
+            rows = get_benchmark(config.dataset, config.data_dir, config.dataset_kwargs).load(
+                config.data_dir, **config.dataset_kwargs
+            )
         report = evaluate_and_report(
             config,
             accelerator,

@@ -315,7 +315,7 @@ def evaluate_and_report(
     Returns:
         `str`: A table of the scores for the terminal.
     """
-    benchmark = get_benchmark(config.dataset, config.data_dir)
+    benchmark = get_benchmark(config.dataset, config.data_dir, config.dataset_kwargs)
     check_widths(model.config.task_num_labels, benchmark)
     unfinished_dir = path.with_name(f"unfinished_{path.stem}")
     num_processes = num_processes or max(1, available_cpus() // (2 * accelerator.num_processes))
