@@ -31,7 +31,7 @@ from .backbone_timm import SEMTimmBackbone
 from .configuration_sem import SEMConfig, SEMTimmBackboneConfig
 from .layers import SEMMLP, Padding, SEMConvBlock, SEMPatchConv2d, record, record_states, resize, to_map, to_tokens
 from .modeling_outputs import SEMModelOutput, SEMMultiTaskOutput, SEMStates
-from .tasks import get_task
+from .tasks import get_task, invalid_labels
 
 
 logger = logging.get_logger(__name__)
@@ -697,12 +697,6 @@ class SEMModel(SEMPreTrainedModel):
                 f"An image must have at least the size of one patch, {self.min_size} x {self.min_size} pixels; got "
                 f"{height} x {width}. Enlarge it, for example with the image processor's `size`."
             )
-
-
-def invalid_labels(task: str, num_images: int, size: tuple[int, int], device: torch.device) -> Tensor:
-    """Returns labels of a task in which every pixel is invalid."""
-    spec = get_task(task)
-    return torch.full(spec.label_shape(num_images, size), spec.kind.invalid_value, dtype=spec.dtype, device=device)
 
 
 class SEMForMultiTaskDensePrediction(SEMPreTrainedModel):
