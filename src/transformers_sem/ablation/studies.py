@@ -226,7 +226,7 @@ def load_compared(study: Study) -> dict[str, tuple[SEMForMultiTaskDensePredictio
 def load_validation(ablation: Ablation) -> datasets.Dataset:
     """Loads the validation rows."""
     config = ablation.config
-    benchmark = get_benchmark(config.dataset, config.data_dir)
+    benchmark = get_benchmark(config.dataset, config.data_dir, config.dataset_kwargs)
     return benchmark.load(config.data_dir, **config.dataset_kwargs)["validation"]
 
 

@@ -65,7 +65,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         model = load_model(SEMForMultiTaskDensePrediction, parsed.model)
         image_processor = load_image_processor(SEMImageProcessor, parsed.model)
         with accelerator.main_process_first():
-            rows = get_benchmark(config.dataset, config.data_dir).load(config.data_dir, **config.dataset_kwargs)
+            rows = get_benchmark(config.dataset, config.data_dir, config.dataset_kwargs).load(
+                config.data_dir, **config.dataset_kwargs
+            )
         report = evaluate_and_report(
             config,
             accelerator,

@@ -126,7 +126,7 @@ def train(
         image_processor=image_processor,
         rows=rows["validation"],
         num_images=config.num_snapshot_images,
-        benchmark=get_benchmark(config.dataset, config.data_dir),
+        benchmark=get_benchmark(config.dataset, config.data_dir, config.dataset_kwargs),
         accelerator=accelerator,
         history=run.history,
     )
@@ -174,7 +174,7 @@ def dry_run(config: TrainingConfig) -> None:
     """Prints what a run would do and measures one step of it; nothing is prepared, downloaded or written."""
     leave_cores(config.num_workers)
     with plain_errors():
-        benchmark = get_benchmark(config.dataset, config.data_dir)
+        benchmark = get_benchmark(config.dataset, config.data_dir, config.dataset_kwargs)
         accelerator = build_accelerator(config)
         num_rows = benchmark.count_rows(config.data_dir, **config.dataset_kwargs)["train"]
         model = build_model(replace(config, pretrained_backbone=False), benchmark)
@@ -191,7 +191,7 @@ def run_training(config: TrainingConfig) -> None:
     leave_cores(config.num_workers)
     with plain_errors():
         check_extra()
-        benchmark = get_benchmark(config.dataset, config.data_dir)
+        benchmark = get_benchmark(config.dataset, config.data_dir, config.dataset_kwargs)
         accelerator = build_accelerator(config)
         with accelerator.main_process_first():
             rows = benchmark.load(config.data_dir, **config.dataset_kwargs)
