@@ -41,6 +41,7 @@ from transformers_sem.modeling_sem import (
     sample_points,
 )
 
+from .fake_mps import FakeMPS, to_mps
 from .tiny import tiny_config
 
 
@@ -721,6 +722,21 @@ def test_crop_covers_exactly_the_image(stride, width):
     restored = F.interpolate(cropped, size=(width, width), mode="bilinear")[0, 0, 0]
     inside = slice(math.ceil(stride), -math.ceil(stride))
     assert_same(restored[inside], (torch.arange(width) + 0.5)[inside], rtol=0, atol=0.03 * stride)
+
+
+@pytest.mark.parametrize("size", [(40, 52), (3, 131), (5, 3)])
+def test_a_crop_equals_one_with_border_padding_which_mps_lacks(size):
+    padding, stride = Padding(size, 32), Fraction(4)
+    feature_map = torch.rand(1, 2, *(edge // 4 for edge in padding.padded_size)) + 5
+    centers = [
+        (torch.arange(math.ceil(edge / 4)) + 0.5) * (2 * edge / (math.ceil(edge / 4) * full)) - 1
+        for edge, full in zip(size, padding.padded_size, strict=True)
+    ]
+    grid = torch.stack(torch.meshgrid(*centers, indexing="ij"), dim=-1).flip(-1)[None]
+    expected = F.grid_sample(feature_map, grid, padding_mode="border", align_corners=False)
+    with FakeMPS():
+        cropped = padding.crop({"depth": to_mps(feature_map)}, stride)["depth"].cpu()
+    assert_same(cropped, expected[..., : cropped.shape[-2], : cropped.shape[-1]], rtol=0, atol=1e-5)
 
 
 def test_points_are_brought_back_to_the_image():
