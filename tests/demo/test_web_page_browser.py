@@ -60,12 +60,8 @@ def page_folder(tmp_path_factory):
     network = SEMForMultiTaskDensePrediction(tiny_config(task_num_labels=num_labels, task_id2label=names))
     network.heads["depth"].classifier.bias.data.fill_(2.0)
     network.save_pretrained(folder / "model")
-    SEMImageProcessor(size=dict(zip(("height", "width"), SIZE, strict=True))).save_pretrained(folder / "model")
-    images = folder / "images"
-    images.mkdir()
-    for seed in range(2):
-        Image.fromarray(render_scene(seed, *SIZE)["image"]).save(images / f"{seed}.png")
-    options = ["--calibration", images, "--runtime", NODE_MODULES]
+    SEMImageProcessor().save_pretrained(folder / "model")
+    options = ["--size", *SIZE, "--runtime", NODE_MODULES]
     result = run("export", "--model", folder / "model", "--web", folder / "page", *options)
     assert result.code == 0, result.errors
     return folder / "page"

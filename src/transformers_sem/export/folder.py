@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from ..image_files import read_image_file
 from ..image_processing_sem import SEMImageProcessor
 from ..modeling_sem import SEMForMultiTaskDensePrediction
-from ..pipeline_sem import read_image_file
 from .graph import Graph, largest_difference
 from .onnx import FIXED_SIZE, TOLERANCE, export_graph
 from .precision import is_convolutional, write_fp16, write_int8

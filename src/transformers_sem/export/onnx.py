@@ -79,6 +79,15 @@ def mark_float32(model: ir.Model) -> None:
         node.name = f"{'' if FLOAT32_MODULES.isdisjoint(words) else FLOAT32_NODE}{node.op_type}_{index}"
 
 
+def clear_records(model: ir.Model) -> None:
+    """Drops the records of where nodes and values were traced, which are most of a file without its weights."""
+    ClearMetadataAndDocStringPass()(model)  # of nodes alone
+    values = [*model.graph.inputs, *model.graph.initializers.values()]
+    values += [value for node in model.graph.all_nodes() for value in node.outputs]
+    for value in values:
+        value.metadata_props.clear()
+
+
 def simplify(program: ONNXProgram) -> None:
     """Folds constants, computes what all tasks share once, and drops the records of where each node was traced.
 
@@ -92,8 +101,8 @@ def simplify(program: ONNXProgram) -> None:
         RemoveUnusedFunctionsPass(),
         RemoveUnusedOpsetsPass(),
         CommonSubexpressionEliminationPass(),
-        ClearMetadataAndDocStringPass(),
     )(program.model)
+    clear_records(program.model)
 
 
 @torch.no_grad()
