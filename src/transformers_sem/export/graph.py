@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ..configuration_sem import SEMConfig
 from ..data.benchmarks import get_benchmark
-from ..evaluation.evaluator import MODEL, Evaluation, EvaluationConfig, check_widths
+from ..evaluation.evaluator import MODEL, Evaluation, EvaluationConfig
 from ..image_processing_sem import SEMImageProcessor
 from ..modeling_outputs import SEMMultiTaskOutput
 from ..modeling_sem import SEMForMultiTaskDensePrediction
@@ -69,7 +69,6 @@ def graph_scores(graph: Graph, image_processor: SEMImageProcessor, config: Evalu
         ValueError: If the dataset has other classes than the model.
     """
     benchmark = get_benchmark(config.dataset, config.data_dir)
-    check_widths(graph.config.task_num_labels, benchmark)
     rows = benchmark.load(config.data_dir, **config.dataset_kwargs)["validation"]
     rows = rows.select(range(min(config.num_evaluation_images or len(rows), len(rows))))
     evaluation = Evaluation(
