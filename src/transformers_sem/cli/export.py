@@ -32,6 +32,7 @@ from ..utils.arguments import positive_integer
 from ..utils.environment import save_report, starting_commit
 from ..utils.errors import plain_errors
 from ..utils.extras import require
+from ..utils.loading import load_image_processor, load_model
 from .arguments import command_parser
 
 
@@ -84,8 +85,8 @@ def write(parsed: argparse.Namespace, folder: Path) -> dict[str, dict]:
     from ..export.graph import Graph, graph_scores
 
     config = None if parsed.evaluate is None else EvaluationConfig.load(parsed.model, parsed.evaluate)
-    model = SEMForMultiTaskDensePrediction.from_pretrained(parsed.model).eval()
-    image_processor = SEMImageProcessor.from_pretrained(parsed.model)
+    model = load_model(SEMForMultiTaskDensePrediction, parsed.model)
+    image_processor = load_image_processor(SEMImageProcessor, parsed.model)
     precisions = parsed.precisions or (possible_precisions(model, parsed.calibration) if parsed.web else [])
     graphs = export_folder(
         model,
