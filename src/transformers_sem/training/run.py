@@ -22,6 +22,7 @@ from ..utils.environment import save_report
 from ..utils.errors import plain_errors
 from ..utils.extras import require
 from ..utils.files import save_trained
+from ..utils.loading import load_model
 from ..utils.processes import leave_cores
 from ..visualization.panels import save_panel
 from .accelerator import build_accelerator, choose_sharded_modules, start_trackers
@@ -222,7 +223,7 @@ def evaluate_trained(
 ) -> None:
     """Evaluates the saved model of a run on all ranks and draws its predictions."""
     output_dir = Path(config.output_dir)
-    model = SEMForMultiTaskDensePrediction.from_pretrained(output_dir, local_files_only=True)
+    model = load_model(SEMForMultiTaskDensePrediction, output_dir, local_files_only=True)
     report_path, panel_path = output_dir / "evaluation.json", output_dir / "predictions.png"
     evaluation_config = EvaluationConfig(
         dataset=config.dataset,
