@@ -29,6 +29,9 @@ from .task_kinds import CLASS_IDS, METRES, TaskKind
 from .tasks import get_task, resize_label, to_label
 
 
+MAX_BAND_VALUES = 2**24  # of logits that are resized at once: 64 MiB of float32
+
+
 class SEMBatchFeature(BatchFeature):
     """A batch whose `labels` are a dictionary `{task: tensor}`."""
 
@@ -301,12 +304,11 @@ class SEMImageProcessor(TorchvisionBackend):
         Raises:
             ValueError: If there are not as many target sizes as images.
         """
-        restored = {task: self._restore_logits(logits, target_sizes) for task, logits in outputs.logits.items()}
-        batch_size = len(next(iter(restored.values())))
-        return [
-            {task: get_task(task).kind.predict(logits[index][None])[0] for task, logits in restored.items()}
-            for index in range(batch_size)
-        ]
+        predicted = {
+            task: self._predict(get_task(task).kind, logits, target_sizes) for task, logits in outputs.logits.items()
+        }
+        batch_size = len(next(iter(predicted.values())))
+        return [{task: maps[index] for task, maps in predicted.items()} for index in range(batch_size)]
 
     def post_process_semantic_segmentation(
         self,
@@ -325,13 +327,13 @@ class SEMImageProcessor(TorchvisionBackend):
                 Whether to return for each image a [`SemanticSegmentationPostProcessorOutput`] with the logits beside the
                 ids.
         """
-        logits = self._restore_logits(self._logits_of(outputs, CLASS_IDS), target_sizes)
-        ids = [CLASS_IDS.predict(image_logits[None])[0] for image_logits in logits]
+        logits = self._logits_of(outputs, CLASS_IDS)
+        ids = self._predict(CLASS_IDS, logits, target_sizes)
         if not return_segmentation_scores:
             return ids
         return [
             SemanticSegmentationPostProcessorOutput(data={"segmentation": segmentation, "segmentation_scores": scores})
-            for segmentation, scores in zip(ids, logits, strict=True)
+            for segmentation, scores in zip(ids, self._restore_logits(logits, target_sizes), strict=True)
         ]
 
     def post_process_depth_estimation(
@@ -345,8 +347,8 @@ class SEMImageProcessor(TorchvisionBackend):
             target_sizes (`list[tuple[int, int]]`, *optional*):
                 Original (height, width) of each image.
         """
-        logits = self._restore_logits(self._logits_of(outputs, METRES), target_sizes)
-        return [{"predicted_depth": METRES.predict(image_logits[None])[0]} for image_logits in logits]
+        depths = self._predict(METRES, self._logits_of(outputs, METRES), target_sizes)
+        return [{"predicted_depth": depth} for depth in depths]
 
     @staticmethod
     def _logits_of(outputs, kind: TaskKind) -> Tensor:
@@ -360,18 +362,24 @@ class SEMImageProcessor(TorchvisionBackend):
             f"None of the tasks {list(outputs.logits)} predicts {kind.values}; use post_process_dense_prediction."
         )
 
+    def _predict(self, kind: TaskKind, logits: Tensor, target_sizes) -> list[Tensor]:
+        """Returns the prediction for each image at its original size."""
+        return [predict_map(kind, *cropped) for cropped in self._crop_logits(logits, target_sizes)]
+
     def _restore_logits(self, logits: Tensor, target_sizes) -> list[Tensor]:
         """Returns the logits of each image at its original size, without the padding."""
+        return [resize_logits(*cropped) for cropped in self._crop_logits(logits, target_sizes)]
+
+    def _crop_logits(self, logits: Tensor, target_sizes) -> list[tuple[Tensor, tuple[int, int]]]:
+        """Returns the logits of each image without the padding, and its original size."""
         if target_sizes is None:
-            return list(logits)
+            return [(image_logits, tuple(image_logits.shape[-2:])) for image_logits in logits]
         sizes = [(int(height), int(width)) for height, width in target_sizes]
         if len(sizes) != len(logits):
             raise ValueError(f"Give one target size per image; got {len(sizes)} for a batch of {len(logits)}.")
         content_sizes, padded_sizes = self.plan_sizes(sizes)
-        return [
-            restore_map(image_logits, *layout)
-            for image_logits, *layout in zip(logits, content_sizes, padded_sizes, sizes, strict=True)
-        ]
+        cropped = map(crop_logits, logits, content_sizes, padded_sizes)
+        return list(zip(cropped, sizes, strict=True))
 
 
 def _flatten(images: ImageInput) -> list:
@@ -404,13 +412,51 @@ def restore_map(
     logits: Tensor, content_size: tuple[int, int], padded_size: tuple[int, int], size: tuple[int, int]
 ) -> Tensor:
     """Crops and resizes logits `(channels, height, width)` of a padded image to the image at its original size."""
+    return resize_logits(crop_logits(logits, content_size, padded_size), size)
+
+
+def crop_logits(logits: Tensor, content_size: tuple[int, int], padded_size: tuple[int, int]) -> Tensor:
+    """Crops logits `(channels, height, width)` of a padded image to its content, where it is padded."""
+    if content_size == padded_size:
+        return logits
     left, top, _, _ = center_padding(content_size, padded_size)
-    if content_size != padded_size:
-        logits = F.interpolate(logits[None], size=padded_size, mode="bilinear", align_corners=False)[0]
-        logits = logits[..., top : top + content_size[0], left : left + content_size[1]]
+    logits = F.interpolate(logits[None], size=padded_size, mode="bilinear", align_corners=False)[0]
+    return logits[..., top : top + content_size[0], left : left + content_size[1]]
+
+
+def resize_logits(logits: Tensor, size: tuple[int, int]) -> Tensor:
+    """Resizes logits `(channels, height, width)`."""
     if tuple(logits.shape[-2:]) == size:
         return logits
     return F.interpolate(logits[None], size=size, mode="bilinear", align_corners=False)[0]
+
+
+def predict_map(kind: TaskKind, logits: Tensor, size: tuple[int, int]) -> Tensor:
+    """Resizes logits `(channels, height, width)` to `size` and converts them to a prediction.
+
+    Large ones are computed one band of rows at a time, so that many classes at the size of a photo do not fill the memory.
+    """
+    num_rows = max(1, MAX_BAND_VALUES // (len(logits) * size[1]))
+    if num_rows >= size[0]:
+        return kind.predict(resize_logits(logits, size)[None])[0]
+    prediction = None
+    for top in range(0, size[0], num_rows):
+        bottom = min(top + num_rows, size[0])
+        band = kind.predict(upsample_rows(logits, size, top, bottom)[None])[0]
+        if prediction is None:
+            prediction = band.new_empty(*band.shape[:-2], *size)
+        prediction[..., top:bottom, :] = band
+    return prediction
+
+
+def upsample_rows(logits: Tensor, size: tuple[int, int], start: int, stop: int) -> Tensor:
+    """Upsamples logits `(num_labels, h, w)` to `size` and returns rows `start` to `stop`; bilinear, as in post-processing."""
+    position = (torch.arange(start, stop, device=logits.device) + 0.5) * (logits.shape[1] / size[0]) - 0.5
+    position = position.clamp(min=0)
+    above = position.long().clamp(max=logits.shape[1] - 1)
+    below = (above + 1).clamp(max=logits.shape[1] - 1)
+    rows = torch.lerp(logits[:, above], logits[:, below], (position - above)[:, None])
+    return F.interpolate(rows[None], size=(stop - start, size[1]), mode="bilinear", align_corners=False)[0]
 
 
 AutoImageProcessor.register(SEMConfig, image_processor_classes={"torchvision": SEMImageProcessor}, exist_ok=True)

@@ -3,9 +3,10 @@
     transformers-sem evaluate --model runs/quickstart [key=value ...]
 
 Prints the scores beside those of the best constant predictor and writes them to evaluation.json. The scores of each image go
-to evaluation.parquet. Settings such as data_dir=FOLDER or num_evaluation_images=100 replace those of the run. A model without
-a training run, for example from the Hub, takes all of its settings from the command: dataset=nyud_v2 data_dir=FOLDER. The same
-command resumes an evaluation that was interrupted.
+to evaluation.parquet. Tasks of the model that the dataset has no labels of are named and not scored. Settings such as
+data_dir=FOLDER or num_evaluation_images=100 replace those of the run. A model without a training run, for example from the Hub,
+takes all of its settings from the command: dataset=nyud_v2 data_dir=FOLDER. The same command resumes an evaluation that was
+interrupted.
 """
 
 import argparse

@@ -1,5 +1,6 @@
 """Benchmarks: the datasets by the names that configurations use, with their tasks and evaluation protocols."""
 
+import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -8,12 +9,17 @@ from typing import Any
 
 import datasets
 import numpy as np
+import pyarrow.dataset
 import pyarrow.parquet as pq
+from datasets.exceptions import DatasetGenerationError
 from torch import Tensor
 
 from ..tasks import get_task
 from . import folder, nyud_v2, pascal_context, scenes
 from .row_format import LABEL_MAP
+
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,10 +116,13 @@ class Benchmark:
         """
         self._check_fields(kwargs)
         if data_dir is not None and is_prepared(data_dir):
-            return self.load_prepared(data_dir)
-        builder = self._build(data_dir, **kwargs)
-        builder.download_and_prepare()
-        return builder.as_dataset()
+            rows = self.load_prepared(data_dir)
+        else:
+            builder = self._build(data_dir, **kwargs)
+            builder.download_and_prepare()
+            rows = builder.as_dataset()
+        warn_of_shared_ids(rows)
+        return rows
 
     def count_rows(self, data_dir: str | None = None, **kwargs) -> dict[str, int]:
         """Counts the rows of every split without preparing the data; arguments and errors are those of `load`."""
@@ -145,9 +154,13 @@ class Benchmark:
         """Loads a prepared folder.
 
         Raises:
-            ValueError: If it holds another dataset.
+            ValueError: If it holds another dataset, or is damaged.
         """
-        rows = datasets.load_dataset(str(Path(folder).expanduser()))
+        options = pyarrow.dataset.ParquetFragmentScanOptions(page_checksum_verification=True)
+        try:
+            rows = datasets.load_dataset(str(Path(folder).expanduser()), fragment_scan_options=options)
+        except DatasetGenerationError as error:
+            raise ValueError(f"Cannot read {folder}: {error.__cause__ or error}. Prepare it again.") from error
         for task, names in self.class_names.items():
             features = rows["train"].features
             if task in features and features[f"{task}_classes"].feature.names != names:
@@ -155,6 +168,20 @@ class Benchmark:
                     f"{folder} holds other {task} classes than {self.builder.__name__}; pass the folder of that dataset."
                 )
         return rows
+
+
+def warn_of_shared_ids(rows: datasets.DatasetDict) -> None:
+    """Warns of images that are in both splits: their scores say nothing about new images."""
+    if all("id" in part.column_names for part in rows.values()):
+        shared = sorted(set(rows["train"]["id"]).intersection(rows["validation"]["id"]))
+        if shared:
+            logger.warning(
+                "%d of %d validation images are also training images (%s): their scores say nothing about new images. Take "
+                "them off one of the lists.",
+                len(shared),
+                len(rows["validation"]),
+                ", ".join(shared[:5]),
+            )
 
 
 def is_prepared(folder: str | Path) -> bool:
