@@ -1224,3 +1224,12 @@ def test_convolutions_of_patches_equal_those_of_torch(arguments, size):
         for output, module in ((found, patches), (expected, plain))
     ]
     torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-4)
+
+
+def test_images_take_the_precision_of_the_model():
+    images = random_images()
+    model = build_model().eval().to(torch.bfloat16)
+    with torch.no_grad():
+        expected, found = (model(pixel_values).logits for pixel_values in (images.to(torch.bfloat16), images))
+    assert all(torch.equal(found[task], expected[task]) for task in expected)
+    assert {logits.dtype for logits in found.values()} == {torch.bfloat16}

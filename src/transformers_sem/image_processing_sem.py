@@ -1,7 +1,11 @@
 """Image processor of SEM: images and maps to tensors, and logits to predictions at the size of the image."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
+from numbers import Integral, Real
 from pathlib import Path
+from types import NoneType
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,6 +33,7 @@ from .task_kinds import CLASS_IDS, METRES, TaskKind
 from .tasks import get_task, resize_label, to_label
 
 
+MAX_EDGE = 10_000  # pixels: an image of that height and width takes 1.2 GB
 MAX_BAND_VALUES = 2**24  # of logits that are resized at once: 64 MiB of float32
 
 
@@ -87,6 +92,7 @@ class SEMImageProcessor(TorchvisionBackend):
     do_convert_rgb = True
 
     def __init__(self, **kwargs: Unpack[ImagesKwargs]):
+        check_settings(kwargs)
         super().__init__(**kwargs)
 
     @classmethod
@@ -388,6 +394,44 @@ def _flatten(images: ImageInput) -> list:
         return [image for item in images for image in _flatten(item)]
     is_batch = isinstance(images, (np.ndarray, Tensor)) and images.ndim == 4
     return list(images) if is_batch else [images]
+
+
+def is_edge(value: Any) -> bool:
+    """Returns whether a value is a number of pixels that an image may be high or wide."""
+    return isinstance(value, Integral) and not isinstance(value, bool) and 1 <= value <= MAX_EDGE
+
+
+def check_settings(settings: dict[str, Any]) -> None:
+    """Checks the settings of a processor.
+
+    Raises:
+        ValueError: If one has a value that no image can be processed with.
+    """
+    for name in ("size", "pad_size", "crop_size"):
+        value = settings.get(name)
+        value = dict(value) if isinstance(value, (Mapping, SizeDict)) else value
+        edges = (
+            list(value.values()) if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else [value]
+        )
+        edges = [edge for edge in edges if edge is not None]
+        if value is not None and (not edges or not all(is_edge(edge) for edge in edges)):
+            raise ValueError(f"`{name}` is {{'height': ..., 'width': ...}} of 1 to {MAX_EDGE} pixels; got {value!r}.")
+    for name in ("image_mean", "image_std", "rescale_factor"):
+        value = settings.get(name)
+        numbers = value if isinstance(value, (list, tuple)) and name != "rescale_factor" else [value]
+        is_usable = len(numbers) > 0 and all(isinstance(n, Real) and math.isfinite(n) for n in numbers)
+        if value is not None and not (is_usable and (name == "image_mean" or min(numbers) > 0)):
+            rule = "finite numbers" if name == "image_mean" else "finite and above 0"
+            raise ValueError(f"`{name}` is {rule}; got {value!r}.")
+    for name in ("do_resize", "do_rescale", "do_normalize", "do_pad"):
+        if not isinstance(settings.get(name), (bool, int, NoneType)):
+            raise ValueError(f"`{name}` is true or false; got {settings[name]!r}.")
+    if settings.get("resample") not in (None, *range(4)):
+        raise ValueError(f"`resample` is a filter of Pillow, 0 to 3; got {settings['resample']!r}.")
+    try:
+        torch.device(settings.get("device") or "cpu")
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"`device` is the name of a device, such as 'cpu'; got {settings['device']!r}.") from error
 
 
 def shrink_to_fit(size: tuple[int, int], largest: tuple[int, int]) -> tuple[int, int]:

@@ -33,6 +33,7 @@ from ..modeling_sem import SEMForMultiTaskDensePrediction
 from ..utils.arguments import positive_integer
 from ..utils.errors import plain_errors
 from ..utils.files import locked
+from ..utils.loading import load_image_processor, load_model
 from .arguments import command_parser
 
 
@@ -74,8 +75,8 @@ def build_run(arguments: argparse.Namespace) -> PredictionRunner:
         raise ValueError(
             f"Give --dtype to this command, not --mixed_precision {accelerator.mixed_precision} to the launcher."
         )
-    model = SEMForMultiTaskDensePrediction.from_pretrained(arguments.model, dtype=getattr(torch, arguments.dtype))
-    image_processor = SEMImageProcessor.from_pretrained(arguments.model)
+    model = load_model(SEMForMultiTaskDensePrediction, arguments.model, dtype=getattr(torch, arguments.dtype))
+    image_processor = load_image_processor(SEMImageProcessor, arguments.model)
     flip, scales = parse_augmentations(arguments.tta)
     settings = {
         "dtype": arguments.dtype,

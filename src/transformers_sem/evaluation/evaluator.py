@@ -324,7 +324,7 @@ def evaluate_and_report(
         ValueError: If another process evaluates into `path`, or model and data do not fit.
     """
     with lock_report(path, accelerator):
-        benchmark = get_benchmark(config.dataset, config.data_dir)
+        benchmark = get_benchmark(config.dataset, config.data_dir, config.dataset_kwargs)
         unfinished_dir = path.with_name(f"unfinished_{path.stem}")
         num_processes = num_processes or max(1, available_cpus() // (2 * accelerator.num_processes))
         leave_cores(num_processes)

@@ -22,6 +22,7 @@ from ..utils.environment import save_report
 from ..utils.errors import plain_errors
 from ..utils.extras import require
 from ..utils.files import save_trained
+from ..utils.loading import load_model
 from ..utils.processes import leave_cores
 from ..visualization.panels import save_panel
 from .accelerator import build_accelerator, choose_sharded_modules, start_trackers
@@ -125,7 +126,7 @@ def train(
         image_processor=image_processor,
         rows=rows["validation"],
         num_images=config.num_snapshot_images,
-        benchmark=get_benchmark(config.dataset, config.data_dir),
+        benchmark=get_benchmark(config.dataset, config.data_dir, config.dataset_kwargs),
         accelerator=accelerator,
         history=run.history,
     )
@@ -173,7 +174,7 @@ def dry_run(config: TrainingConfig) -> None:
     """Prints what a run would do and measures one step of it; nothing is prepared, downloaded or written."""
     leave_cores(config.num_workers)
     with plain_errors():
-        benchmark = get_benchmark(config.dataset, config.data_dir)
+        benchmark = get_benchmark(config.dataset, config.data_dir, config.dataset_kwargs)
         accelerator = build_accelerator(config)
         num_rows = benchmark.count_rows(config.data_dir, **config.dataset_kwargs)["train"]
         model = build_model(replace(config, pretrained_backbone=False), benchmark)
@@ -190,7 +191,7 @@ def run_training(config: TrainingConfig) -> None:
     leave_cores(config.num_workers)
     with plain_errors():
         check_extra()
-        benchmark = get_benchmark(config.dataset, config.data_dir)
+        benchmark = get_benchmark(config.dataset, config.data_dir, config.dataset_kwargs)
         accelerator = build_accelerator(config)
         with accelerator.main_process_first():
             rows = benchmark.load(config.data_dir, **config.dataset_kwargs)
@@ -222,7 +223,7 @@ def evaluate_trained(
 ) -> None:
     """Evaluates the saved model of a run on all ranks and draws its predictions."""
     output_dir = Path(config.output_dir)
-    model = SEMForMultiTaskDensePrediction.from_pretrained(output_dir, local_files_only=True)
+    model = load_model(SEMForMultiTaskDensePrediction, output_dir, local_files_only=True)
     report_path, panel_path = output_dir / "evaluation.json", output_dir / "predictions.png"
     evaluation_config = EvaluationConfig(
         dataset=config.dataset,
