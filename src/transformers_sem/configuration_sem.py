@@ -4,7 +4,7 @@ import inspect
 import math
 import re
 from dataclasses import fields
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from huggingface_hub.dataclasses import strict
@@ -161,6 +161,9 @@ class SEMConfig(PreTrainedConfig):
             Class names of the tasks that have classes.
         task_loss_weights (`dict[str, float]`, *optional*):
             Weight of each task in the loss. Missing entries are taken from the task table.
+        task_loss_weighting (`str`, *optional*, defaults to `"fixed"`):
+            `"fixed"` keeps `task_loss_weights`. `"uncertainty"` starts there and learns a log variance s of each task
+            (Kendall et al., CVPR 2018): the loss is the sum of exp(-s) x weight x loss + s / 2.
         task_loss_kwargs (`dict[str, dict]`, *optional*):
             Keyword arguments of the loss of each task.
         hidden_size (`int`, *optional*, defaults to 512):
@@ -221,6 +224,7 @@ class SEMConfig(PreTrainedConfig):
     task_num_labels: dict[str, int] | None = None
     task_id2label: dict | None = None
     task_loss_weights: dict[str, float | int] | None = None
+    task_loss_weighting: Literal["fixed", "uncertainty"] = "fixed"
     task_loss_kwargs: dict[str, dict] | None = None
     hidden_size: int = 512
     offset_strides: list[int] | tuple[int, ...] = (8, 4, 2, 1)

@@ -1,7 +1,11 @@
 """Image processor of SEM: images and maps to tensors, and logits to predictions at the size of the image."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
+from numbers import Integral, Real
 from pathlib import Path
+from types import NoneType
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,18 +30,32 @@ from .backbone import pretraining_normalization
 from .configuration_sem import SEMConfig
 from .image_files import check_levels, load_image, to_pixel_tensor, to_upright, to_upright_rgb
 from .task_kinds import CLASS_IDS, METRES, TaskKind
-from .tasks import get_task, resize_label, to_label
+from .tasks import get_task, invalid_labels, resize_label, to_label
+
+
+class TaskLabels(dict):
+    """Labels `{task: tensor}` of a batch. A number or a slice selects images, so that `datasets` can split the batch by row."""
+
+    def __getitem__(self, key: str | int | slice) -> Tensor | dict[str, Tensor]:
+        """Returns the labels of a task or, for a number or slice, of all tasks of these images."""
+        if isinstance(key, (int, slice)):
+            return {task: labels[key] for task, labels in self.items()}
+        return super().__getitem__(key)
+
+
+MAX_EDGE = 10_000  # pixels: an image of that height and width takes 1.2 GB
+MAX_BAND_VALUES = 2**24  # of logits that are resized at once: 64 MiB of float32
 
 
 class SEMBatchFeature(BatchFeature):
-    """A batch whose `labels` are a dictionary `{task: tensor}`."""
+    """A batch whose `labels` are [`TaskLabels`]."""
 
     def to(self, *args, **kwargs) -> "SEMBatchFeature":
         """Moves and casts the images; moves the labels without a cast, because bfloat16 metres lose centimetres."""
         super().to(*args, **kwargs)
         device = self["pixel_values"].device if isinstance(self["pixel_values"], Tensor) else None
         if device is not None and "labels" in self:
-            self["labels"] = {task: labels.to(device) for task, labels in self["labels"].items()}
+            self["labels"] = TaskLabels({task: labels.to(device) for task, labels in self["labels"].items()})
         return self
 
 
@@ -84,6 +102,7 @@ class SEMImageProcessor(TorchvisionBackend):
     do_convert_rgb = True
 
     def __init__(self, **kwargs: Unpack[ImagesKwargs]):
+        check_settings(kwargs)
         super().__init__(**kwargs)
 
     @classmethod
@@ -120,7 +139,8 @@ class SEMImageProcessor(TorchvisionBackend):
                 first or last or gray without channels, hold levels 0..255 (for values in [0, 1] set
                 `do_rescale=False`). Maps and target sizes are those of the upright image.
             maps (`dict[str, ImageInput]`, *optional*):
-                For each task one map per image, of the image's size, as [`~tasks.to_label`] reads them.
+                For each task one map per image, of the image's size, as [`~tasks.to_label`] reads them; `None` for an
+                image without a map.
             labels (`dict[str, list[torch.Tensor]]`, *optional*):
                 The same as labels that [`~tasks.to_label`] has returned. They are not checked again.
             **kwargs:
@@ -186,18 +206,20 @@ class SEMImageProcessor(TorchvisionBackend):
         if maps is not None:
             labels = {**(labels or {}), **{task: self._read_maps(task, maps[task], sizes) for task in maps}}
         if labels is not None:
-            batch["labels"] = {
-                task: self._stack(
-                    [
-                        self._preprocess_label(task, label.to(image.device), content_size, padded_size)
-                        for label, image, content_size, padded_size in zip(
-                            labels[task], images, content_sizes, padded_sizes, strict=True
-                        )
-                    ],
-                    return_tensors,
-                )
-                for task in labels
-            }
+            batch["labels"] = TaskLabels(
+                {
+                    task: self._stack(
+                        [
+                            self._preprocess_label(task, label.to(image.device), content_size, padded_size)
+                            for label, image, content_size, padded_size in zip(
+                                labels[task], images, content_sizes, padded_sizes, strict=True
+                            )
+                        ],
+                        return_tensors,
+                    )
+                    for task in labels
+                }
+            )
         return batch
 
     @staticmethod
@@ -249,13 +271,16 @@ class SEMImageProcessor(TorchvisionBackend):
     def _read_maps(task: str, maps: ImageInput, image_sizes: list[tuple[int, int]]) -> list[Tensor]:
         """Reads one label per image, of the size of the image."""
         num_channels = get_task(task).kind.num_channels
-        if not isinstance(maps, (list, tuple)):
+        if not isinstance(maps, Sequence):
             ndim = getattr(maps, "ndim", 0)  # 0 for a PIL image
             is_batch = ndim == 4 or (ndim == 3 and num_channels <= 1 and len(maps) == len(image_sizes))
             maps = list(maps) if is_batch else [maps]
         if len(maps) != len(image_sizes):
             raise ValueError(f"Give one {task} map per image; got {len(maps)} for {len(image_sizes)} images.")
-        labels = [to_label(task, task_map) for task_map in maps]
+        labels = [
+            invalid_labels(task, 1, size)[0] if task_map is None else to_label(task, task_map)
+            for task_map, size in zip(maps, image_sizes, strict=True)
+        ]
         for label, image_size in zip(labels, image_sizes, strict=True):
             if tuple(label.shape[-2:]) != image_size:
                 raise ValueError(
@@ -301,12 +326,11 @@ class SEMImageProcessor(TorchvisionBackend):
         Raises:
             ValueError: If there are not as many target sizes as images.
         """
-        restored = {task: self._restore_logits(logits, target_sizes) for task, logits in outputs.logits.items()}
-        batch_size = len(next(iter(restored.values())))
-        return [
-            {task: get_task(task).kind.predict(logits[index][None])[0] for task, logits in restored.items()}
-            for index in range(batch_size)
-        ]
+        predicted = {
+            task: self._predict(get_task(task).kind, logits, target_sizes) for task, logits in outputs.logits.items()
+        }
+        batch_size = len(next(iter(predicted.values())))
+        return [{task: maps[index] for task, maps in predicted.items()} for index in range(batch_size)]
 
     def post_process_semantic_segmentation(
         self,
@@ -325,13 +349,13 @@ class SEMImageProcessor(TorchvisionBackend):
                 Whether to return for each image a [`SemanticSegmentationPostProcessorOutput`] with the logits beside the
                 ids.
         """
-        logits = self._restore_logits(self._logits_of(outputs, CLASS_IDS), target_sizes)
-        ids = [CLASS_IDS.predict(image_logits[None])[0] for image_logits in logits]
+        logits = self._logits_of(outputs, CLASS_IDS)
+        ids = self._predict(CLASS_IDS, logits, target_sizes)
         if not return_segmentation_scores:
             return ids
         return [
             SemanticSegmentationPostProcessorOutput(data={"segmentation": segmentation, "segmentation_scores": scores})
-            for segmentation, scores in zip(ids, logits, strict=True)
+            for segmentation, scores in zip(ids, self._restore_logits(logits, target_sizes), strict=True)
         ]
 
     def post_process_depth_estimation(
@@ -345,8 +369,8 @@ class SEMImageProcessor(TorchvisionBackend):
             target_sizes (`list[tuple[int, int]]`, *optional*):
                 Original (height, width) of each image.
         """
-        logits = self._restore_logits(self._logits_of(outputs, METRES), target_sizes)
-        return [{"predicted_depth": METRES.predict(image_logits[None])[0]} for image_logits in logits]
+        depths = self._predict(METRES, self._logits_of(outputs, METRES), target_sizes)
+        return [{"predicted_depth": depth} for depth in depths]
 
     @staticmethod
     def _logits_of(outputs, kind: TaskKind) -> Tensor:
@@ -360,18 +384,24 @@ class SEMImageProcessor(TorchvisionBackend):
             f"None of the tasks {list(outputs.logits)} predicts {kind.values}; use post_process_dense_prediction."
         )
 
+    def _predict(self, kind: TaskKind, logits: Tensor, target_sizes) -> list[Tensor]:
+        """Returns the prediction for each image at its original size."""
+        return [predict_map(kind, *cropped) for cropped in self._crop_logits(logits, target_sizes)]
+
     def _restore_logits(self, logits: Tensor, target_sizes) -> list[Tensor]:
         """Returns the logits of each image at its original size, without the padding."""
+        return [resize_logits(*cropped) for cropped in self._crop_logits(logits, target_sizes)]
+
+    def _crop_logits(self, logits: Tensor, target_sizes) -> list[tuple[Tensor, tuple[int, int]]]:
+        """Returns the logits of each image without the padding, and its original size."""
         if target_sizes is None:
-            return list(logits)
+            return [(image_logits, tuple(image_logits.shape[-2:])) for image_logits in logits]
         sizes = [(int(height), int(width)) for height, width in target_sizes]
         if len(sizes) != len(logits):
             raise ValueError(f"Give one target size per image; got {len(sizes)} for a batch of {len(logits)}.")
         content_sizes, padded_sizes = self.plan_sizes(sizes)
-        return [
-            restore_map(image_logits, *layout)
-            for image_logits, *layout in zip(logits, content_sizes, padded_sizes, sizes, strict=True)
-        ]
+        cropped = map(crop_logits, logits, content_sizes, padded_sizes)
+        return list(zip(cropped, sizes, strict=True))
 
 
 def _flatten(images: ImageInput) -> list:
@@ -380,6 +410,44 @@ def _flatten(images: ImageInput) -> list:
         return [image for item in images for image in _flatten(item)]
     is_batch = isinstance(images, (np.ndarray, Tensor)) and images.ndim == 4
     return list(images) if is_batch else [images]
+
+
+def is_edge(value: Any) -> bool:
+    """Returns whether a value is a number of pixels that an image may be high or wide."""
+    return isinstance(value, Integral) and not isinstance(value, bool) and 1 <= value <= MAX_EDGE
+
+
+def check_settings(settings: dict[str, Any]) -> None:
+    """Checks the settings of a processor.
+
+    Raises:
+        ValueError: If one has a value that no image can be processed with.
+    """
+    for name in ("size", "pad_size", "crop_size"):
+        value = settings.get(name)
+        value = dict(value) if isinstance(value, (Mapping, SizeDict)) else value
+        edges = (
+            list(value.values()) if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else [value]
+        )
+        edges = [edge for edge in edges if edge is not None]
+        if value is not None and (not edges or not all(is_edge(edge) for edge in edges)):
+            raise ValueError(f"`{name}` is {{'height': ..., 'width': ...}} of 1 to {MAX_EDGE} pixels; got {value!r}.")
+    for name in ("image_mean", "image_std", "rescale_factor"):
+        value = settings.get(name)
+        numbers = value if isinstance(value, (list, tuple)) and name != "rescale_factor" else [value]
+        is_usable = len(numbers) > 0 and all(isinstance(n, Real) and math.isfinite(n) for n in numbers)
+        if value is not None and not (is_usable and (name == "image_mean" or min(numbers) > 0)):
+            rule = "finite numbers" if name == "image_mean" else "finite and above 0"
+            raise ValueError(f"`{name}` is {rule}; got {value!r}.")
+    for name in ("do_resize", "do_rescale", "do_normalize", "do_pad"):
+        if not isinstance(settings.get(name), (bool, int, NoneType)):
+            raise ValueError(f"`{name}` is true or false; got {settings[name]!r}.")
+    if settings.get("resample") not in (None, *range(4)):
+        raise ValueError(f"`resample` is a filter of Pillow, 0 to 3; got {settings['resample']!r}.")
+    try:
+        torch.device(settings.get("device") or "cpu")
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"`device` is the name of a device, such as 'cpu'; got {settings['device']!r}.") from error
 
 
 def shrink_to_fit(size: tuple[int, int], largest: tuple[int, int]) -> tuple[int, int]:
@@ -404,13 +472,51 @@ def restore_map(
     logits: Tensor, content_size: tuple[int, int], padded_size: tuple[int, int], size: tuple[int, int]
 ) -> Tensor:
     """Crops and resizes logits `(channels, height, width)` of a padded image to the image at its original size."""
+    return resize_logits(crop_logits(logits, content_size, padded_size), size)
+
+
+def crop_logits(logits: Tensor, content_size: tuple[int, int], padded_size: tuple[int, int]) -> Tensor:
+    """Crops logits `(channels, height, width)` of a padded image to its content, where it is padded."""
+    if content_size == padded_size:
+        return logits
     left, top, _, _ = center_padding(content_size, padded_size)
-    if content_size != padded_size:
-        logits = F.interpolate(logits[None], size=padded_size, mode="bilinear", align_corners=False)[0]
-        logits = logits[..., top : top + content_size[0], left : left + content_size[1]]
+    logits = F.interpolate(logits[None], size=padded_size, mode="bilinear", align_corners=False)[0]
+    return logits[..., top : top + content_size[0], left : left + content_size[1]]
+
+
+def resize_logits(logits: Tensor, size: tuple[int, int]) -> Tensor:
+    """Resizes logits `(channels, height, width)`."""
     if tuple(logits.shape[-2:]) == size:
         return logits
     return F.interpolate(logits[None], size=size, mode="bilinear", align_corners=False)[0]
+
+
+def predict_map(kind: TaskKind, logits: Tensor, size: tuple[int, int]) -> Tensor:
+    """Resizes logits `(channels, height, width)` to `size` and converts them to a prediction.
+
+    Large ones are computed one band of rows at a time, so that many classes at the size of a photo do not fill the memory.
+    """
+    num_rows = max(1, MAX_BAND_VALUES // (len(logits) * size[1]))
+    if num_rows >= size[0]:
+        return kind.predict(resize_logits(logits, size)[None])[0]
+    prediction = None
+    for top in range(0, size[0], num_rows):
+        bottom = min(top + num_rows, size[0])
+        band = kind.predict(upsample_rows(logits, size, top, bottom)[None])[0]
+        if prediction is None:
+            prediction = band.new_empty(*band.shape[:-2], *size)
+        prediction[..., top:bottom, :] = band
+    return prediction
+
+
+def upsample_rows(logits: Tensor, size: tuple[int, int], start: int, stop: int) -> Tensor:
+    """Upsamples logits `(num_labels, h, w)` to `size` and returns rows `start` to `stop`; bilinear, as in post-processing."""
+    position = (torch.arange(start, stop, device=logits.device) + 0.5) * (logits.shape[1] / size[0]) - 0.5
+    position = position.clamp(min=0)
+    above = position.long().clamp(max=logits.shape[1] - 1)
+    below = (above + 1).clamp(max=logits.shape[1] - 1)
+    rows = torch.lerp(logits[:, above], logits[:, below], (position - above)[:, None])
+    return F.interpolate(rows[None], size=(stop - start, size[1]), mode="bilinear", align_corners=False)[0]
 
 
 AutoImageProcessor.register(SEMConfig, image_processor_classes={"torchvision": SEMImageProcessor}, exist_ok=True)

@@ -30,6 +30,7 @@ from .backbone import build_backbone, inspect_backbone, load_backbone_weights, p
 from .backbone_timm import SEMTimmBackbone
 from .configuration_sem import SEMConfig, SEMTimmBackboneConfig
 from .layers import SEMMLP, Padding, SEMConvBlock, SEMPatchConv2d, record, record_states, resize, to_map, to_tokens
+from .losses import mean_over_ranks
 from .modeling_outputs import SEMModelOutput, SEMMultiTaskOutput, SEMStates
 from .tasks import get_task, invalid_labels
 
@@ -530,7 +531,10 @@ class SEMPreTrainedModel(PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
-        if isinstance(module, SEMOffsetNetwork):
+        if isinstance(module, nn.ParameterDict):  # log variances of the tasks
+            for parameter in module.values():
+                init.zeros_(parameter)
+        elif isinstance(module, SEMOffsetNetwork):
             init.zeros_(module.offset.weight)
         elif isinstance(module, SEMInterTaskModule):
             hidden_size = module.project_in.in_features
@@ -618,10 +622,12 @@ class SEMModel(SEMPreTrainedModel):
         self._check_pixel_values(pixel_values)
         for name in ("output_hidden_states", "output_attentions"):
             kwargs.setdefault(name, getattr(self.config, name))
-        padded = padding.pad(pixel_values)
+        # the processor returns float32, whatever the model; a replica of DataParallel lists no parameters
+        dtypes = (parameter.dtype for parameter in self.backbone.parameters() if parameter.is_floating_point())
+        padded = padding.pad(pixel_values).to(next(dtypes, pixel_values.dtype))
         if padded.device.type == "cpu":  # faster there; convolutions pass the memory format on
             padded = padded.contiguous(memory_format=torch.channels_last)
-        return self.backbone.forward_with_filtered_kwargs(padded, **kwargs)
+        return self.backbone.forward_with_filtered_kwargs(padded, **{**kwargs, "return_dict": True})
 
     @torch.no_grad()
     def update_initial_bases(self, stage_bases: list[Tensor | None]) -> None:
@@ -729,6 +735,10 @@ class SEMForMultiTaskDensePrediction(SEMPreTrainedModel):
             self.auxiliary_heads = nn.ModuleDict(
                 {task: SEMPatchConv2d(config.hidden_size, width, 1) for task, width in config.task_num_labels.items()}
             )
+        self.task_log_variances = None
+        if config.task_loss_weighting == "uncertainty":
+            # One entry each: FSDP cannot shard scalars
+            self.task_log_variances = nn.ParameterDict([(task, torch.zeros(1)) for task in config.tasks])
         self.post_init()
 
     @can_return_tuple
@@ -746,8 +756,8 @@ class SEMForMultiTaskDensePrediction(SEMPreTrainedModel):
                 Normalized images of any size not below one patch.
             labels (`dict[str, torch.Tensor]`, *optional*):
                 Labels of any subset of the tasks: `(batch_size, height, width)` ids with 255 invalid, or
-                `(batch_size, channels, height, width)` measurements with NaN invalid. Shapes and
-                dtypes are checked, values are not. In distributed training losses and bases are means over all ranks, so
+                `(batch_size, channels, height, width)` measurements with NaN invalid; depth that is not positive is
+                invalid too. Shapes and dtypes are checked, and on a CPU that depth is at most 1,000 m; other values are not. In distributed training losses and bases are means over all ranks, so
                 either every rank gives labels or none does; the ranks may have labels of different tasks.
             output_sem_states (`bool`, *optional*, defaults to `False`):
                 Whether to return [`SEMStates`].
@@ -755,7 +765,7 @@ class SEMForMultiTaskDensePrediction(SEMPreTrainedModel):
                 `output_hidden_states`, `output_attentions` and `return_dict`, as in every transformers model.
 
         Raises:
-            ValueError: If the model lacks one of the tasks, or a label has the wrong shape or dtype.
+            ValueError: If the model lacks one of the tasks, a label has the wrong shape or dtype, or depth another unit.
         """
         outputs = self.sem(pixel_values, output_sem_states, **{**kwargs, "return_dict": True})
         logits = {task: head(outputs.task_hidden_states[task]) for task, head in self.heads.items()}
@@ -783,13 +793,30 @@ class SEMForMultiTaskDensePrediction(SEMPreTrainedModel):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Returns the weighted sum over the tasks, and the unweighted loss of each task on its final logits."""
         losses = {task: self.task_loss(task, logits[task], labels[task]) for task in logits if task in labels}
-        total = sum(self.config.task_loss_weights[task] * loss for task, loss in losses.items())
+        weights = self.task_loss_weights()
+        total = sum(weights[task] * loss for task, loss in losses.items())
         if auxiliary_logits is not None:
             total = total + self.config.auxiliary_loss_weight * sum(
-                self.config.task_loss_weights[task] * self.task_loss(task, auxiliary_logits[task], labels[task])
-                for task in losses
+                weights[task] * self.task_loss(task, auxiliary_logits[task], labels[task]) for task in losses
             )
+        if self.task_log_variances is not None:
+            total = total + self.variance_penalty(losses)
         return total, losses
+
+    def task_loss_weights(self) -> dict[str, float | Tensor]:
+        """Returns the weight of each task in the loss: that of the configuration, times exp(-s) where s is learned."""
+        if self.task_log_variances is None:
+            return self.config.task_loss_weights
+        return {
+            task: weight * (-self.task_log_variances[task].squeeze(0).float()).exp()
+            for task, weight in self.config.task_loss_weights.items()
+        }
+
+    def variance_penalty(self, losses: dict[str, Tensor]) -> Tensor:
+        """Returns the sum of s / 2 over the tasks with a label in the batch of all ranks."""
+        has_labels = mean_over_ranks(torch.stack([loss.detach() > 0 for loss in losses.values()])) > 0
+        log_variances = torch.cat([self.task_log_variances[task].float() for task in losses])
+        return torch.where(has_labels, log_variances / 2, 0.0).sum()
 
     def task_loss(self, task: str, logits: Tensor, labels: Tensor) -> Tensor:
         """Returns the loss of one task on logits upsampled to the size of the labels."""
@@ -808,6 +835,7 @@ class SEMForMultiTaskDensePrediction(SEMPreTrainedModel):
             )
         for task, label in labels.items():
             self._check_label(task, label, num_images, size)
+        labels = {task: get_task(task).kind.known_values(label) for task, label in labels.items()}
         if self.training and dist.is_available() and dist.is_initialized():
             missing = [task for task in self.config.tasks if task not in labels]
             labels = {**labels, **{t: invalid_labels(t, num_images, size, pixel_values.device) for t in missing}}

@@ -1,6 +1,8 @@
 import io
+import os
 import struct
 import tarfile
+import time
 import zlib
 from pathlib import Path
 
@@ -133,9 +135,9 @@ def test_ids_of_any_integer_type(tmp_path):
 
 def test_lists(tmp_path):
     path = tmp_path / "train.txt"
-    for text in ("b\na\n\n", "\ufeffb\r\na\r\n"):
+    for text in ("b 1\na\n\n", "\ufeffb 1 \r\n\ta\r\n"):
         path.write_text(text, encoding="utf-8")
-        assert read_list(path) == ["b", "a"]
+        assert read_list(path) == ["b 1", "a"]
     for text, message in {
         "": "at least one id",
         "a\nb\na\n": r"listed once; .*repeats \['a'\]",
@@ -146,6 +148,15 @@ def test_lists(tmp_path):
         path.write_text(text)
         with pytest.raises(ValueError, match=message):
             read_list(path)
+
+
+def test_a_long_list_with_a_repetition_is_refused_at_once(tmp_path):
+    path = tmp_path / "train.txt"
+    path.write_text("\n".join([*map(str, range(30_000)), "7"]))
+    start = time.perf_counter()
+    with pytest.raises(ValueError, match=r"repeats \['7'\]"):
+        read_list(path)
+    assert time.perf_counter() - start < 5
 
 
 def test_roots(tmp_path):
@@ -227,6 +238,27 @@ def test_broken_archive(tmp_path, unpack_into):
         with pytest.raises(ValueError, match="Cannot unpack .*a.tar.gz: .* Download it again, or unpack it yourself"):
             unpack(archive)
         assert [*unpack_into.iterdir()] == []
+
+
+@pytest.mark.parametrize("name", ["a.tar.gz", "a.tar"])
+def test_a_damaged_archive_is_refused_or_makes_no_difference(tmp_path, unpack_into, name):
+    """Of an archive that is not compressed, only the headers have checksums."""
+    members = {f"a/{letter}.txt": letter.encode() * 700 for letter in "bcd"}
+    archive = write_archive(tmp_path / name, members)
+    content, refused = archive.read_bytes(), 0
+    positions = range(0, 8 * len(content), 13) if name.endswith("gz") else range(1544 * 8, 1600 * 8, 7)
+    for position in positions:
+        damaged = bytearray(content)
+        damaged[position // 8] ^= 1 << position % 8
+        archive.write_bytes(damaged)
+        os.utime(archive, ns=(0, position))
+        try:
+            folder = unpack(archive)
+        except ValueError:
+            refused += 1
+        else:
+            assert {path: (folder / path).read_bytes() for path in members} == members
+    assert refused > 0.9 * len(positions)
 
 
 def test_full_disk(tmp_path, unpack_into, monkeypatch):

@@ -19,6 +19,7 @@ from torchvision.transforms.v2 import functional
 from torchvision.tv_tensors import TVTensor
 from tqdm.auto import tqdm
 
+from ..image_files import to_upright_rgb
 from ..task_kinds import CLASS_IDS
 from ..tasks import invalid_labels, to_label
 from .labels import Label
@@ -49,7 +50,7 @@ def row_to_tensors(row: dict[str, Any], tasks: Iterable[str]) -> tuple[Tensor, L
             f"A row needs an image and the columns {tasks}; it lacks {missing or ['image']} and has {present}. The map of a "
             "task that an image has no label of is None."
         )
-    image = functional.pil_to_tensor(row["image"].convert("RGB"))
+    image = functional.pil_to_tensor(to_upright_rgb(row["image"]))
     labels = {task: Label(read_label(task, row[task], tuple(image.shape[-2:])), task) for task in tasks}
     for task, label in labels.items():
         if label.shape[-2:] != image.shape[-2:]:
@@ -58,6 +59,38 @@ def row_to_tensors(row: dict[str, Any], tasks: Iterable[str]) -> tuple[Tensor, L
                 f"{tuple(image.shape[-2:])} (height, width). Resize the map when you prepare the data."
             )
     return image, labels
+
+
+class RowError(ValueError):
+    """Raised when a row cannot be used; the message is one line that names it."""
+
+    def __init__(self, message: str) -> None:
+        # `DataLoader` raises the error of a worker again with the whole traceback as its message, which ends in ours.
+        super().__init__(message.rpartition(f"{type(self).__name__}: ")[2].strip())
+
+
+def read_row(
+    rows: datasets.Dataset | Sequence[dict[str, Any]], index: int, tasks: Iterable[str]
+) -> tuple[Tensor, Labels]:
+    """Reads one row as [`row_to_tensors`] does.
+
+    Raises:
+        RowError: If it cannot be read or used; the message names row and file.
+    """
+    try:
+        return row_to_tensors(rows[index], tasks)
+    except Exception as error:  # PIL raises errors of any type on broken images
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise RowError(f"Cannot use {describe_row(rows, index)}: {reason}") from error
+
+
+def describe_row(rows: datasets.Dataset | Sequence[dict[str, Any]], index: int) -> str:
+    """Returns number, id and file of a row, as far as they are known, without reading its images."""
+    if not isinstance(rows, datasets.Dataset):
+        return f"row {index}"
+    name = f" ({rows.select_columns(['id'])[index]['id']!r})" if "id" in rows.column_names else ""
+    files = " or ".join(sorted(file["filename"] for file in rows.cache_files)[:3])
+    return f"row {index}{name}" + (f" of {files}" if files else "")
 
 
 def read_label(task: str, value: Image.Image | None, size: tuple[int, int]) -> Tensor:
@@ -234,8 +267,8 @@ class TransformedDataset(Dataset):
 
     def decode_all(self, *, show_progress: bool) -> None:
         """Decodes all rows and keeps them in memory; processes that are forked afterwards share them."""
-        rows = tqdm(self.dataset, desc="decoding", unit="row", disable=not show_progress)
-        self.decoded = [row_to_tensors(row, self.tasks) for row in rows]
+        indices = tqdm(range(len(self)), desc="decoding", unit="row", disable=not show_progress)
+        self.decoded = [read_row(self.dataset, index, self.tasks) for index in indices]
 
     def __len__(self) -> int:
         """Returns the number of rows."""
@@ -247,7 +280,7 @@ class TransformedDataset(Dataset):
         Returns:
             "pixel_values" `(3, height, width)` and "labels", `{task: label}`.
         """
-        image, labels = self.decoded[index] if self.decoded else row_to_tensors(self.dataset[index], self.tasks)
+        image, labels = self.decoded[index] if self.decoded else read_row(self.dataset, index, self.tasks)
         if self.augmentation is not None:
             image, labels = self.augmentation(image, labels)
         batch = self.image_processor(

@@ -48,13 +48,27 @@ def load_trained_model(config: TrainingConfig, labels: dict) -> tuple[SEMForMult
     """Loads `pretrained_model`, for tasks and classes that may be others; returns it with the tasks whose heads are new."""
     try:
         model, info = SEMForMultiTaskDensePrediction.from_pretrained(
-            config.pretrained_model, ignore_mismatched_sizes=True, output_loading_info=True, **labels, **config.model
+            config.pretrained_model,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+            dtype=torch.float32,
+            use_safetensors=True,
+            **labels,
+            **config.model,
         )
     except OSError as error:
         raise OSError(
             f"`pretrained_model` is the folder or Hub name of a trained SEM; got {config.pretrained_model!r}: {error}"
         ) from error
     new_names = {*info["missing_keys"], *(name for name, *_ in info["mismatched_keys"])}
+    old_widths = SEMConfig.from_pretrained(config.pretrained_model).task_num_labels
+    new_tasks = {task for task, width in labels["task_num_labels"].items() if old_widths.get(task) != width}
+    lost = sorted(name for name in new_names if not new_tasks & set(name.split(".")))
+    if lost and (not config.model or len(new_names) == len(model.state_dict())):
+        raise ValueError(
+            f"The weights of `pretrained_model` {config.pretrained_model!r} do not match its config.json: {len(lost)} tensors "
+            f"are missing or have another shape, such as {lost[:3]}. Train or copy them again."
+        )
     return model, [task for task in model.config.tasks if f"heads.{task}.classifier.bias" in new_names]
 
 
