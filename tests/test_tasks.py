@@ -24,7 +24,7 @@ from transformers_sem import (
 )
 from transformers_sem.losses import INVALID_ID, l1
 from transformers_sem.task_kinds import CLASS_IDS, METRES, PROBABILITY, UNIT_VECTORS
-from transformers_sem.tasks import get_task, resize_label, to_label
+from transformers_sem.tasks import VARIANTS, get_task, register_variant, resize_label, to_label
 from transformers_sem.visualization.panels import Prediction, prediction_panel
 
 from .samples import random_labels, random_logits
@@ -565,6 +565,29 @@ def test_a_checkpoint_with_a_task_that_is_not_registered_says_so(tmp_path):
         del TASKS["albedo"]
     with pytest.raises(ValueError, match=r"Unknown task 'albedo'.*register_task"):
         SEMConfig.from_pretrained(tmp_path)
+
+
+def test_a_configuration_brings_its_variants(tmp_path):
+    """Other classes under another name need no code of the user when the model is loaded."""
+    register_variant("semseg_voc", "semseg")
+    try:
+        assert tiny_config().task_variants is None
+        config = tiny_config(task_num_labels={"semseg": 3, "semseg_voc": 5})
+        assert config.task_variants == {"semseg_voc": "semseg"}
+        SEMForMultiTaskDensePrediction(config).save_pretrained(tmp_path)
+        del TASKS["semseg_voc"], VARIANTS["semseg_voc"]
+        model = SEMForMultiTaskDensePrediction.from_pretrained(tmp_path)
+        assert model.config.task_variants == {"semseg_voc": "semseg"}
+        assert TASKS["semseg_voc"].loss is TASKS["semseg"].loss
+        logits = model(torch.zeros(1, 3, 32, 64)).logits
+        assert logits["semseg_voc"].shape[1] == 5
+        metric = MultiTaskMetric({"semseg_voc": 5})
+        ids = torch.zeros(2, 2, dtype=torch.long)
+        scores = metric.compute(predictions={"semseg_voc": [ids]}, references={"semseg_voc": [ids]})
+        assert scores["semseg_voc/pixel_accuracy"] == 1
+    finally:
+        TASKS.pop("semseg_voc", None)
+        VARIANTS.pop("semseg_voc", None)
 
 
 def test_a_task_is_registered_once(albedo):

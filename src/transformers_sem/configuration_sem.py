@@ -11,7 +11,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.backbone_utils import BackboneConfigMixin
 
-from .tasks import NYUD_V2_TASKS, describe_widths, get_task
+from .tasks import NYUD_V2_TASKS, VARIANTS, describe_widths, get_task, register_variant
 
 
 # Arguments of timm's models that describe a network. Others would load files, reach the network or run code.
@@ -157,6 +157,8 @@ class SEMConfig(PreTrainedConfig):
             `[4, 2, 1, 0.5]` if all its maps share one stride, no resizing if they form a pyramid.
         task_num_labels (`dict[str, int]`, *optional*):
             Number of output channels of each task, in order. `None` is NYUD-v2: 40 classes, depth, normals, boundaries.
+        task_variants (`dict[str, str]`, *optional*):
+            Tasks that differ from one of the task table in their classes only, as in `{"semseg_voc": "semseg"}`.
         task_id2label (`dict[str, dict[int, str]]`, *optional*):
             Class names of the tasks that have classes.
         task_loss_weights (`dict[str, float]`, *optional*):
@@ -222,6 +224,7 @@ class SEMConfig(PreTrainedConfig):
     backbone_config: dict | PreTrainedConfig | None = None
     reassemble_factors: list[int | float] | None = None
     task_num_labels: dict[str, int] | None = None
+    task_variants: dict[str, str] | None = None
     task_id2label: dict | None = None
     task_loss_weights: dict[str, float | int] | None = None
     task_loss_weighting: Literal["fixed", "uncertainty"] = "fixed"
@@ -289,7 +292,11 @@ class SEMConfig(PreTrainedConfig):
         self.task_num_labels = {task: self.task_num_labels[task] for task in tasks}
 
     def _fill_in_from_task_table(self) -> None:
+        for name, task in (self.task_variants or {}).items():
+            if name in self.task_num_labels:
+                register_variant(name, task)
         specs = {name: get_task(name) for name in self.task_num_labels}
+        self.task_variants = {name: VARIANTS[name] for name in specs if name in VARIANTS} or None
         for field in ("task_id2label", "task_loss_weights", "task_loss_kwargs"):
             stray = set(getattr(self, field) or {}) - set(specs)
             if stray:

@@ -12,7 +12,7 @@ How predictions of a task are scored is a second table, `METRICS` in `evaluation
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -120,6 +120,8 @@ SALIENCY = TaskSpec(
 NYUD_V2_TASKS = (SEMSEG, DEPTH, NORMAL, BOUNDARY)  # the default tasks of a configuration
 TASKS: dict[str, TaskSpec] = {task.name: task for task in (SEMSEG, DEPTH, NORMAL, BOUNDARY, PARSING, SALIENCY)}
 
+VARIANTS: dict[str, str] = {}  # {task: the task that it shares kind, loss and metric with}
+
 
 def register_task(spec: TaskSpec) -> None:
     """Adds a task to the table. Call it before a configuration that names the task is built or loaded.
@@ -130,6 +132,28 @@ def register_task(spec: TaskSpec) -> None:
     if spec.name in TASKS:
         raise ValueError(f"Task {spec.name!r} exists already; give the new task another name than {sorted(TASKS)}.")
     TASKS[spec.name] = spec
+
+
+def register_variant(name: str, task: str) -> None:
+    """Adds a task that differs from another one in its classes only, such as `semseg_voc` of `semseg`.
+
+    Nothing happens where a task of that name, kind and loss exists. A configuration notes the variants among its tasks and adds
+    them again when it is loaded.
+
+    Raises:
+        ValueError: If `task` is unknown, `name` is not allowed, or a task of that name has another kind or loss.
+    """
+    spec = get_task(task)
+    if not name.isidentifier():
+        raise ValueError(f"The name of a task has letters, digits and underscores only; got {name!r}.")
+    if name not in TASKS:
+        TASKS[name] = replace(spec, name=name, title=f"{spec.title} ({name})")
+        VARIANTS[name] = VARIANTS.get(task, task)
+    known = TASKS[name]
+    if (known.kind, known.dtype, known.loss) != (spec.kind, spec.dtype, spec.loss):
+        raise ValueError(
+            f"Task {name!r} exists and has another kind or loss than {task!r}; choose another name for it."
+        )
 
 
 def get_task(name: str) -> TaskSpec:

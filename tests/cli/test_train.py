@@ -113,6 +113,44 @@ def test_a_killed_run_resumes_to_the_same_weights(trained, tmp_path):
     assert [path.name for path in (folder / "checkpoints").iterdir()] == ["step_000006"]
 
 
+@pytest.mark.slow
+def test_one_model_trains_on_several_datasets_and_resumes_exactly(tmp_path):
+    sizes = "num_train: 6, num_validation: 2, height: 32, width: 64"
+    entries = [
+        f"{{dataset: scenes, dataset_kwargs: {{{sizes}}}}}",
+        f"{{dataset: scenes, dataset_kwargs: {{{sizes}}}, tasks: {{semseg: semseg_rooms}}, weight: 2}}",
+    ]
+    settings = [setting for setting in SETTINGS if not setting.startswith("dataset_kwargs")]
+    folder, names = tmp_path / "run", ["scenes_1", "scenes_2"]
+    arguments = ["--config", "quickstart", *settings, f"datasets=[{', '.join(entries)}]", "dataset_kwargs={}"]
+    arguments += ["tasks=[semseg, depth, semseg_rooms]", "keep_checkpoints=3", f"output_dir={folder}"]
+    result = run("train", *arguments)
+    assert result.code == 0, result.errors
+    assert "labels      semseg 6, depth 12, semseg_rooms 6 of 12 images" in result.output
+    reports = [read_report(folder / f"evaluation_{name}.json") for name in names]
+    assert [{"semseg/miou", "semseg_rooms/miou"} & set(report["scores"]) for report in reports] == [
+        {"semseg/miou"},
+        {"semseg_rooms/miou"},
+    ]
+    assert SEMForMultiTaskDensePrediction.from_pretrained(folder).config.tasks == ["semseg", "depth", "semseg_rooms"]
+    assert read_history(folder)[-1]["scores"].keys() >= {"semseg/miou", "semseg_rooms/miou"}
+
+    weights, history = load_file(folder / "model.safetensors"), history_of(folder)
+    for leftover in ("checkpoints/step_000004", "checkpoints/step_000006"):
+        shutil.rmtree(folder / leftover)
+    assert run("train", *arguments).code == 0
+    resumed = load_file(folder / "model.safetensors")
+    assert all(torch.equal(resumed[name], value) for name, value in weights.items())
+    assert history_of(folder) == history
+
+    for name in names:
+        (folder / f"evaluation_{name}.json").unlink()
+    result = run("evaluate", "--model", folder)
+    assert result.code == 0, result.errors
+    for name, report in zip(names, reports, strict=True):
+        assert read_report(folder / f"evaluation_{name}.json")["scores"] == report["scores"]
+
+
 def history_of(folder):
     """Log entries, without what depends on the machine."""
     machine = {"images_per_second", "memory_gigabytes"}

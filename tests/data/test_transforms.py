@@ -251,6 +251,20 @@ def test_crop_without_class_ids_is_not_retried():
     assert crop_starts(RandomCrop((20, 40), num_tries=10), "saliency") == once
 
 
+def test_crop_looks_at_the_class_ids_that_an_image_has(slope):
+    """A row of another dataset has no labels of the first task."""
+    image, labels = slope
+    ids = Label(torch.zeros(image.shape[-2:], dtype=torch.int64), "parsing")
+    ids[:, -20:] = 1
+    missing = Label(torch.full_like(ids, 255), "semseg")
+    for seed in range(5):
+        torch.manual_seed(seed)
+        alone = RandomCrop((20, 40))(image, {"parsing": ids})
+        torch.manual_seed(seed)
+        both = RandomCrop((20, 40))(image, {"semseg": missing, "parsing": ids})
+        assert torch.equal(alone[0], both[0])
+
+
 def test_share_of_one_accepts_any_crop():
     once = crop_starts(RandomCrop((20, 40), num_tries=1), "semseg")
     assert crop_starts(RandomCrop((20, 40), max_class_share=1.0), "semseg") == once

@@ -593,6 +593,34 @@ def test_settings_of_a_run_are_read_and_replaced(tmp_path):
     assert config == EvaluationConfig(dataset="scenes", batch_size=3, seed=3, **expected)
 
 
+@pytest.fixture
+def run_of_several(tmp_path):
+    entries = [
+        {"dataset": "nyud_v2", "data_dir": "/nyud", "weight": 2},
+        {"dataset": "scenes", "tasks": {"semseg": "semseg_rooms"}},
+    ]
+    settings = {"dataset": "nyud_v2", "data_dir": None, "datasets": entries, "tasks": ["semseg"], "seed": 3}
+    (tmp_path / "training.yaml").write_text(json.dumps(settings))
+    return tmp_path
+
+
+def test_each_dataset_of_a_run_is_evaluated(run_of_several):
+    nyud = EvaluationConfig(dataset="nyud_v2", data_dir="/nyud", seed=3, batch_size=2)
+    rooms = EvaluationConfig(dataset="scenes", tasks={"semseg": "semseg_rooms"}, seed=3, batch_size=2)
+    assert EvaluationConfig.load_all(run_of_several, ["batch_size=2"]) == {"nyud_v2": nyud, "scenes": rooms}
+    moved = EvaluationConfig.load(run_of_several, ["batch_size=2", "dataset=nyud_v2", "data_dir=/moved"])
+    assert moved == replace(nyud, data_dir="/moved")
+    other = EvaluationConfig.load(run_of_several, ["dataset=cityscapes", "data_dir=/data"])
+    assert (other.dataset, other.data_dir, other.tasks) == ("cityscapes", "/data", {})
+
+
+def test_a_folder_of_one_of_several_datasets_needs_its_name(run_of_several):
+    with pytest.raises(ValueError, match=r"belong to one dataset.*'nyud_v2', 'scenes'.*dataset=NAME"):
+        EvaluationConfig.load_all(run_of_several, ["data_dir=/moved"])
+    with pytest.raises(ValueError, match=r"Choose one of the datasets"):
+        EvaluationConfig.load(run_of_several)
+
+
 def test_a_model_without_a_run_has_the_defaults(tmp_path):
     assert EvaluationConfig.load(tmp_path, ["data_dir=/data"]) == EvaluationConfig(data_dir="/data")
 

@@ -125,6 +125,9 @@ def test_whole_numbers_are_numbers(write):
         ("--max_steps=3", ["--max_steps", "max_steps"]),
         ("tasks=[depth", ["tasks=[depth"]),
         ("max_steps.x=3", ["max_steps"]),
+        ("datasets=[{dataset: scenes, wieght: 2}]", ["settings of a dataset", "wieght", "weight"]),
+        ("datasets=[{weight: 2}]", ["names its `dataset`"]),
+        ("datasets=[scenes]", ["'datasets'", "dict"]),
         ("model.hidden_size.x=3", ["model.hidden_size"]),
     ],
 )
@@ -207,6 +210,21 @@ def test_a_moved_run_goes_on(tmp_path, monkeypatch):
     claim_output_dir(TrainingConfig(output_dir="moved", data_dir="data"))
     with pytest.raises(ValueError, match="data_dir"):
         claim_output_dir(TrainingConfig(output_dir="moved", data_dir="moved"))
+
+
+def test_settings_of_several_datasets_replace_those_of_one(tmp_path, monkeypatch):
+    entry = {"dataset": "nyud_v2", "data_dir": str(tmp_path / "data"), "weight": 2}
+    config = TrainingConfig(output_dir=str(tmp_path / "run"), datasets=[entry])
+    assert [(part.dataset, part.weight) for part in config.dataset_configs] == [("nyud_v2", 2)]
+    assert config.describe()["datasets"] == [{"dataset": "nyud_v2", "weight": 2}]
+    claim_output_dir(config)
+    monkeypatch.chdir(tmp_path)
+    claim_output_dir(replace(config, datasets=[{**entry, "data_dir": "data"}]))
+    with pytest.raises(ValueError, match="datasets"):
+        claim_output_dir(replace(config, datasets=[{**entry, "weight": 1}]))
+    with pytest.raises(StrictDataclassError) as error:
+        TrainingConfig(datasets=[entry], data_dir="data")
+    assert "belong in each entry of `datasets`" in describe_error(error.value)
 
 
 def test_settings_of_a_run_that_did_not_start_are_replaced(tmp_path):

@@ -14,6 +14,7 @@ from transformers_sem import SEMImageProcessor
 from transformers_sem.data.row_format import encode_map
 from transformers_sem.data.transforms import RowError, TransformedDataset
 from transformers_sem.training.data_order import (
+    MixtureSampler,
     PositionSampler,
     PositionSeededDataset,
     build_train_loader,
@@ -127,6 +128,41 @@ def test_random_numbers_of_the_model_depend_on_step_and_rank_only():
     assert draw_all(3) == first
     for other in (draw_all(4), draw_all(3, rank=1)):
         assert not set(other) & set(first)
+
+
+PARTS = [(5, 1), (7, 3.0)]
+
+
+def mix(start=0, stop=400, seed=0, parts=PARTS):
+    return list(MixtureSampler(parts, start=start, stop=stop, seed=seed))
+
+
+def test_datasets_are_mixed_by_weight_in_epochs_of_their_own():
+    order = mix()
+    assert [position for position, _ in order] == list(range(400))
+    first, second = ([row for _, row in order if (row < 5) == is_first] for is_first in (True, False))
+    assert 75 <= len(first) <= 125  # a quarter; the standard deviation is 9
+    assert [sorted(first[start : start + 5]) for start in (0, 5, 10)] == [list(range(5))] * 3
+    assert [sorted(second[start : start + 7]) for start in (0, 7, 14)] == [list(range(5, 12))] * 3
+    assert first[:5] != first[5:10]
+
+
+@pytest.mark.parametrize("start", [0, 1, 9, 399, 400])
+def test_resuming_a_mixture_gives_the_tail(start):
+    assert mix(start=start) == mix()[start:]
+    assert len(MixtureSampler(PARTS, start=start, stop=400, seed=0)) == 400 - start
+
+
+def test_a_mixture_depends_on_its_seed_and_not_on_its_length():
+    assert mix(stop=30) == mix()[:30]
+    assert mix(seed=1) != mix()
+
+
+def test_a_loader_mixes_several_datasets_and_resumes():
+    batches = load(parts=[(2, 1), (3, 1)])
+    assert batches != load()
+    assert load(parts=[(2, 1), (3, 1)], first_sample=6) == batches[3:]
+    assert load(parts=[(5, 2)]) == load()
 
 
 class SignalledRows(NoisyRows):

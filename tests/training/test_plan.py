@@ -71,7 +71,7 @@ def test_an_average_is_one_more_model(model):
 
 
 def test_a_plan_has_length_and_files(model):
-    plan = format_plan(replace(CONFIG, gradient_accumulation_steps=2), model, num_rows=100, num_processes=2)
+    plan = format_plan(replace(CONFIG, gradient_accumulation_steps=2), model, num_rows=[100], num_processes=2)
     words = ["* max_steps", "  learning_rate", "240 images, 2.4 epochs of 100", "ranks: 2", "images in each: 2"]
     words += [
         "runs/x/",
@@ -81,6 +81,12 @@ def test_a_plan_has_length_and_files(model):
         f"{model.num_parameters() / 1e6:.1f} M",
     ]
     assert [word for word in words if word not in plan] == []
+
+
+def test_a_plan_has_the_epochs_of_each_dataset(model):
+    config = replace(CONFIG, datasets=[{"dataset": "nyud_v2", "weight": 3}, {"dataset": "scenes"}])
+    plan = format_plan(config, model, num_rows=[90, 10], num_processes=1)
+    assert "240 images, 2.0 epochs of 90 (nyud_v2, 75% of the images), 6.0 epochs of 10 (scenes, 25%" in plan
 
 
 @pytest.mark.parametrize("task", TASKS)

@@ -138,6 +138,10 @@ class Ablation:
         reserved = [text for text in self.overrides if text.split("=")[0] in ("seed", "output_dir")]
         if reserved:
             raise ValueError(f"An ablation sets seed and output_dir itself, by --seeds and --output; got {reserved}.")
+        if self.config.datasets:
+            raise ValueError(
+                "An ablation compares models on one dataset; give `dataset` and `data_dir` in place of `datasets`."
+            )
         # Fails now, and not when the first training starts.
         get_benchmark(self.config.dataset, self.config.data_dir, self.config.dataset_kwargs)
 

@@ -5,8 +5,9 @@
 Prints the scores beside those of the best constant predictor and writes them to evaluation.json. The scores of each image go
 to evaluation.parquet. Tasks of the model that the dataset has no labels of are named and not scored. Settings such as
 data_dir=FOLDER or num_evaluation_images=100 replace those of the run. A model without a training run, for example from the Hub,
-takes all of its settings from the command: dataset=nyud_v2 data_dir=FOLDER. The same command resumes an evaluation that was
-interrupted.
+takes all of its settings from the command: dataset=nyud_v2 data_dir=FOLDER. A run on several datasets is evaluated on each of
+them, evaluation_nyud_v2.json for example, or on the one that dataset=NAME chooses. The same command resumes an evaluation that
+was interrupted.
 """
 
 import argparse
@@ -61,26 +62,32 @@ def main(arguments: Sequence[str] | None = None) -> None:
     starting_commit()  # before files change
     accelerator = Accelerator(cpu=not torch.accelerator.is_available())  # or ranks on CPUs would not find each other
     with plain_errors():
-        config = EvaluationConfig.load(parsed.model, parsed.overrides)
+        configs = EvaluationConfig.load_all(parsed.model, parsed.overrides)
         model = load_model(SEMForMultiTaskDensePrediction, parsed.model)
         image_processor = load_image_processor(SEMImageProcessor, parsed.model)
-        with accelerator.main_process_first():
-            rows = get_benchmark(config.dataset, config.data_dir, config.dataset_kwargs).load(
-                config.data_dir, **config.dataset_kwargs
+        for name, config in configs.items():
+            suffix = f"_{name}" if len(configs) > 1 else ""
+            output = parsed.output.with_stem(f"{parsed.output.stem}{suffix}")
+            predictions_dir = parsed.save_predictions
+            if predictions_dir and suffix:
+                predictions_dir = predictions_dir / name
+            with accelerator.main_process_first():
+                rows = get_benchmark(config.dataset, config.data_dir, config.dataset_kwargs, config.tasks).load(
+                    config.data_dir, **config.dataset_kwargs
+                )
+            report = evaluate_and_report(
+                config,
+                accelerator,
+                model,
+                image_processor,
+                rows,
+                output,
+                num_processes=parsed.processes,
+                predictions_dir=predictions_dir,
             )
-        report = evaluate_and_report(
-            config,
-            accelerator,
-            model,
-            image_processor,
-            rows,
-            parsed.output,
-            num_processes=parsed.processes,
-            predictions_dir=parsed.save_predictions,
-        )
-    accelerator.print(report)
-    written = [parsed.output, parsed.output.with_suffix(".parquet"), parsed.save_predictions]
-    accelerator.print(f"Written: {', '.join(str(path) for path in written if path)}.")
+            accelerator.print(f"\n{name}\n{report}" if suffix else report)
+            written = [output, output.with_suffix(".parquet"), predictions_dir]
+            accelerator.print(f"Written: {', '.join(str(path) for path in written if path)}.")
     accelerator.end_training()
 
 

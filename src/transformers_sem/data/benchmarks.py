@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from datasets.exceptions import DatasetGenerationError
 from torch import Tensor
 
-from ..tasks import get_task
+from ..tasks import get_task, register_variant
 from . import cityscapes, folder, nyud_v2, pascal_context, scenes
 from .row_format import LABEL_MAP
 
@@ -40,6 +40,7 @@ class Benchmark:
         reference_columns (`dict[str, str]`): Columns that predictions of a task are compared with, where it is not the
             column of the task.
         scored_ids (`dict[str, frozenset[str]]`): Ids of the images that a task is scored on, where it is not all images.
+        new_names (`dict[str, str]`): Names of the tasks that have other names than the columns of the builder.
     """
 
     builder: Callable[..., datasets.DatasetBuilder]
@@ -53,6 +54,7 @@ class Benchmark:
     task_metric_kwargs: dict[str, dict] = field(default_factory=dict)
     reference_columns: dict[str, str] = field(default_factory=dict)
     scored_ids: dict[str, frozenset[str]] = field(default_factory=dict)
+    new_names: dict[str, str] = field(default_factory=dict)
 
     @property
     def task_num_labels(self) -> dict[str, int]:
@@ -123,6 +125,7 @@ class Benchmark:
             builder = self._build(data_dir, **kwargs)
             builder.download_and_prepare()
             rows = builder.as_dataset()
+        rows = self._rename_columns(rows)
         self._check_classes(rows["train"].features, data_dir)
         warn_of_shared_ids(rows)
         if self.builder is folder.Folder:
@@ -171,6 +174,31 @@ class Benchmark:
             return datasets.load_dataset(str(Path(folder).expanduser()), fragment_scan_options=options)
         except DatasetGenerationError as error:
             raise ValueError(f"Cannot read {folder}: {error.__cause__ or error}. Prepare it again.") from error
+
+    def rename_tasks(self, names: dict[str, str]) -> "Benchmark":
+        """Returns this dataset with other names of some tasks, `{task: new name}`, which are registered as variants of them.
+
+        Raises:
+            ValueError: If it has no such task, two tasks would have one name, or the name is that of a task of another kind.
+        """
+        for task, name in names.items():
+            self.num_labels(task)
+            register_variant(name, task)
+        tasks = [names.get(task, task) for task in self.tasks]
+        if len(set(tasks)) < len(tasks):
+            raise ValueError(f"Each task of a dataset has its own name; `tasks` {names} gives {tasks}.")
+        fields_by_task = ("class_names", "task_metric_kwargs", "reference_columns", "scored_ids")
+        renamed = {
+            name: {names.get(task, task): value for task, value in getattr(self, name).items()}
+            for name in fields_by_task
+        }
+        return replace(self, tasks=tasks, new_names=names, **renamed)
+
+    def _rename_columns(self, rows: datasets.DatasetDict) -> datasets.DatasetDict:
+        classes = {f"{task}_classes": f"{name}_classes" for task, name in self.new_names.items()}
+        columns = {**self.new_names, **classes}
+        columns = {column: columns[column] for column in columns if column in rows["train"].column_names}
+        return rows.rename_columns(columns) if columns else rows
 
     def _check_classes(self, features: datasets.Features, data_dir: str | None) -> None:
         for task, names in self.class_names.items():
@@ -280,7 +308,10 @@ def describe_folder(data_dir: str | Path | None) -> Benchmark:
 
 
 def get_benchmark(
-    name: str, data_dir: str | Path | None = None, dataset_kwargs: dict[str, Any] | None = None
+    name: str,
+    data_dir: str | Path | None = None,
+    dataset_kwargs: dict[str, Any] | None = None,
+    tasks: dict[str, str] | None = None,
 ) -> Benchmark:
     """Returns a benchmark by its name.
 
@@ -289,16 +320,23 @@ def get_benchmark(
         data_dir (`str` or `Path`, *optional*): Path of the user's own dataset, which describes it.
         dataset_kwargs (`dict`, *optional*): Fields of the builder's configuration that the dataset will be loaded with.
             `num_classes` chooses the classes of Cityscapes.
+        tasks (`dict[str, str]`, *optional*): New names of some tasks, as in [`Benchmark.rename_tasks`].
 
     Raises:
-        ValueError: If there is no such benchmark or field, or the description of the user's own dataset is broken.
+        ValueError: If there is no such benchmark, field or task, or the description of the user's own dataset is broken.
         FileNotFoundError: If the user's own dataset does not exist.
     """
+    benchmark = find_benchmark(name, data_dir, dataset_kwargs or {})
+    return benchmark.rename_tasks(tasks) if tasks else benchmark
+
+
+def find_benchmark(name: str, data_dir: str | Path | None, dataset_kwargs: dict[str, Any]) -> Benchmark:
+    """Returns a benchmark by its name, with the task names of its builder; see [`get_benchmark`]."""
     if name == "folder":
         return describe_folder(data_dir)
     if name not in BENCHMARKS:
         raise ValueError(f"Unknown dataset {name!r}; known datasets are {sorted([*BENCHMARKS, 'folder'])}.")
-    benchmark, dataset_kwargs = BENCHMARKS[name], dataset_kwargs or {}
+    benchmark = BENCHMARKS[name]
     benchmark.check_fields(dataset_kwargs)
     if "num_classes" in dataset_kwargs:
         return replace(benchmark, class_names=cityscapes.choose_classes(dataset_kwargs["num_classes"]))

@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 
 from ..image_files import to_upright_rgb
 from ..task_kinds import CLASS_IDS
-from ..tasks import invalid_labels, to_label
+from ..tasks import VARIANTS, invalid_labels, register_variant, to_label
 from .labels import Label
 
 
@@ -153,7 +153,8 @@ class RandomZoom(JointTransform):
 class RandomCrop(JointTransform):
     """Crops image and labels to at most `size`. The crop is drawn again while one class covers too much of it.
 
-    The class ids are those of the first task of that kind; without such a task the first crop is taken.
+    The class ids are those of the first task of that kind that the image has labels of; without such a task the first crop is
+    taken.
 
     Args:
         size (`tuple[int, int]`): Height and width; an image that is smaller in one of them keeps it.
@@ -170,8 +171,8 @@ class RandomCrop(JointTransform):
 
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
         """Draws the window."""
-        labels = (value for value in flat_inputs if isinstance(value, Label))
-        ids = next((label.as_subclass(Tensor) for label in labels if label.kind is CLASS_IDS), None)
+        labels = (value for value in flat_inputs if isinstance(value, Label) and value.kind is CLASS_IDS)
+        ids = max((label.as_subclass(Tensor) for label in labels), key=has_valid_ids, default=None)
         size = v2.query_size(flat_inputs)
         window = self.sample_window(size)
         for _ in range(self.num_tries - 1):
@@ -196,6 +197,11 @@ class RandomCrop(JointTransform):
         counts = torch.bincount(ids.flatten())[: CLASS_IDS.invalid_value]
         num_valid = int(counts.sum())
         return num_valid > 0 and int(counts.max()) <= self.max_class_share * num_valid
+
+
+def has_valid_ids(ids: Tensor) -> bool:
+    """Returns whether a map of class ids has a pixel with a class."""
+    return bool((ids != CLASS_IDS.invalid_value).any())
 
 
 class RandomPhotometricDistortion(v2.RandomPhotometricDistort):
@@ -264,6 +270,13 @@ class TransformedDataset(Dataset):
         self.image_processor = image_processor
         self.augmentation = augmentation
         self.decoded: list[tuple[Tensor, Labels]] | None = None
+        self.variants = {task: VARIANTS[task] for task in self.tasks if task in VARIANTS}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Adds the variants among the tasks in a worker process that was not forked, where the task table is new."""
+        self.__dict__.update(state)
+        for name, task in self.variants.items():
+            register_variant(name, task)
 
     def decode_all(self, *, show_progress: bool) -> None:
         """Decodes all rows and keeps them in memory; processes that are forked afterwards share them."""

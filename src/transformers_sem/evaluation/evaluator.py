@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import Executor, Future
 from contextlib import AbstractContextManager, closing, nullcontext
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from importlib.metadata import version
 from operator import itemgetter
 from pathlib import Path
@@ -24,6 +24,7 @@ from huggingface_hub.dataclasses import strict
 from torch import Tensor
 
 from ..data.benchmarks import Benchmark, get_benchmark
+from ..data.mixture import DatasetConfig, name_datasets
 from ..data.transforms import read_row
 from ..image_processing_sem import SEMImageProcessor
 from ..modeling_sem import SEMForMultiTaskDensePrediction
@@ -36,7 +37,7 @@ from ..utils.settings import apply_overrides, read_settings
 from ..visualization.panels import Prediction
 from .constant_predictor import ConstantPredictor, fit_constant
 from .map_files import save_maps
-from .metrics import METRICS
+from .metrics import find_metric
 from .statistics_folder import StatisticsFolder
 from .sums import MetricSums, Sums, format_report, main_scores, scores_of
 
@@ -55,6 +56,7 @@ class EvaluationConfig:
         dataset (`str`): Name of the dataset.
         data_dir (`str`, *optional*): Folder of the data, for datasets that are read from disk.
         dataset_kwargs (`dict`): Fields of the builder configuration of the dataset.
+        tasks (`dict[str, str]`): Names that the model has for tasks of the dataset, as in `{"semseg": "semseg_voc"}`.
         batch_size (`int`): Images that a rank predicts at once.
         num_evaluation_images (`int`, *optional*): Number of validation images; `None` is all.
         seed (`int`): Seed of the training, noted in the report.
@@ -63,6 +65,7 @@ class EvaluationConfig:
     dataset: str = "nyud_v2"
     data_dir: str | None = None
     dataset_kwargs: dict = field(default_factory=dict)
+    tasks: dict[str, str] = field(default_factory=dict)
     batch_size: int = 4
     num_evaluation_images: int | None = None
     seed: int = 0
@@ -79,16 +82,46 @@ class EvaluationConfig:
         """Reads the settings of the run in a folder, or the defaults where there is none, and `key=value` overrides.
 
         Raises:
+            ValueError: If a key is unknown or a value of another type, or the run has several datasets and none is chosen.
+        """
+        configs = cls.load_all(folder, overrides)
+        if len(configs) > 1:
+            raise ValueError(f"Choose one of the datasets of the run, {list(configs)}, with dataset=NAME.")
+        return next(iter(configs.values()))
+
+    @classmethod
+    def load_all(cls, folder: str | Path, overrides: Sequence[str] = ()) -> dict[str, "EvaluationConfig"]:
+        """Reads the settings as `load` does for each dataset of a run, `{name: settings}`.
+
+        The override `dataset=NAME` chooses one of them, with its other settings, or another dataset.
+
+        Raises:
             ValueError: If a key is unknown or a value of another type.
         """
         path, names = Path(folder) / SETTINGS_NAME, [spec.name for spec in fields(cls)]
         run = read_settings(path) if path.is_file() else {}
-        values = {name: run[name] for name in names if name in run}
+        values = {name: run[name] for name in names if name in run and name != "tasks"}  # those of a run are a list
         if "gradient_accumulation_steps" in run:  # `batch_size` of a run counts all micro-batches
             values["batch_size"] = run.get("batch_size", cls.batch_size) // run["gradient_accumulation_steps"]
-        apply_overrides(values, overrides)
-        check_keys("settings", values, names)
-        return cls(**values)
+        changes = apply_overrides({}, overrides)
+        check_keys("settings", {**values, **changes}, names)
+        named = name_datasets([DatasetConfig.from_dict(entry) for entry in run.get("datasets", [])])
+        chosen = {name: asdict(config) for name, config in named.items() if changes.get("dataset", name) == name}
+        if len(chosen) > 1 and not changes.keys().isdisjoint(("data_dir", "dataset_kwargs", "tasks")):
+            raise ValueError(
+                f"`data_dir`, `dataset_kwargs` and `tasks` belong to one dataset; the run has {list(chosen)}. Choose one with "
+                "dataset=NAME."
+            )
+        if not chosen:
+            config = cls(**apply_overrides(values, overrides))
+            return {config.dataset: config}
+        return {
+            name: cls(
+                **apply_overrides({**values, **{key: entry[key] for key in entry if key in names}}, overrides)
+                | {"dataset": entry["dataset"]}
+            )
+            for name, entry in chosen.items()
+        }
 
 
 @torch.no_grad()
@@ -324,7 +357,7 @@ def evaluate_and_report(
         ValueError: If another process evaluates into `path`, or model and data do not fit.
     """
     with lock_report(path, accelerator):
-        benchmark = get_benchmark(config.dataset, config.data_dir, config.dataset_kwargs)
+        benchmark = get_benchmark(config.dataset, config.data_dir, config.dataset_kwargs, config.tasks)
         unfinished_dir = path.with_name(f"unfinished_{path.stem}")
         num_processes = num_processes or max(1, available_cpus() // (2 * accelerator.num_processes))
         leave_cores(num_processes)
@@ -388,7 +421,7 @@ def describe_unscored(model: SEMForMultiTaskDensePrediction, evaluation: Evaluat
 
 def cached_constant_scores(constant: ConstantPredictor, rows: datasets.Dataset, benchmark: Benchmark) -> CachedResult:
     """Returns the cached scores of the constant predictor on labeled rows, which metrics of a user change too."""
-    metrics = Hasher.hash({task: METRICS[task] for task in constant.task_num_labels if task in METRICS})
+    metrics = Hasher.hash({task: find_metric(task) for task in constant.task_num_labels if find_metric(task)})
     return CachedResult("constant_scores", (constant.to_json(), rows._fingerprint, benchmark.protocol, metrics))
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..losses import INVALID_ID
 from ..task_kinds import check_metres
-from ..tasks import get_task
+from ..tasks import VARIANTS, get_task
 from .boundary import boundary_statistics, summed_scores
 
 
@@ -376,6 +376,11 @@ def register_metric(task: str, metric: Metric) -> None:
     METRICS[task] = metric
 
 
+def find_metric(task: str) -> Metric | None:
+    """Returns the metric of a task, for a variant of another task without its own that of the other, or `None`."""
+    return METRICS.get(task) or METRICS.get(VARIANTS.get(task))
+
+
 def task_of(key: str) -> str:
     """Returns the task of a score `"task/score"`."""
     return key.split("/")[0]
@@ -383,4 +388,4 @@ def task_of(key: str) -> str:
 
 def metric_of(key: str) -> Metric:
     """Returns the metric that a score `"task/score"` is of."""
-    return METRICS[task_of(key)]
+    return find_metric(task_of(key))

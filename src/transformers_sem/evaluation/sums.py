@@ -14,7 +14,7 @@ from torch import Tensor
 from ..losses import INVALID_ID
 from ..task_kinds import PROBABILITY, is_black_and_white
 from ..tasks import get_task
-from .metrics import METRICS, metric_of, task_of
+from .metrics import find_metric, metric_of, task_of
 
 
 logger = logging.getLogger(__name__)
@@ -35,7 +35,7 @@ class MetricSums:
 
     def __init__(self, task_num_labels: Mapping[str, int], task_metric_kwargs: Mapping[str, Mapping] | None = None):
         self.task_num_labels = {
-            task: width for task, width in task_num_labels.items() if get_task(task).name in METRICS
+            task: width for task, width in task_num_labels.items() if find_metric(get_task(task).name)
         }
         self.task_metric_kwargs = dict(task_metric_kwargs or {})
         unknown = sorted(set(self.task_metric_kwargs) - set(self.task_num_labels))
@@ -59,12 +59,12 @@ class MetricSums:
 
     def start(self, task: str, prediction: Tensor, reference: Tensor, pool: Executor) -> dict[str, Tensor] | Future:
         """Returns the statistics, or for a slow metric their future in a process of the `pool`."""
-        if METRICS[task].is_slow:
+        if find_metric(task).is_slow:
             return pool.submit(self._call(task, prediction, reference))
         return self.image_statistics(task, prediction, reference)
 
     def _call(self, task: str, prediction: Tensor, reference: Tensor) -> Callable[[], dict[str, Tensor]]:
-        metric = METRICS[task]
+        metric = find_metric(task)
         pair = as_map(prediction), as_map(reference)
         # Labels of the image processor are never 8-bit, nor are label maps of PASCAL-Context, where 255 is a class
         is_8_bit = pair[1].dtype == torch.uint8 and get_task(task).kind is PROBABILITY
@@ -110,7 +110,7 @@ class MetricSums:
 
     def class_scores(self) -> dict[str, list[float]]:
         """Returns `{task: [score of each class]}` for the tasks with a score per class."""
-        metrics = {task: METRICS[task] for task in self.sums}
+        metrics = {task: find_metric(task) for task in self.sums}
         return {
             task: metric.per_class(self.sums[task]).tolist()
             for task, metric in metrics.items()
@@ -142,7 +142,7 @@ def scores_of(sums: Mapping[str, Mapping[str, Tensor]]) -> dict[str, float]:
     return {
         f"{task}/{name}": value
         for task, statistics in sums.items()
-        for name, value in METRICS[task].reduce(statistics).items()
+        for name, value in find_metric(task).reduce(statistics).items()
     }
 
 
@@ -182,7 +182,7 @@ def multi_task_gain(results: Mapping[str, float], single_task_results: Mapping[s
 def main_scores(scores: dict[str, float]) -> dict[str, str]:
     """Returns `{task: key of its main score}` for the tasks in `scores`."""
     tasks = dict.fromkeys(map(task_of, scores))
-    return {task: f"{task}/{METRICS[task].main}" for task in tasks if task in METRICS}
+    return {task: f"{task}/{find_metric(task).main}" for task in tasks if find_metric(task)}
 
 
 def format_report(scores: dict[str, float], constant_scores: dict[str, float]) -> str:

@@ -68,7 +68,7 @@ def graph_scores(graph: Graph, image_processor: SEMImageProcessor, config: Evalu
     Raises:
         ValueError: If the dataset has other classes than the model.
     """
-    benchmark = get_benchmark(config.dataset, config.data_dir)
+    benchmark = get_benchmark(config.dataset, config.data_dir, config.dataset_kwargs, config.tasks)
     rows = benchmark.load(config.data_dir, **config.dataset_kwargs)["validation"]
     rows = rows.select(range(min(config.num_evaluation_images or len(rows), len(rows))))
     evaluation = Evaluation(

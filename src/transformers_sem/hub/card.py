@@ -10,7 +10,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from PIL import Image
 
 from ..configuration_sem import SEMConfig, SEMTimmBackboneConfig
-from ..evaluation.metrics import METRICS
+from ..evaluation.metrics import find_metric
 from ..pipeline_sem import PIPELINE_TAG
 from ..tasks import get_task
 from ..utils.files import atomic_write
@@ -205,7 +205,7 @@ def eval_results(evaluation: dict[str, Any]) -> list[EvalResult]:
     results = []
     for key, value in evaluation["scores"].items():
         task, score = key.split("/")
-        spec, metric = get_task(task), METRICS[task]
+        spec, metric = get_task(task), find_metric(task)
         results.append(
             EvalResult(
                 task_type=spec.hub_task,
@@ -226,7 +226,7 @@ def main_rows(evaluation: dict[str, Any]) -> list[dict[str, Any]]:
     """Returns the rows of the short table: the main score of each task."""
     rows = []
     for task, num_images in evaluation["num_scored_images"].items():
-        metric = METRICS[task]
+        metric = find_metric(task)
         rows.append(
             {
                 "title": get_task(task).title,

@@ -13,6 +13,7 @@ from huggingface_hub.dataclasses import strict
 
 from ..configuration_sem import SEMConfig
 from ..data.benchmarks import Benchmark
+from ..data.mixture import DatasetConfig, merge_benchmarks
 from ..evaluation.evaluator import SETTINGS_NAME
 from ..utils.errors import check_keys
 from ..utils.files import atomic_write, lock_file
@@ -60,7 +61,9 @@ class TrainingConfig:
         dataset (`str`): Name of the dataset.
         data_dir (`str`, *optional*): Folder of the data, for datasets that are read from disk.
         dataset_kwargs (`dict`): Arguments of the dataset's loader.
-        tasks (`list[str]`, *optional*): Tasks to train; `None` trains all tasks of the dataset.
+        datasets (`list[dict]`): Several datasets to train one model on, in place of these three: the fields of a
+            [`DatasetConfig`] each. Images are drawn from them in proportion to their weights.
+        tasks (`list[str]`, *optional*): Tasks to train; `None` trains all tasks of the dataset or datasets.
         model (`dict`): Fields of [`SEMConfig`] besides the tasks.
         pretrained_model (`str`, *optional*): Folder or Hub name of a trained SEM to start from. Its configuration is kept
             except for the tasks and the fields in `model`. Weights that do not fit, such as heads of other classes, are
@@ -115,6 +118,7 @@ class TrainingConfig:
     dataset: str = "nyud_v2"
     data_dir: str | None = None
     dataset_kwargs: dict = field(default_factory=dict)
+    datasets: list[dict] = field(default_factory=list)
     tasks: list[str] | None = None
     model: dict = field(default_factory=dict)
     pretrained_model: str | None = None
@@ -156,6 +160,16 @@ class TrainingConfig:
         for name in COUNTS:
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"`{name}` is 1 or more; got {getattr(self, name)}.")
+
+    def validate_datasets(self):
+        """Several datasets replace the one, and each has known settings."""
+        if self.datasets and (self.data_dir is not None or self.dataset_kwargs):
+            raise ValueError(
+                f"`data_dir` and `dataset_kwargs` belong in each entry of `datasets`; got data_dir={self.data_dir!r} and "
+                f"dataset_kwargs={self.dataset_kwargs} beside it."
+            )
+        for entry in self.datasets:
+            DatasetConfig.from_dict(entry)
 
     def validate_sizes(self):
         """Sizes and the zoom are pairs, and a zoom shrinks as much as it enlarges."""
@@ -231,7 +245,24 @@ class TrainingConfig:
 
     def describe(self) -> dict[str, Any]:
         """Returns the settings without the paths of this machine."""
-        return {key: value for key, value in asdict(self).items() if key not in ("output_dir", "data_dir")}
+        settings = {key: value for key, value in asdict(self).items() if key not in ("output_dir", "data_dir")}
+        entries = [{key: entry[key] for key in entry if key != "data_dir"} for entry in self.datasets]
+        return {**settings, "datasets": entries}
+
+    @property
+    def dataset_configs(self) -> list[DatasetConfig]:
+        """Settings of each dataset, also where there is only one."""
+        if self.datasets:
+            return [DatasetConfig.from_dict(entry) for entry in self.datasets]
+        return [DatasetConfig(dataset=self.dataset, data_dir=self.data_dir, dataset_kwargs=self.dataset_kwargs)]
+
+    def get_benchmark(self) -> Benchmark:
+        """Returns the benchmark of the dataset, or one with the tasks and classes of all datasets.
+
+        Raises:
+            ValueError: If there is no such dataset, or two have tasks of one name with different classes.
+        """
+        return merge_benchmarks([dataset.get_benchmark() for dataset in self.dataset_configs])
 
     def is_snapshot(self, step: int) -> bool:
         """Returns whether a snapshot is taken after a step."""
@@ -308,13 +339,17 @@ def changed_settings(config: TrainingConfig, path: Path) -> list[str]:
         for key, value in asdict(config).items()
         if earlier[key] != value
         and key not in WITHOUT_EFFECT_ON_WEIGHTS
-        and not is_same_path(key, earlier[key], value)
+        and resolve_paths(key, earlier[key]) != resolve_paths(key, value)
     ]
 
 
-def is_same_path(key: str, first: str | None, second: str | None) -> bool:
-    """Returns whether two values of `data_dir` name one folder, relative to this one or not."""
-    return key == "data_dir" and None not in (first, second) and os.path.realpath(first) == os.path.realpath(second)
+def resolve_paths(key: str, value: Any) -> Any:
+    """Returns a setting with the absolute paths of folders of data, which may be given relative to this one."""
+    if key == "data_dir":
+        return None if value is None else os.path.realpath(value)
+    if key == "datasets":
+        return [{name: resolve_paths(name, entry[name]) for name in entry} for entry in value]
+    return value
 
 
 def holds_weights(folder: Path) -> bool:

@@ -2,8 +2,9 @@
 
 import signal
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 
 import numpy as np
 import torch
@@ -14,7 +15,7 @@ from ..data.transforms import TransformedDataset
 
 
 # Independent streams of random numbers
-ORDER, AUGMENTATION, FORWARD = 0, 1, 2
+ORDER, AUGMENTATION, FORWARD, MIXTURE = 0, 1, 2, 3
 
 
 class PositionSampler(Sampler):
@@ -41,6 +42,49 @@ class PositionSampler(Sampler):
                 generator = torch.Generator().manual_seed(derive_seed(self.seed, ORDER, epoch))
                 order = torch.randperm(self.num_rows, generator=generator).tolist()
             yield position, order[position % self.num_rows]
+
+
+class MixtureSampler(Sampler):
+    """Yields `(position, row)` as [`PositionSampler`] does, of several datasets whose rows follow each other.
+
+    The dataset of each position is drawn by weight. The rows of a dataset come in shuffled epochs of its own, whatever the
+    other datasets are.
+
+    Args:
+        parts (`Sequence[tuple[int, float]]`): Number of rows and weight of each dataset.
+        start (`int`): Number of samples that earlier runs have drawn.
+        stop (`int`): Number of samples of the whole training.
+        seed (`int`): Seed of the draws and of the shuffling.
+    """
+
+    def __init__(self, parts: Sequence[tuple[int, float]], *, start: int, stop: int, seed: int):
+        self.parts, self.start, self.stop, self.seed = parts, start, stop, seed
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        sizes, weights = zip(*self.parts, strict=True)
+        drawn = self._draw_parts(np.cumsum(weights))
+        num_drawn = np.bincount(drawn[: self.start], minlength=len(sizes)).tolist()
+        orders = [
+            iter(
+                PositionSampler(
+                    size, start=num_drawn[part], stop=self.stop, seed=derive_seed(self.seed, MIXTURE, part)
+                )
+            )
+            for part, size in enumerate(sizes)
+        ]
+        first_rows = np.cumsum([0, *sizes]).tolist()
+        for position in range(self.start, self.stop):
+            part = drawn[position]
+            _, row = next(orders[part])
+            yield position, first_rows[part] + row
+
+    def _draw_parts(self, bounds: np.ndarray) -> list[int]:
+        """Draws the dataset of each position up to `stop`."""
+        numbers = np.random.default_rng(derive_seed(self.seed, MIXTURE)).random(self.stop)
+        return np.searchsorted(bounds, numbers * bounds[-1], side="right").tolist()
 
 
 class PositionSeededDataset(Dataset):
@@ -80,13 +124,32 @@ def ignore_signals(worker: int) -> None:
 
 
 def build_train_loader(
-    dataset: TransformedDataset, *, batch_size: int, first_sample: int, num_samples: int, seed: int, num_workers: int
+    dataset: TransformedDataset,
+    *,
+    batch_size: int,
+    first_sample: int,
+    num_samples: int,
+    seed: int,
+    num_workers: int,
+    parts: Sequence[tuple[int, float]] = (),
 ) -> DataLoader:
-    """Builds a loader whose single pass is the rest of the training."""
+    """Builds a loader whose single pass is the rest of the training.
+
+    Args:
+        dataset (`TransformedDataset`): The training rows.
+        batch_size (`int`): Images of a micro-batch of one rank.
+        first_sample (`int`): Number of samples that earlier runs have drawn.
+        num_samples (`int`): Number of samples of the whole training.
+        seed (`int`): Seed of the order and of the augmentation.
+        num_workers (`int`): Processes that load data.
+        parts (`Sequence[tuple[int, float]]`, *optional*): Number of rows and weight of each of several datasets, which follow
+            each other in the rows.
+    """
+    sampler = partial(MixtureSampler, parts) if len(parts) > 1 else partial(PositionSampler, len(dataset))
     return DataLoader(
         PositionSeededDataset(dataset, seed),
         batch_size=batch_size,
-        sampler=PositionSampler(len(dataset), start=first_sample, stop=num_samples, seed=seed),
+        sampler=sampler(start=first_sample, stop=num_samples, seed=seed),
         generator=torch.Generator(),  # otherwise the loader draws its base seed from the global generator
         num_workers=num_workers,
         worker_init_fn=ignore_signals,

@@ -1,7 +1,7 @@
 """The plan of a run: settings, length, memory and files; and the measurement of one step on random images."""
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from textwrap import shorten
@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedConfig
 
 from ..configuration_sem import SEMConfig
+from ..data.mixture import name_datasets
 from ..modeling_sem import SEMForMultiTaskDensePrediction
 from ..tasks import get_task
 from ..utils.memory import peak_memory
@@ -28,7 +29,8 @@ FILES = {
     "logs/": "the same for TensorBoard, with predictions for a few validation images",
     "curves.png": "losses, learning rate and validation scores over the steps",
     "model.safetensors, config.json, preprocessor_config.json": "the model, for from_pretrained",
-    "evaluation.json, evaluation.parquet, predictions.png": "scores and predictions of the model",
+    "evaluation.json, evaluation.parquet, predictions.png": "scores and predictions of the model; of several datasets, "
+    "files for each, such as evaluation_nyud_v2.json",
 }
 # Fields of every transformers configuration, and fields that follow from others.
 NOT_SETTINGS = {"transformers_version", "architectures", "dtype", "stage_names", "out_features", "is_decoder"}
@@ -105,14 +107,14 @@ def num_bytes(tensors: Iterable[Tensor]) -> int:
 
 
 def format_plan(
-    config: TrainingConfig, model: SEMForMultiTaskDensePrediction, num_rows: int, num_processes: int
+    config: TrainingConfig, model: SEMForMultiTaskDensePrediction, num_rows: Sequence[int], num_processes: int
 ) -> str:
     """Describes what a run will do, as text for a terminal.
 
     Args:
         config (`TrainingConfig`): Settings of the run.
         model (`SEMForMultiTaskDensePrediction`): Model of the run.
-        num_rows (`int`): Number of training images.
+        num_rows (`Sequence[int]`): Number of training images of each dataset.
         num_processes (`int`): Number of ranks.
     """
     settings = effective_settings(config, model.config)
@@ -145,13 +147,20 @@ def describe_parameters(model: SEMForMultiTaskDensePrediction) -> str:
     )
 
 
-def describe_length(config: TrainingConfig, num_rows: int, num_processes: int) -> str:
+def describe_length(config: TrainingConfig, num_rows: Sequence[int], num_processes: int) -> str:
     """Describes the number of steps, images and epochs."""
     num_images = config.max_steps * config.batch_size
+    named = name_datasets(config.dataset_configs)
+    total_weight = sum(dataset.weight for dataset in named.values())
+    epochs = [
+        f"{num_images * dataset.weight / total_weight / size:.1f} epochs of {size:,}"
+        + (f" ({name}, {dataset.weight / total_weight:.0%} of the images)" if len(named) > 1 else "")
+        for (name, dataset), size in zip(named.items(), num_rows, strict=True)
+    ]
     return (
         f"{config.max_steps:,} steps of {config.batch_size} images (ranks: {num_processes}, micro-batches: "
         f"{config.gradient_accumulation_steps}, images in each: {config.images_per_forward(num_processes)}), "
-        f"{num_images:,} images, {num_images / num_rows:.1f} epochs of {num_rows:,}"
+        f"{num_images:,} images, {', '.join(epochs)}"
     )
 
 

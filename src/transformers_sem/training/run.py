@@ -1,6 +1,6 @@
 """A training run: builds the model, trains it, saves it, evaluates it."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.optim.lr_scheduler import PolynomialLR
 from tqdm.auto import tqdm
 
-from ..data.benchmarks import get_benchmark
+from ..data.mixture import DatasetConfig, concatenate_rows, name_datasets
 from ..data.row_format import count_labels
 from ..data.transforms import TrainingAugmentation, TransformedDataset
 from ..evaluation.constant_predictor import fit_constant
@@ -113,9 +113,20 @@ def train(
     model: SEMForMultiTaskDensePrediction,
     image_processor: SEMImageProcessor,
     rows: dict,
+    parts: Sequence[tuple[int, float]],
     stop: StopRequest,
 ) -> dict[str, Tensor]:
-    """Trains for `max_steps` optimizer steps, from the newest checkpoint if there is one, and returns the weights."""
+    """Trains for `max_steps` optimizer steps, from the newest checkpoint if there is one, and returns the weights.
+
+    Args:
+        config (`TrainingConfig`): Settings of the run.
+        accelerator (`Accelerator`): Of the ranks.
+        model (`SEMForMultiTaskDensePrediction`): The model to train.
+        image_processor (`SEMImageProcessor`): Of the model.
+        rows (`dict`): The splits `train` and `validation`, each of all datasets one after another.
+        parts (`Sequence[tuple[int, float]]`): Number of training rows and weight of each dataset.
+        stop (`StopRequest`): Signals, on which the ranks agree in every step.
+    """
     run = TrainingRun(config, accelerator, model, stop)
     output_dir = Path(config.output_dir)
     checkpoints = output_dir / "checkpoints"
@@ -126,7 +137,7 @@ def train(
         image_processor=image_processor,
         rows=rows["validation"],
         num_images=config.num_snapshot_images,
-        benchmark=get_benchmark(config.dataset, config.data_dir, config.dataset_kwargs),
+        benchmark=config.get_benchmark(),
         accelerator=accelerator,
         history=run.history,
     )
@@ -141,6 +152,7 @@ def train(
         num_samples=config.max_steps * config.batch_size,
         seed=config.seed,
         num_workers=config.num_workers,
+        parts=parts,
     )
     bar = tqdm(initial=first_step, total=config.max_steps, desc="training", disable=not accelerator.is_main_process)
     with bar, open_batches(accelerator.prepare(loader)) as batches:
@@ -174,9 +186,9 @@ def dry_run(config: TrainingConfig) -> None:
     """Prints what a run would do and measures one step of it; nothing is prepared, downloaded or written."""
     leave_cores(config.num_workers)
     with plain_errors():
-        benchmark = get_benchmark(config.dataset, config.data_dir, config.dataset_kwargs)
+        benchmark = config.get_benchmark()
         accelerator = build_accelerator(config)
-        num_rows = benchmark.count_rows(config.data_dir, **config.dataset_kwargs)["train"]
+        num_rows = [dataset.count_rows()["train"] for dataset in config.dataset_configs]
         model = build_model(replace(config, pretrained_backbone=False), benchmark)
         accelerator.print(format_plan(config, model, num_rows, accelerator.num_processes))
         accelerator.print(measure_step(config, model, accelerator))
@@ -191,13 +203,16 @@ def run_training(config: TrainingConfig) -> None:
     leave_cores(config.num_workers)
     with plain_errors():
         check_extra()
-        benchmark = get_benchmark(config.dataset, config.data_dir, config.dataset_kwargs)
+        benchmark, named = config.get_benchmark(), name_datasets(config.dataset_configs)
+        task_num_labels = label_fields(config, benchmark)["task_num_labels"]
         accelerator = build_accelerator(config)
         with accelerator.main_process_first():
-            rows = benchmark.load(config.data_dir, **config.dataset_kwargs)
-        constant = None
-        if config.init_heads_from_data:
-            constant = fit_constant(rows["train"], label_fields(config, benchmark)["task_num_labels"], accelerator)
+            parts = {name: dataset.load() for name, dataset in named.items()}
+        rows = {
+            split: concatenate_rows([part[split] for part in parts.values()], task_num_labels)
+            for split in ("train", "validation")
+        }
+        constant = fit_constant(rows["train"], task_num_labels, accelerator) if config.init_heads_from_data else None
         config = decide_pretrained_backbone(config, benchmark)
         set_seed(config.seed)
         model = build_model(config, benchmark, constant)
@@ -205,39 +220,60 @@ def run_training(config: TrainingConfig) -> None:
         if accelerator.is_main_process:  # last: a run that cannot start claims no folder
             lock = lock_output_dir(output_dir)  # noqa: F841, held until the end
             claim_output_dir(config, replace=not holds_weights(output_dir))
-    accelerator.print(format_plan(config, model, len(rows["train"]), accelerator.num_processes))
+    num_rows = [len(part["train"]) for part in parts.values()]
+    accelerator.print(format_plan(config, model, num_rows, accelerator.num_processes))
     accelerator.print(describe_labels(count_labels(rows["train"], model.config.tasks), len(rows["train"])))
     with plain_errors(), StopRequest(accelerator) as stop:
-        weights = train(config, accelerator, model, image_processor, rows, stop)
+        weights = train(
+            config,
+            accelerator,
+            model,
+            image_processor,
+            rows,
+            [(size, dataset.weight) for size, dataset in zip(num_rows, named.values(), strict=True)],
+            stop,
+        )
     with plain_errors():
         if accelerator.is_main_process:
             save_trained(model, image_processor, output_dir, weights)
             save_report(output_dir / TRAINING_NAME, settings=config.describe())
         accelerator.wait_for_everyone()
-        evaluate_trained(config, accelerator, image_processor, rows)
+        written = [f"{output_dir}/ (for from_pretrained)"]
+        for name, dataset in named.items():
+            suffix = f"_{name}" if len(named) > 1 else ""
+            written += evaluate_trained(config, accelerator, image_processor, dataset, parts[name], suffix)
+        accelerator.print(f"Written: {', '.join(map(str, [*written, output_dir / CURVES_NAME]))}.")
     accelerator.end_training()
 
 
 def evaluate_trained(
-    config: TrainingConfig, accelerator: Accelerator, image_processor: SEMImageProcessor, rows: dict
-) -> None:
-    """Evaluates the saved model of a run on all ranks and draws its predictions."""
+    config: TrainingConfig,
+    accelerator: Accelerator,
+    image_processor: SEMImageProcessor,
+    dataset: DatasetConfig,
+    rows: dict,
+    suffix: str,
+) -> list[Path]:
+    """Evaluates the saved model of a run on all ranks, on one of its datasets, and draws its predictions.
+
+    Returns:
+        `list[Path]`: The files that it has written; their names end in `suffix`.
+    """
     output_dir = Path(config.output_dir)
     model = load_model(SEMForMultiTaskDensePrediction, output_dir, local_files_only=True)
-    report_path, panel_path = output_dir / "evaluation.json", output_dir / "predictions.png"
+    report_path, panel_path = output_dir / f"evaluation{suffix}.json", output_dir / f"predictions{suffix}.png"
     evaluation_config = EvaluationConfig(
-        dataset=config.dataset,
-        data_dir=config.data_dir,
-        dataset_kwargs=config.dataset_kwargs,
+        dataset=dataset.dataset,
+        data_dir=dataset.data_dir,
+        dataset_kwargs=dataset.dataset_kwargs,
+        tasks=dataset.tasks,
         batch_size=config.images_per_forward(1),
         num_evaluation_images=config.num_evaluation_images,
         seed=config.seed,
     )
     report = evaluate_and_report(evaluation_config, accelerator, model, image_processor, rows, report_path)
-    accelerator.print(report)
+    accelerator.print(f"\n{dataset.dataset}\n{report}" if suffix else report)
     if accelerator.is_main_process:
         save_panel(panel_path, predict_rows(model, image_processor, rows["validation"], batch_size=4))
     log_evaluation(accelerator, report_path, panel_path, config.max_steps)
-    accelerator.print(
-        f"Written: {output_dir}/ (for from_pretrained), {report_path}, {panel_path}, {output_dir / CURVES_NAME}."
-    )
+    return [report_path, panel_path]

@@ -81,12 +81,15 @@ class Snapshots:
 
 
 def log_evaluation(accelerator: Accelerator, report_path: Path, panel_path: Path, step: int) -> None:
-    """Sends the scores of the final evaluation, of all validation images, and its panel to the trackers."""
+    """Sends the scores of the final evaluation, of all validation images, and its panel to the trackers.
+
+    Their names begin with that of the report.
+    """
     if accelerator.is_main_process:
         scores = json.loads(report_path.read_text(encoding="utf-8"))["scores"]
-        accelerator.log({f"evaluation/{name}": value for name, value in scores.items()}, step=step)
+        accelerator.log({f"{report_path.stem}/{name}": value for name, value in scores.items()}, step=step)
         with Image.open(panel_path) as panel:
-            log_image(accelerator, panel, step, "evaluation/predictions")
+            log_image(accelerator, panel, step, f"{report_path.stem}/predictions")
 
 
 def log_image(accelerator: Accelerator, image: Image.Image, step: int, name: str = IMAGES_NAME) -> None:

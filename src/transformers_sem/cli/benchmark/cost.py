@@ -3,13 +3,12 @@
 import torch
 
 from ...ablation.cost import build_without_weights, count_multiply_accumulates
-from ...data.benchmarks import get_benchmark
 from ...training.config import TrainingConfig, model_config, network_size
 
 
 def measure_cost(config: TrainingConfig) -> None:
     """Prints the cost of the encoder and of the whole model."""
-    benchmark = get_benchmark(config.dataset, config.data_dir, config.dataset_kwargs)
+    benchmark = config.get_benchmark()
     height, width = network_size(config)
     model, image = build_without_weights(model_config(config, benchmark), (height, width))
     encoder = model.sem.backbone

@@ -8,7 +8,6 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from ...data.benchmarks import get_benchmark
 from ...modeling_sem import SEMForMultiTaskDensePrediction
 from ...training.config import TrainingConfig, model_config, network_size
 from ...utils.environment import environment
@@ -46,7 +45,7 @@ def measure_latency(config: TrainingConfig) -> None:
     """Prints the median latency of torch, eager and compiled, and of the graphs."""
     for package in ("onnx", "onnxscript", "onnxruntime"):
         require(package, "onnx")
-    benchmark = get_benchmark(config.dataset, config.data_dir)
+    benchmark = config.get_benchmark()
     model = SEMForMultiTaskDensePrediction(model_config(config, benchmark)).eval()
     height, width = network_size(config)
     image = torch.randn(1, model.config.backbone_config.num_channels, height, width)

@@ -9,7 +9,6 @@ from accelerate import Accelerator
 from accelerate.utils import send_to_device
 from tqdm.auto import tqdm
 
-from ...data.benchmarks import get_benchmark
 from ...modeling_sem import SEMForMultiTaskDensePrediction
 from ...training.config import TrainingConfig, model_config, network_size
 from ...training.plan import random_batch
@@ -32,7 +31,7 @@ def model_loss(model: torch.nn.Module, batch: dict) -> torch.Tensor:
 
 def build_models(config: TrainingConfig) -> dict[str, tuple[torch.nn.Module, Callable]]:
     """Builds SEM, MTL and the bare encoder, each with the function of its loss."""
-    benchmark = get_benchmark(config.dataset, config.data_dir, config.dataset_kwargs)
+    benchmark = config.get_benchmark()
     baseline_config = replace(config, model={**config.model, "use_decoder": False})
     model, baseline, whole = (
         SEMForMultiTaskDensePrediction(model_config(settings, benchmark))
