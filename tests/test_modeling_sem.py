@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import (
     AutoConfig,
     AutoModel,
-    AutoModelForSemanticSegmentation,
+    AutoModelForUniversalSegmentation,
     ConvNextConfig,
     Dinov2Config,
     DINOv3ViTConfig,
@@ -914,9 +914,9 @@ def test_auto_classes_load_a_checkpoint(tmp_path):
     model = trained_model(task_num_labels=dict(reversed(NYUD_TASKS.items())))
     model.save_pretrained(tmp_path)
     images = random_images()
-    segmentation = AutoModelForSemanticSegmentation.from_pretrained(tmp_path)
-    assert isinstance(segmentation, SEMForMultiTaskDensePrediction)
-    assert_same(segmentation(images).logits, model(images).logits, **UNALIGNED)
+    whole = AutoModelForUniversalSegmentation.from_pretrained(tmp_path)
+    assert type(whole) is SEMForMultiTaskDensePrediction
+    assert_same(whole(images).logits, model(images).logits, **UNALIGNED)
     base = AutoModel.from_pretrained(tmp_path)
     assert isinstance(base, SEMModel)
     assert_same(bases_of(base), bases_of(model))

@@ -1,10 +1,12 @@
 """Image processor of SEM: images and maps to tensors, and logits to predictions at the size of the image."""
 
+from collections.abc import Mapping
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torchvision.transforms.v2 import functional as tvF
-from transformers import AutoImageProcessor, PreTrainedConfig
+from transformers import PreTrainedConfig
 from transformers.image_processing_backends import TorchvisionBackend
 from transformers.image_processing_base import BatchFeature
 from transformers.image_processing_outputs import SemanticSegmentationPostProcessorOutput
@@ -18,8 +20,7 @@ from transformers.image_utils import (
 from transformers.processing_utils import ImagesKwargs, Unpack
 
 from .backbone import pretraining_normalization
-from .configuration_sem import SEMConfig
-from .task_kinds import CLASS_IDS, METRES, TaskKind
+from .task_kinds import CLASS_IDS, METRES, UNIT_VECTORS, TaskKind
 from .tasks import get_task, resize_label, to_label
 
 
@@ -262,6 +263,11 @@ class SEMImageProcessor(TorchvisionBackend):
         Raises:
             ValueError: If there are not as many target sizes as images.
         """
+        if not isinstance(outputs.get("logits"), Mapping):
+            raise ValueError(
+                f"The output has the fields {list(outputs)}; `logits` of several tasks are those of "
+                "SEMForMultiTaskDensePrediction. Load the model as such, or use the post-processing of one task."
+            )
         restored = {task: self._restore_logits(logits, target_sizes) for task, logits in outputs.logits.items()}
         batch_size = len(next(iter(restored.values())))
         return [
@@ -275,18 +281,21 @@ class SEMImageProcessor(TorchvisionBackend):
         target_sizes: list[tuple[int, int]] | Tensor | None = None,
         return_segmentation_scores: bool = False,
     ) -> list[Tensor] | list[SemanticSegmentationPostProcessorOutput]:
-        """Returns the class ids `(height, width)` of each image, of the first task that predicts class ids.
+        """Returns the class ids `(height, width)` of each image.
 
         Args:
-            outputs (`SEMMultiTaskOutput`):
-                Output of [`SEMForMultiTaskDensePrediction`].
+            outputs (`SemanticSegmenterOutput` or `SEMMultiTaskOutput`):
+                Output of the model. Of several tasks, the first one that predicts class ids is taken.
             target_sizes (`list[tuple[int, int]]`, *optional*):
                 Original (height, width) of each image.
             return_segmentation_scores (`bool`, *optional*, defaults to `False`):
                 Whether to return for each image a [`SemanticSegmentationPostProcessorOutput`] with the logits beside the
                 ids.
+
+        Raises:
+            ValueError: If no task predicts class ids, or there are not as many target sizes as images.
         """
-        logits = self._restore_logits(self._logits_of(outputs, CLASS_IDS), target_sizes)
+        logits = self._restore_logits(_maps_of(outputs, CLASS_IDS, "logits"), target_sizes)
         ids = [CLASS_IDS.predict(image_logits[None])[0] for image_logits in logits]
         if not return_segmentation_scores:
             return ids
@@ -298,28 +307,40 @@ class SEMImageProcessor(TorchvisionBackend):
     def post_process_depth_estimation(
         self, outputs, target_sizes: list[tuple[int, int]] | Tensor | None = None
     ) -> list[dict[str, Tensor]]:
-        """Returns `{"predicted_depth": (height, width)}` in metres of each image, of the first task that predicts metres.
+        """Returns `{"predicted_depth": (height, width)}` in metres of each image.
 
         Args:
-            outputs (`SEMMultiTaskOutput`):
-                Output of [`SEMForMultiTaskDensePrediction`].
+            outputs (`DepthEstimatorOutput` or `SEMMultiTaskOutput`):
+                Output of the model. Of several tasks, the first one that predicts metres is taken.
             target_sizes (`list[tuple[int, int]]`, *optional*):
                 Original (height, width) of each image.
-        """
-        logits = self._restore_logits(self._logits_of(outputs, METRES), target_sizes)
-        return [{"predicted_depth": METRES.predict(image_logits[None])[0]} for image_logits in logits]
 
-    @staticmethod
-    def _logits_of(outputs, kind: TaskKind) -> Tensor:
-        """Returns the logits of the first task of a kind."""
-        if isinstance(outputs.logits, Tensor):
-            return outputs.logits
-        for task, logits in outputs.logits.items():
-            if get_task(task).kind is kind:
-                return logits
-        raise ValueError(
-            f"None of the tasks {list(outputs.logits)} predicts {kind.values}; use post_process_dense_prediction."
-        )
+        Raises:
+            ValueError: If no task predicts metres, or there are not as many target sizes as images.
+        """
+        depth = _maps_of(outputs, METRES, "predicted_depth")
+        depth = depth.unsqueeze(1) if depth.ndim == 3 else depth
+        return [
+            {"predicted_depth": METRES.predict(image_depth[None])[0]}
+            for image_depth in self._restore_logits(depth, target_sizes)
+        ]
+
+    def post_process_normal_estimation(
+        self, outputs, target_sizes: list[tuple[int, int]] | Tensor | None = None
+    ) -> list[dict[str, Tensor]]:
+        """Returns `{"normals": (3, height, width)}` of each image: unit vectors (x right, y down, z forward).
+
+        Args:
+            outputs (`SEMNormalEstimatorOutput` or `SEMMultiTaskOutput`):
+                Output of the model. Of several tasks, the first one that predicts unit vectors is taken.
+            target_sizes (`list[tuple[int, int]]`, *optional*):
+                Original (height, width) of each image.
+
+        Raises:
+            ValueError: If no task predicts unit vectors, or there are not as many target sizes as images.
+        """
+        normals = self._restore_logits(_maps_of(outputs, UNIT_VECTORS, "normals"), target_sizes)
+        return [{"normals": UNIT_VECTORS.predict(image_normals[None])[0]} for image_normals in normals]
 
     def _restore_logits(self, logits: Tensor, target_sizes) -> list[Tensor]:
         """Returns the logits of each image at its original size, without the padding."""
@@ -333,6 +354,20 @@ class SEMImageProcessor(TorchvisionBackend):
             restore_map(image_logits, *layout)
             for image_logits, *layout in zip(logits, content_sizes, padded_sizes, sizes, strict=True)
         ]
+
+
+def _maps_of(outputs, kind: TaskKind, field: str) -> Tensor:
+    """Returns the maps of a model for one task, or those of the first task of a kind."""
+    maps = outputs.get(field, outputs.get("logits"))
+    if isinstance(maps, Tensor):
+        return maps
+    for task, logits in (maps or {}).items():
+        if get_task(task).kind is kind:
+            return logits
+    raise ValueError(
+        f"An output with `{field}`, or with a task that predicts {kind.values}, is expected; got {list(maps or outputs)}. "
+        "Use post_process_dense_prediction, or the post-processing of that task."
+    )
 
 
 def shrink_to_fit(size: tuple[int, int], largest: tuple[int, int]) -> tuple[int, int]:
@@ -364,9 +399,6 @@ def restore_map(
     if tuple(logits.shape[-2:]) == size:
         return logits
     return F.interpolate(logits[None], size=size, mode="bilinear", align_corners=False)[0]
-
-
-AutoImageProcessor.register(SEMConfig, image_processor_classes={"torchvision": SEMImageProcessor}, exist_ok=True)
 
 
 __all__ = ["SEMImageProcessor"]

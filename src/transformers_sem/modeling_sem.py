@@ -17,20 +17,20 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from timm.layers import LayerNorm2d
 from torch import Tensor, nn
-from transformers import AutoBackbone, AutoModel, AutoModelForSemanticSegmentation, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.modeling_outputs import BackboneOutput
+from transformers.modeling_outputs import BackboneOutput, DepthEstimatorOutput, SemanticSegmenterOutput
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, logging
 from transformers.utils.generic import can_return_tuple, maybe_autocast
 
 from .backbone import build_backbone, inspect_backbone, load_backbone_weights, parameters_to_buffers
-from .backbone_timm import SEMTimmBackbone
-from .configuration_sem import SEMConfig, SEMTimmBackboneConfig
+from .configuration_sem import SEMConfig
 from .layers import SEMMLP, Padding, SEMConvBlock, SEMPatchConv2d, record, record_states, resize, to_map, to_tokens
-from .modeling_outputs import SEMModelOutput, SEMMultiTaskOutput, SEMStates
+from .modeling_outputs import SEMModelOutput, SEMMultiTaskOutput, SEMNormalEstimatorOutput, SEMStates
+from .task_kinds import CLASS_IDS, METRES, UNIT_VECTORS, TaskKind
 from .tasks import get_task
 
 
@@ -498,9 +498,16 @@ class SEMPreTrainedModel(PreTrainedModel):
         # test_training_starts_on_the_uniform_grid fails. `init.*` keeps loaded weights in any case.
         return False
 
-    def get_input_embeddings(self) -> None:
-        """Returns `None`: the model has no embedding table."""
-        return None
+    def get_input_embeddings(self) -> nn.Module | None:
+        """Returns the first layer of the encoder, which reads the pixels, as vision models of transformers do."""
+        backbone = self.base_model.backbone
+        # accelerate shards what this method returns, and FSDP2 refuses a layer inside of a module that it has sharded
+        if dist.is_available():
+            from torch.distributed.fsdp import FSDPModule
+
+            if isinstance(backbone, FSDPModule):
+                return backbone
+        return next((module for module in backbone.modules() if isinstance(module, (nn.Conv2d, nn.Linear))), None)
 
     @classmethod
     def from_pretrained_backbone(cls, config: SEMConfig, source: str | None = None) -> "SEMPreTrainedModel":
@@ -723,6 +730,7 @@ class SEMForMultiTaskDensePrediction(SEMPreTrainedModel):
     """
 
     def __init__(self, config: SEMConfig):
+        config.validate()  # after its construction somebody may have set `num_labels`, which the heads would not follow
         super().__init__(config)
         self.sem = SEMModel(config)
         in_channels = self.sem.output_channels
@@ -837,9 +845,142 @@ class SEMForMultiTaskDensePrediction(SEMPreTrainedModel):
             raise ValueError(f"Labels of {task} must be {spec.dtype}; got {label.dtype}.")
 
 
-AutoBackbone.register(SEMTimmBackboneConfig, SEMTimmBackbone, exist_ok=True)
-AutoModel.register(SEMConfig, SEMModel, exist_ok=True)
-AutoModelForSemanticSegmentation.register(SEMConfig, SEMForMultiTaskDensePrediction, exist_ok=True)
+class SEMForSingleTask(SEMForMultiTaskDensePrediction):
+    """Base of the classes that return one task, with all weights of [`SEMForMultiTaskDensePrediction`].
+
+    The other tasks are computed too: in SEM every task helps every other. Where several tasks of a model are of the `kind`
+    of the class, the first one is returned; `from_pretrained(..., first_task=...)` puts another one first.
+    """
+
+    kind: TaskKind
+
+    def __init__(self, config: SEMConfig):
+        task = config.first_task_of(self.kind)
+        if task is None:
+            raise ValueError(
+                f"{type(self).__name__} returns {self.kind.values}, which none of the tasks {config.tasks} of this model "
+                "predicts. Load it as SEMForMultiTaskDensePrediction."
+            )
+        super().__init__(config)
+        self.task = task
+
+    def predict_all(
+        self, pixel_values: torch.FloatTensor, labels: Tensor | None, **kwargs: Unpack[TransformersKwargs]
+    ) -> SEMMultiTaskOutput:
+        """Predicts every task; `labels` are those of the task that the class returns."""
+        labels = None if labels is None else {self.task: labels}
+        return super().forward(pixel_values, labels, **{**kwargs, "return_dict": True})
 
 
-__all__ = ["SEMForMultiTaskDensePrediction", "SEMModel", "SEMPreTrainedModel"]
+class SEMForSemanticSegmentation(SEMForSingleTask):
+    """SEM as a model of semantic segmentation, for `AutoModelForSemanticSegmentation` and `"image-segmentation"`."""
+
+    kind = CLASS_IDS
+
+    @can_return_tuple
+    def forward(
+        self, pixel_values: torch.FloatTensor, labels: Tensor | None = None, **kwargs: Unpack[TransformersKwargs]
+    ) -> SemanticSegmenterOutput:
+        r"""Predicts the first task of class ids.
+
+        Args:
+            pixel_values (`torch.FloatTensor` of shape `(batch_size, num_channels, height, width)`):
+                Normalized images of any size not below one patch.
+            labels (`torch.LongTensor` of shape `(batch_size, height, width)`, *optional*):
+                Class ids, 255 invalid.
+            **kwargs:
+                `output_hidden_states`, `output_attentions` and `return_dict`, as in every transformers model.
+
+        Returns:
+            `SemanticSegmenterOutput`: `logits` of shape `(batch_size, num_labels, height / 4, width / 4)` and, with labels,
+            `loss`, as the multi-task model weights it.
+        """
+        outputs = self.predict_all(pixel_values, labels, **kwargs)
+        return SemanticSegmenterOutput(
+            loss=outputs.loss,
+            logits=outputs.logits[self.task],
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+
+class SEMForDepthEstimation(SEMForSingleTask):
+    """SEM as a model of depth estimation, for `AutoModelForDepthEstimation` and `"depth-estimation"`."""
+
+    kind = METRES
+
+    @can_return_tuple
+    def forward(
+        self, pixel_values: torch.FloatTensor, labels: Tensor | None = None, **kwargs: Unpack[TransformersKwargs]
+    ) -> DepthEstimatorOutput:
+        r"""Predicts the first task of metres.
+
+        Args:
+            pixel_values (`torch.FloatTensor` of shape `(batch_size, num_channels, height, width)`):
+                Normalized images of any size not below one patch.
+            labels (`torch.FloatTensor` of shape `(batch_size, height, width)` or `(batch_size, 1, height, width)`, *optional*):
+                Metres, NaN invalid.
+            **kwargs:
+                `output_hidden_states`, `output_attentions` and `return_dict`, as in every transformers model.
+
+        Returns:
+            `DepthEstimatorOutput`: `predicted_depth` in metres, float32 of shape `(batch_size, height / 4, width / 4)`, and,
+            with labels, `loss`, as the multi-task model weights it.
+        """
+        if labels is not None and labels.ndim == 3:
+            labels = labels.unsqueeze(1)
+        outputs = self.predict_all(pixel_values, labels, **kwargs)
+        return DepthEstimatorOutput(
+            loss=outputs.loss,
+            predicted_depth=self.kind.predict(outputs.logits[self.task]),
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+
+class SEMForNormalEstimation(SEMForSingleTask):
+    """SEM as a model of surface normals, for `AutoModelForNormalEstimation`."""
+
+    kind = UNIT_VECTORS
+
+    @can_return_tuple
+    def forward(
+        self, pixel_values: torch.FloatTensor, labels: Tensor | None = None, **kwargs: Unpack[TransformersKwargs]
+    ) -> SEMNormalEstimatorOutput:
+        r"""Predicts the first task of unit vectors.
+
+        Args:
+            pixel_values (`torch.FloatTensor` of shape `(batch_size, num_channels, height, width)`):
+                Normalized images of any size not below one patch.
+            labels (`torch.FloatTensor` of shape `(batch_size, 3, height, width)`, *optional*):
+                Unit vectors (x right, y down, z forward), NaN invalid.
+            **kwargs:
+                `output_hidden_states`, `output_attentions` and `return_dict`, as in every transformers model.
+        """
+        outputs = self.predict_all(pixel_values, labels, **kwargs)
+        return SEMNormalEstimatorOutput(
+            loss=outputs.loss,
+            normals=outputs.logits[self.task],
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+
+# The class that each Auto class of transformers loads; they share all weights, and a model is saved as any of them
+AUTO_MODELS = {
+    "AutoModel": SEMModel,
+    "AutoModelForDepthEstimation": SEMForDepthEstimation,
+    "AutoModelForNormalEstimation": SEMForNormalEstimation,
+    "AutoModelForSemanticSegmentation": SEMForSemanticSegmentation,
+    "AutoModelForUniversalSegmentation": SEMForMultiTaskDensePrediction,
+}
+
+
+__all__ = [
+    "SEMForDepthEstimation",
+    "SEMForMultiTaskDensePrediction",
+    "SEMForNormalEstimation",
+    "SEMForSemanticSegmentation",
+    "SEMModel",
+    "SEMPreTrainedModel",
+]
