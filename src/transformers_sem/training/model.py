@@ -36,7 +36,8 @@ def build_model(
     if constant is not None:
         init_heads(model, constant, new_tasks)
     if config.gradient_checkpointing:
-        model.gradient_checkpointing_enable()
+        # older releases of transformers know the second name only, and newer ones warn of it
+        getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
     if config.freeze_backbone:
         model.sem.backbone.requires_grad_(False)
     # The momentum of the bases is per optimizer step, whatever the number of micro-batches.
