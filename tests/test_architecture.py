@@ -21,6 +21,7 @@ SCRIPTS = REPOSITORY / "scripts"
 RANKS = {
     "utils": 0,
     "losses": 0,
+    "image_files": 0,
     "task_kinds": 1,
     "tasks": 2,
     "configuration_sem": 3,
@@ -182,6 +183,7 @@ def test_every_import_is_a_requirement():
         "jinja2": "torch",
         "requests": "huggingface-hub",
         "deepspeed": "accelerate",
+        "httpx": "huggingface-hub",
         "onnx_ir": "onnxscript",
     }
     renamed = {"yaml": "pyyaml", "PIL": "pillow", "sklearn": "scikit-learn", "huggingface_hub": "huggingface-hub"}

@@ -41,6 +41,7 @@ from transformers_sem.modeling_sem import (
     sample_points,
 )
 
+from .fake_mps import FakeMPS, to_mps
 from .tiny import tiny_config
 
 
@@ -723,6 +724,21 @@ def test_crop_covers_exactly_the_image(stride, width):
     assert_same(restored[inside], (torch.arange(width) + 0.5)[inside], rtol=0, atol=0.03 * stride)
 
 
+@pytest.mark.parametrize("size", [(40, 52), (3, 131), (5, 3)])
+def test_a_crop_equals_one_with_border_padding_which_mps_lacks(size):
+    padding, stride = Padding(size, 32), Fraction(4)
+    feature_map = torch.rand(1, 2, *(edge // 4 for edge in padding.padded_size)) + 5
+    centers = [
+        (torch.arange(math.ceil(edge / 4)) + 0.5) * (2 * edge / (math.ceil(edge / 4) * full)) - 1
+        for edge, full in zip(size, padding.padded_size, strict=True)
+    ]
+    grid = torch.stack(torch.meshgrid(*centers, indexing="ij"), dim=-1).flip(-1)[None]
+    expected = F.grid_sample(feature_map, grid, padding_mode="border", align_corners=False)
+    with FakeMPS():
+        cropped = padding.crop({"depth": to_mps(feature_map)}, stride)["depth"].cpu()
+    assert_same(cropped, expected[..., : cropped.shape[-2], : cropped.shape[-1]], rtol=0, atol=1e-5)
+
+
 def test_points_are_brought_back_to_the_image():
     """-1 stays at the top left edge, and the point at the bottom right edge of the image comes to 1."""
     padding = Padding((40, 50), 32)
@@ -1167,3 +1183,13 @@ def test_convolutions_of_patches_equal_those_of_torch(arguments, size):
         for output, module in ((found, patches), (expected, plain))
     ]
     torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-4)
+
+
+def test_input_embeddings_are_the_first_layer_of_the_encoder():
+    """As DPT's; adapters let gradients flow back to its output."""
+    model = build_model(use_decoder=False)
+    layer = model.get_input_embeddings()
+    assert isinstance(layer, torch.nn.Conv2d) and layer is model.sem.get_input_embeddings() and layer.in_channels == 3
+    assert model.get_output_embeddings() is None
+    model.requires_grad_(False).enable_input_require_grads()
+    assert next(iter(model(random_images()).logits.values())).requires_grad

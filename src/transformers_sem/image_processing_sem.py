@@ -1,9 +1,12 @@
 """Image processor of SEM: images and maps to tensors, and logits to predictions at the size of the image."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import functional as tvF
 from transformers import PreTrainedConfig
@@ -20,6 +23,7 @@ from transformers.image_utils import (
 from transformers.processing_utils import ImagesKwargs, Unpack
 
 from .backbone import pretraining_normalization
+from .image_files import check_levels, load_image, to_pixel_tensor, to_upright, to_upright_rgb
 from .task_kinds import CLASS_IDS, METRES, UNIT_VECTORS, TaskKind
 from .tasks import get_task, resize_label, to_label
 
@@ -110,8 +114,10 @@ class SEMImageProcessor(TorchvisionBackend):
 
         Args:
             images (`ImageInput`):
-                One image or several: PIL, numpy or torch, channels first or last, [0, 255] (for [0, 1] set
-                `do_rescale=False`).
+                One image or several. PIL images and the paths and URLs of files may have any mode and EXIF orientation:
+                they become upright RGB, 16-bit gray is scaled and transparent pixels are white. Arrays and tensors, channels
+                first or last or gray without channels, hold levels 0..255 (for values in [0, 1] set
+                `do_rescale=False`). Maps and target sizes are those of the upright image.
             maps (`dict[str, ImageInput]`, *optional*):
                 For each task one map per image, of the image's size, as [`~tasks.to_label`] reads them.
             labels (`dict[str, list[torch.Tensor]]`, *optional*):
@@ -124,12 +130,35 @@ class SEMImageProcessor(TorchvisionBackend):
             `{task: (batch_size, height, width) or (batch_size, channels, height, width)}`.
 
         Raises:
-            ValueError: If a map's task, number, size, shape or values do not fit.
+            ValueError: If there is no image, an image cannot be read or leaves open which value is white, images of a batch
+                have several sizes that nothing brings to one, or a map's task, number, size, shape or values do not fit.
         """
         for name, value in (("maps", maps), ("labels", labels)):
             if value is not None and not isinstance(value, dict):
                 raise ValueError(f"`{name}` is {{task: {name}}}; got {type(value).__name__}.")
         return super().preprocess(images, maps, labels, **kwargs)
+
+    def read_image(self, image: str | Path | Image.Image | np.ndarray | Tensor) -> Tensor:
+        """Reads one image as `preprocess` does: RGB `(3, height, width)`, upright, before resizing."""
+        return self.process_image(image, do_convert_rgb=self.do_convert_rgb)
+
+    def _prepare_images_structure(self, images: ImageInput, expected_ndims: int = 3) -> list:
+        images = _flatten(images)
+        if not images:
+            raise ValueError("An empty list of images was given; give at least one image.")
+        return images
+
+    def process_image(self, image, do_convert_rgb=None, input_data_format=None, device=None, **kwargs) -> Tensor:
+        """Reads one image as RGB `(3, height, width)`: upright, uint8, or float32 where the image is floating point."""
+        if isinstance(image, (str, Path)):
+            image = load_image(image)
+        if isinstance(image, Image.Image):
+            image = to_upright_rgb(image) if do_convert_rgb else to_upright(image)
+        elif isinstance(image, (np.ndarray, Tensor)):
+            image = to_pixel_tensor(image)
+        else:
+            raise ValueError(f"An image is a path, a PIL image, an array or a tensor; got {type(image).__name__}.")
+        return super().process_image(image, do_convert_rgb, input_data_format, device, **kwargs)
 
     def _preprocess_image_like_inputs(
         self, images, maps, labels, do_convert_rgb, input_data_format, return_tensors=None, device=None, **kwargs
@@ -137,9 +166,17 @@ class SEMImageProcessor(TorchvisionBackend):
         images = self._prepare_image_like_inputs(
             images=images, do_convert_rgb=do_convert_rgb, input_data_format=input_data_format, device=device
         )
+        if kwargs["do_rescale"] and kwargs["rescale_factor"] == 1 / 255:
+            for image in images:
+                check_levels(image)
         sizes = [tuple(image.shape[-2:]) for image in images]
         layout = {key: kwargs[key] for key in ("do_resize", "size", "do_pad", "pad_size")}
         content_sizes, padded_sizes = self._plan_sizes(sizes, **layout)
+        if return_tensors is not None and len(set(padded_sizes)) > 1:
+            raise ValueError(
+                f"Images of a batch have one size; got (height, width) {sorted(set(padded_sizes))}. Set do_resize=True or "
+                "do_pad=True, or pass them one by one."
+            )
         pixel_values = [
             self._preprocess_image(image, content_size, padded_size, **kwargs)
             for image, content_size, padded_size in zip(images, content_sizes, padded_sizes, strict=True)
@@ -368,6 +405,14 @@ def _maps_of(outputs, kind: TaskKind, field: str) -> Tensor:
         f"An output with `{field}`, or with a task that predicts {kind.values}, is expected; got {list(maps or outputs)}. "
         "Use post_process_dense_prediction, or the post-processing of that task."
     )
+
+
+def _flatten(images: ImageInput) -> list:
+    """Returns the images of nested lists and of arrays of several images."""
+    if isinstance(images, Sequence) and not isinstance(images, str):
+        return [image for item in images for image in _flatten(item)]
+    is_batch = isinstance(images, (np.ndarray, Tensor)) and images.ndim == 4
+    return list(images) if is_batch else [images]
 
 
 def shrink_to_fit(size: tuple[int, int], largest: tuple[int, int]) -> tuple[int, int]:

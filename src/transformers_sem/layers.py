@@ -65,9 +65,7 @@ class Padding:
             return {task: feature_map[..., : cells[0], : cells[1]] for task, feature_map in feature_maps.items()}
         reference = next(iter(feature_maps.values()))
         rows, columns = (
-            (torch.arange(count, device=reference.device) + 0.5)
-            * (2 * edge * stride.denominator / (count * stride.numerator * full))
-            - 1
+            self._cell_centers(edge * stride.denominator, count * stride.numerator, count, full, reference.device)
             for edge, count, full in zip(self.size, cells, reference.shape[-2:], strict=True)
         )
         grid = torch.stack(torch.meshgrid(rows, columns, indexing="ij"), dim=-1).flip(-1)  # grid_sample wants (x, y)
@@ -75,8 +73,16 @@ class Padding:
         return {task: self._resample(feature_map, grid) for task, feature_map in feature_maps.items()}
 
     @staticmethod
+    def _cell_centers(edge: int, padded_edge: int, count: int, full: int, device: torch.device) -> Tensor:
+        """Returns the centers of `count` cells that end at the edge of the image, in [-1, 1] over the cells of the map."""
+        cells = (torch.arange(count, device=device) + 0.5) * (edge / padded_edge) - 0.5
+        # The first lies before the center of the first cell of the map, and MPS has no border padding; none lies beyond
+        # the last. The tiny number is for a map of one cell.
+        return cells.clamp(min=0) * (2 / (full - 1 + 1e-6)) - 1
+
+    @staticmethod
     def _resample(feature_map: Tensor, grid: Tensor) -> Tensor:
-        cropped = F.grid_sample(feature_map.float(), grid, mode="bilinear", padding_mode="border", align_corners=False)
+        cropped = F.grid_sample(feature_map.float(), grid, mode="bilinear", padding_mode="zeros", align_corners=True)
         return cropped.to(feature_map.dtype)
 
     def to_image(self, points: Tensor) -> Tensor:

@@ -13,8 +13,8 @@ import scipy.io
 from PIL import Image
 
 from transformers_sem.data.derive import Intrinsics, normals_from_depth
-from transformers_sem.data.files import BrokenFrameError
-from transformers_sem.data.nyud_v2 import NYUDv2, find_source
+from transformers_sem.data.files import BrokenFrameError, read_variable
+from transformers_sem.data.nyud_v2 import NYUDv2, find_source, read_official_frame
 
 from ..data import nyud_v2_forms as forms
 
@@ -226,6 +226,41 @@ def test_other_arrays(official):
         file.create_dataset("labels", (3, 480, 640), np.uint16)
     with pytest.raises(ValueError, match=r"(?s)arrays must be .*got .*\(3, 480, 640\).*Download it again"):
         find_source(official)
+
+
+def place_elsewhere(file, name, kind, target):
+    """Replaces an array by one whose values lie in another file, in one of HDF5's four ways."""
+    shape, dtype = file[name].shape, file[name].dtype
+    del file[name]
+    if kind == "external link":
+        file[name] = h5py.ExternalLink(str(target), "/values")
+    elif kind == "soft link":
+        file["beside"] = h5py.ExternalLink(str(target), "/values")
+        file[name] = h5py.SoftLink("/beside")
+    elif kind == "raw file":
+        file.create_dataset(name, shape, dtype, external=[(str(target), 0, h5py.h5f.UNLIMITED)])
+    else:
+        layout = h5py.VirtualLayout(shape, dtype)
+        layout[:] = h5py.VirtualSource(str(target), "values", shape, dtype)
+        file.create_virtual_dataset(name, layout)
+
+
+@pytest.mark.parametrize("kind", ["external link", "soft link", "raw file", "virtual"])
+def test_arrays_in_other_files(official, tmp_path, kind):
+    path, target = official / "nyu_depth_v2_labeled.mat", tmp_path / "private.h5"
+    with h5py.File(path) as file, h5py.File(target, "w") as other:
+        other["values"] = np.zeros_like(file["labels"][()])
+    with h5py.File(path, "a") as file:
+        place_elsewhere(file, "labels", kind, target)
+    with pytest.raises(ValueError, match=f"Cannot use {path}: .* values of labels itself; got a link"):
+        find_source(official)
+    with pytest.raises(BrokenFrameError, match="values of labels itself; got a link"):
+        read_official_frame({"id": "0001", "file": str(path)}, np.zeros(895, np.uint8))
+    with h5py.File(tmp_path / "map.mat", "w") as file:
+        file["LabelMap"] = np.zeros((4, 6))
+        place_elsewhere(file, "LabelMap", kind, target)
+    with pytest.raises(ValueError, match="values of LabelMap itself; got a link"):
+        read_variable(tmp_path / "map.mat", "LabelMap")
 
 
 def test_splits_of_other_frames(official):

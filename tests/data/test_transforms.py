@@ -8,11 +8,11 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 from transformers_sem import losses
+from transformers_sem.data.labels import Label
 from transformers_sem.data.row_format import encode_row
 from transformers_sem.data.scenes import render_scene
 from transformers_sem.data.transforms import (
     RandomCrop,
-    RandomHorizontalFlip,
     RandomPhotometricDistortion,
     RandomZoom,
     TrainingAugmentation,
@@ -79,7 +79,7 @@ def assert_valid_sample(image: Tensor, labels: dict[str, Tensor]) -> None:
     assert type(image) is Tensor
     assert image.dtype == torch.uint8
     for task, label in labels.items():
-        assert type(label) is Tensor, task
+        assert type(label) is Label and label.task == task
         assert label.shape[-2:] == image.shape[-2:], task
         torch.testing.assert_close(to_label(task, label), label, equal_nan=True)
 
@@ -143,7 +143,7 @@ def test_zoom_range(slope):
 def test_zooms_enlarge_and_shrink_alike():
     """The mean of the logarithm is 0; with a uniform factor it would be 0.15, and every depth 14 % too near."""
     torch.manual_seed(0)
-    label = torch.ones(1, 100, 100)
+    label = Label(torch.ones(1, 100, 100), "depth")
     zooms = [
         1 / RandomZoom()(torch.zeros(3, 100, 100), {"depth": label})[1]["depth"][0, 0, 0].item() for _ in range(400)
     ]
@@ -162,7 +162,7 @@ def test_zoomed_normals_are_unit_vectors_or_invalid():
         generator = torch.Generator().manual_seed(0)
         normals = torch.nn.functional.normalize(torch.randn(3, 40, 60, generator=generator), dim=0)
         normals[:, :20, 30:] = torch.nan
-        _, labels = RandomZoom(zoom, zoom)(torch.zeros(3, 40, 60), {"normal": normals})
+        _, labels = RandomZoom(zoom, zoom)(torch.zeros(3, 40, 60), {"normal": Label(normals, "normal")})
         lengths = labels["normal"].norm(dim=0)
         valid = lengths.isfinite()
         torch.testing.assert_close(lengths[valid], torch.ones(int(valid.sum())))
@@ -211,7 +211,7 @@ def wide_sample(task: str) -> tuple[Tensor, dict[str, Tensor]]:
     """Class 0 on 90 % of the image, and a strip of class 1 at its right."""
     ids = torch.zeros(20, 200, dtype=torch.int64)
     ids[:, 180:] = 1
-    return torch.arange(200, dtype=torch.uint8).expand(3, 20, 200), {task: ids}
+    return torch.arange(200, dtype=torch.uint8).expand(3, 20, 200), {task: Label(ids, task)}
 
 
 def crop_starts(crop: RandomCrop, task: str) -> list[int]:
@@ -247,7 +247,7 @@ def test_share_of_one_accepts_any_crop():
 
 
 def test_flip_twice_is_identity(slope):
-    flip = RandomHorizontalFlip(1.0)
+    flip = v2.RandomHorizontalFlip(1.0)
     flipped = flip(*slope)
     assert not same(flipped, slope)
     assert_valid_sample(*flipped)
@@ -256,7 +256,7 @@ def test_flip_twice_is_identity(slope):
 
 def test_flip_negates_x_of_normals(slope):
     _, labels = slope
-    _, flipped = RandomHorizontalFlip(1.0)(*slope)
+    _, flipped = v2.RandomHorizontalFlip(1.0)(*slope)
     mirrored = labels["normal"].flip(-1)
     torch.testing.assert_close(flipped["normal"][0], -mirrored[0])
     torch.testing.assert_close(flipped["normal"][1:], mirrored[1:])
@@ -266,7 +266,7 @@ def test_flip_probability(slope):
     for p, share in [(0.0, 0.0), (0.5, 0.5), (1.0, 1.0)]:
         torch.manual_seed(0)
         image = slope[0][:, :2]
-        flips = [not torch.equal(RandomHorizontalFlip(p)(image, {})[0], image) for _ in range(200)]
+        flips = [not torch.equal(v2.RandomHorizontalFlip(p)(image, {})[0], image) for _ in range(200)]
         assert np.mean(flips) == pytest.approx(share, abs=0.1)
 
 
@@ -347,7 +347,7 @@ def test_a_scene_rendered_after_the_transform_agrees_with_its_maps(monkeypatch, 
     windows = []
     sample_window = RandomCrop.sample_window
     monkeypatch.setattr(
-        RandomCrop, "sample_window", lambda self, image: windows.append(sample_window(self, image)) or windows[-1]
+        RandomCrop, "sample_window", lambda self, size: windows.append(sample_window(self, size)) or windows[-1]
     )
     sample = row_to_tensors(encode_row(render_scene(seed, HEIGHT, WIDTH)), TASKS)
     torch.manual_seed(seed)
@@ -359,7 +359,7 @@ def test_a_scene_rendered_after_the_transform_agrees_with_its_maps(monkeypatch, 
     rendered = render_scene(seed, int(HEIGHT * zoom), int(WIDTH * zoom))
     expected_image, expected = row_to_tensors(encode_row(rendered), TASKS)
     expected = {"image": expected_image.float(), **expected}
-    expected = {name: values[windows[-1]] for name, values in expected.items()}
+    expected = {name: v2.functional.crop(values, **windows[-1]) for name, values in expected.items()}
     expected["depth"] = expected["depth"] / zoom
     if flip:
         expected = {name: values.flip(-1) for name, values in expected.items()}
@@ -377,7 +377,7 @@ def test_a_scene_rendered_after_the_transform_agrees_with_its_maps(monkeypatch, 
 
 def test_transforms_compose_with_others(slope):
     """They are transforms of torchvision's v2 like any other."""
-    both = v2.Compose([RandomHorizontalFlip(1.0), v2.RandomGrayscale(1.0), RandomHorizontalFlip(1.0)])
+    both = v2.Compose([v2.RandomHorizontalFlip(1.0), v2.RandomGrayscale(1.0), v2.RandomHorizontalFlip(1.0)])
     image, labels = both(*slope)
     assert (image[0] == image[1]).all() and type(image) is Tensor
     assert same((image, labels), (v2.functional.rgb_to_grayscale(slope[0], 3), slope[1]))
@@ -391,7 +391,7 @@ def test_invalid_settings():
         (lambda: RandomCrop((0, 4)), r"at least 1; got \(0, 4\) and 10"),
         (lambda: RandomCrop((4, 4), num_tries=0), r"at least 1; got \(4, 4\) and 0"),
         (lambda: RandomCrop((4, 4), max_class_share=75), "max_class_share must be a probability, 0 to 1; got 75"),
-        (lambda: RandomHorizontalFlip(-0.1), "p must be a probability, 0 to 1; got -0.1"),
+        (lambda: TrainingAugmentation((4, 4), flip_probability=-0.1), "flip_probability must be .* 0 to 1; got -0.1"),
         (lambda: RandomPhotometricDistortion(1.5), "p must be a probability, 0 to 1; got 1.5"),
     ]:
         with pytest.raises(ValueError, match=message):

@@ -7,7 +7,8 @@ from transformers_sem.evaluation.constant_predictor import ConstantPredictor
 from transformers_sem.evaluation.metrics import METRICS
 from transformers_sem.evaluation.sums import MetricSums, format_report, main_scores, scores_of
 
-from ..samples import invalid_labels, random_labels
+from ..fake_mps import FakeMPS, to_mps
+from ..samples import invalid_labels, random_labels, random_logits
 
 
 TASKS_WITH_METRIC = [task for task in TASKS if task in METRICS]
@@ -137,3 +138,36 @@ def test_the_report_has_model_and_constant_side_by_side_and_marks_main_scores():
         ["*", "semseg/miou", "1.0000", "0.0000"],
     ]
     assert len({len(line) for line in lines}) == 1
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# A device without float64
+
+
+@pytest.mark.parametrize("task", TASKS_WITH_METRIC)
+def test_maps_on_a_device_without_float64_have_the_same_scores(task):
+    label = random_labels(task, 1, (14, 19))[0]
+    prediction = TASKS[task].kind.predict(random_logits(task, 1, (14, 19)))[0]
+    metric = MetricSums({task: TASKS[task].num_labels})
+    expected = scores_of({task: metric.image_statistics(task, prediction, label)})
+    constant = fitted(task, label)
+    with FakeMPS():
+        statistics = {task: metric.image_statistics(task, to_mps(prediction), to_mps(label))}
+        metric.add(statistics)
+        assert scores_of(statistics) == metric.scores() == expected
+        assert torch.equal(fitted(task, to_mps(label)), constant)
+    assert all(type(value) is torch.Tensor for value in metric.sums[task].values())
+
+
+def test_the_fake_device_refuses_what_the_real_one_does():
+    with FakeMPS():
+        values = to_mps(torch.ones(1, 1, 2, 2))
+        with pytest.raises(TypeError, match="float64"):
+            values.double()
+        with pytest.raises(TypeError, match="float64"):
+            torch.zeros(2, dtype=torch.float64).to(torch.device("mps"))
+        with pytest.raises(RuntimeError, match="two devices"):
+            values + torch.ones(2)
+        with pytest.raises(NotImplementedError, match="border"):
+            torch.nn.functional.grid_sample(values, to_mps(torch.zeros(1, 1, 1, 2)), padding_mode="border")
+        assert (values.cpu().double() + torch.ones(2)).sum() == 8

@@ -1,3 +1,4 @@
+import os
 import struct
 import sys
 from fractions import Fraction
@@ -82,6 +83,32 @@ def test_unreadable_videos_raise(tmp_path, damage):
         item.path.write_bytes({"empty": b"", "text": b"text" * 99, "half": content[: len(content) // 2]}[damage])
     with pytest.raises(ValueError, match="Cannot read .*film.mp4"):
         read(item)
+
+
+def test_a_file_named_like_an_address_is_read_from_disk(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    name = "http:127.0.0.1:9:film.mp4"
+    write_video("film.mp4").path.rename(name)
+    item = InputItem(Path(name), "film", "video")
+    assert len(read(item)[1]) == len(TIMES)
+    with open_video(item) as reader, create_video(Path("tcp:copy.mp4"), reader) as writer:
+        writer.add(np.zeros((48, 64, 3), np.uint8), 0)
+    assert Path("tcp:copy.mp4").stat().st_size > 0
+
+
+def test_a_playlist_is_no_video(tmp_path):
+    write_video(tmp_path / "private.ts")
+    playlist = "#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\nprivate.ts\n#EXT-X-ENDLIST\n"
+    for content in (playlist, "ffconcat version 1.0\nfile private.ts\n"):
+        (tmp_path / "list.mp4").write_text(content)
+        with pytest.raises(ValueError, match="Cannot read .*list.mp4"):
+            read(InputItem(tmp_path / "list.mp4", "list", "video"))
+
+
+def test_a_pipe_is_no_video(tmp_path):
+    os.mkfifo(tmp_path / "pipe.mp4")
+    with pytest.raises(ValueError, match="pipe.mp4: it is not a regular file"):
+        read(InputItem(tmp_path / "pipe.mp4", "pipe", "video"))
 
 
 def test_a_camera_is_read_like_a_video(monkeypatch):

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import datasets
 import numpy as np
@@ -246,10 +247,43 @@ def read_matlab(path: str | Path) -> dict[str, np.ndarray]:
 
 
 def read_hdf5(path: str | Path) -> dict[str, np.ndarray]:
-    """Reads all arrays of an HDF5 file, transposed to MATLAB's order of dimensions."""
+    """Reads all arrays of an HDF5 file, transposed to MATLAB's order of dimensions.
+
+    Raises:
+        ValueError: If an array lies in another file.
+    """
     h5py = require("h5py", extra="data")
     with h5py.File(path) as file:
-        return {name: item[()].T for name, item in file.items() if isinstance(item, h5py.Dataset)}
+        items = {name: own_item(file, name) for name in file}
+        return {name: item[()].T for name, item in items.items() if isinstance(item, h5py.Dataset)}
+
+
+def own_item(file: Any, name: str) -> Any:
+    """Returns an item of the top level of an HDF5 file.
+
+    HDF5 follows links to other files, and reads arrays from raw files and virtual datasets; a file from elsewhere could
+    show any file of this machine as a label.
+
+    Args:
+        file (`h5py.File`): The open file.
+        name (`str`): Name of the item.
+
+    Returns:
+        `h5py.Dataset` or `h5py.Group`: The item.
+
+    Raises:
+        ValueError: If there is no such item, it is a link, or its values lie in another file.
+    """
+    h5py = require("h5py", extra="data")
+    links, key = file.id.links, name.encode()
+    if not links.exists(key):
+        raise ValueError(f"it must hold {name}; got {list(file)[:10]}")
+    # asks for the link alone: `file[name]` would follow it
+    is_link = links.get_info(key).type != h5py.h5l.TYPE_HARD
+    item = None if is_link else file[name]
+    if is_link or (isinstance(item, h5py.Dataset) and (item.external or item.is_virtual)):
+        raise ValueError(f"it must hold the values of {name} itself; got a link to another place")
+    return item
 
 
 def read_variable(path: str | Path, name: str) -> np.ndarray:

@@ -36,6 +36,7 @@ from .files import (
     existing_patterns,
     find_file,
     find_root,
+    own_item,
     read_depth,
     read_gray,
     read_ids,
@@ -210,8 +211,8 @@ def check_official(path: Path) -> int:
     h5py = require("h5py", extra="data")
     try:
         with h5py.File(path) as file:
-            shapes = {name: file[name].shape for name in ("images", "depths", "labels")}
-    except (OSError, KeyError, AttributeError) as error:
+            shapes = {name: own_item(file, name).shape for name in ("images", "depths", "labels")}
+    except (OSError, AttributeError, ValueError) as error:
         raise ValueError(
             f"Cannot use {path}: it must be the official HDF5 file with images, depths and labels; {error}. Download it "
             "again."
@@ -310,7 +311,7 @@ def read_official_frame(frame: Frame, classes: np.ndarray) -> Maps:
     index = int(frame["id"]) - 1
     try:
         with h5py.File(frame["file"]) as file:
-            image, depth, labels = (file[name][index].T for name in ("images", "depths", "labels"))
+            image, depth, labels = (own_item(file, name)[index].T for name in ("images", "depths", "labels"))
         if image.dtype != np.uint8 or labels.dtype.kind not in "iu" or labels.max() >= len(classes):
             raise ValueError(
                 f"images must be uint8 and labels whole numbers 0..{len(classes) - 1}; got {image.dtype}, and "

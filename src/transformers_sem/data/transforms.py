@@ -1,10 +1,8 @@
 """Transforms of rows for training: joint augmentation of images and labels, and the dataset that applies them.
 
-An image is a uint8 tensor `(3, height, width)`, and labels are `{task: label}` as `to_label` returns them. All are plain
-tensors: torchvision's v2 transforms change the first plain tensor, which is the image, and leave the others as they are.
-So the transforms here can be composed with torchvision's changes of color, but not with its changes of geometry, which
-would move the image and not the labels. All random numbers are from the global generator of torch, so a seed fixes them,
-and every worker of a `DataLoader` has its own. The image processor normalizes and pads.
+An image is a uint8 tensor `(3, height, width)`, and labels are `{task: Label}`. The transforms here can be composed with all
+of `torchvision.transforms.v2`, see `labels.py`. All random numbers are from the global generator of torch, so a seed fixes
+them, and every worker of a `DataLoader` has its own. The image processor normalizes and pads.
 """
 
 import math
@@ -17,13 +15,15 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional
+from torchvision.tv_tensors import TVTensor
 from tqdm.auto import tqdm
 
 from ..task_kinds import CLASS_IDS
-from ..tasks import get_task, resize_label, to_label
+from ..tasks import to_label
+from .labels import Label
 
 
-Labels = dict[str, Tensor]
+Labels = dict[str, Label]
 
 
 def row_to_tensors(row: dict[str, Any], tasks: Iterable[str]) -> tuple[Tensor, Labels]:
@@ -34,7 +34,7 @@ def row_to_tensors(row: dict[str, Any], tasks: Iterable[str]) -> tuple[Tensor, L
         tasks (`Iterable[str]`): The tasks to return labels of.
 
     Returns:
-        The image, uint8 `(3, height, width)`, and `{task: label}` as `to_label` returns them.
+        The image, uint8 `(3, height, width)`, and `{task: label}` with the values that `to_label` returns.
 
     Raises:
         ValueError: If the row lacks the image or a map, or a map has another size than the image.
@@ -45,7 +45,7 @@ def row_to_tensors(row: dict[str, Any], tasks: Iterable[str]) -> tuple[Tensor, L
         present = sorted(column for column, value in row.items() if value is not None)
         raise ValueError(f"A row needs the image and a map for each of {tasks}; it lacks {missing} and has {present}.")
     image = functional.pil_to_tensor(row["image"].convert("RGB"))
-    labels = {task: to_label(task, row[task]) for task in tasks}
+    labels = {task: Label(to_label(task, row[task]), task) for task in tasks}
     for task, label in labels.items():
         if label.shape[-2:] != image.shape[-2:]:
             raise ValueError(
@@ -66,7 +66,24 @@ def check_probability(name: str, value: float) -> float:
     return value
 
 
-class RandomZoom(v2.Transform):
+class JointTransform(v2.Transform):
+    """A change of geometry of one image and its labels."""
+
+    def check_inputs(self, flat_inputs: list[Any]) -> None:
+        """Checks that no label is a plain tensor, which torchvision would leave as it is.
+
+        Raises:
+            ValueError: If there is a plain tensor besides the image.
+        """
+        plain = [value for value in flat_inputs if isinstance(value, Tensor) and not isinstance(value, TVTensor)]
+        if len(plain) > 1:
+            raise ValueError(
+                f"A sample is one image with labels of the class `Label`; got {len(plain)} plain tensors. Use "
+                "`Label(values, task)`."
+            )
+
+
+class RandomZoom(JointTransform):
     """Resizes image and labels by one factor between `low` and `high`, whose logarithm is drawn uniformly.
 
     So a range such as 0.5 to 2 enlarges as often as it shrinks, by the same factors, and the depths that are divided by them
@@ -79,21 +96,18 @@ class RandomZoom(v2.Transform):
             raise ValueError(f"A range of zooms must be 0 < low <= high; got {low} and {high}.")
         self.low, self.high = low, high
 
-    def forward(self, image: Tensor, labels: Labels) -> tuple[Tensor, Labels]:
-        """Resizes one sample."""
-        height, width = image.shape[-2:]
+    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
+        """Draws the new size."""
+        height, width = v2.query_size(flat_inputs)
         factor = math.exp(torch.empty(()).uniform_(math.log(self.low), math.log(self.high)).item())
-        size = [round(height * factor), round(width * factor)]
-        # The size is rounded to whole pixels, so the actual zoom differs slightly from the factor.
-        zoom = (size[0] / height + size[1] / width) / 2
-        zoomed = {
-            task: get_task(task).kind.zoom_values(resize_label(task, label, size), zoom)
-            for task, label in labels.items()
-        }
-        return functional.resize(image, size, antialias=True), zoomed
+        return {"size": [round(height * factor), round(width * factor)]}
+
+    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        """Resizes the image or a label."""
+        return functional.resize(inpt, params["size"], antialias=True)
 
 
-class RandomCrop(v2.Transform):
+class RandomCrop(JointTransform):
     """Crops image and labels to at most `size`. The crop is drawn again while one class covers too much of it.
 
     The class ids are those of the first task of that kind; without such a task the first crop is taken.
@@ -111,43 +125,34 @@ class RandomCrop(v2.Transform):
         self.size, self.num_tries = tuple(size), num_tries
         self.max_class_share = check_probability("max_class_share", max_class_share)
 
-    def forward(self, image: Tensor, labels: Labels) -> tuple[Tensor, Labels]:
-        """Crops one sample."""
-        ids = next((label for task, label in labels.items() if get_task(task).kind is CLASS_IDS), None)
-        window = self.sample_window(image)
+    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
+        """Draws the window."""
+        labels = (value for value in flat_inputs if isinstance(value, Label))
+        ids = next((label.as_subclass(Tensor) for label in labels if label.kind is CLASS_IDS), None)
+        size = v2.query_size(flat_inputs)
+        window = self.sample_window(size)
         for _ in range(self.num_tries - 1):
-            if ids is None or self.is_varied(ids[window]):
+            if ids is None or self.is_varied(functional.crop(ids, **window)):
                 break
-            window = self.sample_window(image)
-        return image[window], {task: label[window] for task, label in labels.items()}
+            window = self.sample_window(size)
+        return window
 
-    def sample_window(self, image: Tensor) -> tuple[Any, slice, slice]:
-        """Draws the index of a crop anywhere in the image."""
-        height, width = (min(wanted, given) for wanted, given in zip(self.size, image.shape[-2:], strict=True))
-        top = int(torch.randint(image.shape[-2] - height + 1, ()))
-        left = int(torch.randint(image.shape[-1] - width + 1, ()))
-        return ..., slice(top, top + height), slice(left, left + width)
+    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        """Crops the image or a label."""
+        return functional.crop(inpt, **params)
+
+    def sample_window(self, image_size: tuple[int, int]) -> dict[str, int]:
+        """Draws a window anywhere in an image, as arguments of torchvision's `crop`."""
+        height, width = (min(wanted, given) for wanted, given in zip(self.size, image_size, strict=True))
+        top = int(torch.randint(image_size[0] - height + 1, ()))
+        left = int(torch.randint(image_size[1] - width + 1, ()))
+        return {"top": top, "left": left, "height": height, "width": width}
 
     def is_varied(self, ids: Tensor) -> bool:
         """Returns whether some pixels are valid and no class covers more than its share of them."""
         counts = torch.bincount(ids.flatten())[: CLASS_IDS.invalid_value]
         num_valid = int(counts.sum())
         return num_valid > 0 and int(counts.max()) <= self.max_class_share * num_valid
-
-
-class RandomHorizontalFlip(v2.Transform):
-    """Mirrors image and labels with probability `p`."""
-
-    def __init__(self, p: float = 0.5) -> None:
-        super().__init__()
-        self.p = check_probability("p", p)
-
-    def forward(self, image: Tensor, labels: Labels) -> tuple[Tensor, Labels]:
-        """Mirrors one sample, or returns it as it is."""
-        if torch.rand(()) >= self.p:
-            return image, labels
-        flipped = {task: get_task(task).kind.flip_values(label.flip(-1)) for task, label in labels.items()}
-        return image.flip(-1), flipped
 
 
 class RandomPhotometricDistortion(v2.RandomPhotometricDistort):
@@ -187,7 +192,7 @@ class TrainingAugmentation(v2.Compose):
             [
                 RandomZoom(*zoom),
                 RandomCrop(size, max_class_share),
-                RandomHorizontalFlip(flip_probability),
+                v2.RandomHorizontalFlip(check_probability("flip_probability", flip_probability)),
                 RandomPhotometricDistortion(distortion_probability),
             ]
         )
@@ -200,7 +205,8 @@ class TransformedDataset(Dataset):
         dataset (`datasets.Dataset`, or a sequence of rows): Rows with an "image" and a map for every task.
         tasks (`Iterable[str]`): The tasks to prepare labels for.
         image_processor (`Callable`): Called as `SEMImageProcessor` with one image and its `labels`.
-        augmentation (`TrainingAugmentation`, *optional*): `(image, labels) -> (image, labels)`; none for evaluation.
+        augmentation (`v2.Transform`, *optional*): `(image, labels) -> (image, labels)`, for example a
+            [`TrainingAugmentation`] or any transform of torchvision; none for evaluation.
     """
 
     def __init__(
@@ -208,7 +214,7 @@ class TransformedDataset(Dataset):
         dataset: datasets.Dataset | Sequence[dict[str, Any]],
         tasks: Iterable[str],
         image_processor: Callable[..., dict[str, Any]],
-        augmentation: TrainingAugmentation | None = None,
+        augmentation: v2.Transform | None = None,
     ) -> None:
         self.dataset = dataset
         self.tasks = list(tasks)
@@ -235,7 +241,7 @@ class TransformedDataset(Dataset):
         if self.augmentation is not None:
             image, labels = self.augmentation(image, labels)
         batch = self.image_processor(
-            [image], labels={task: [label] for task, label in labels.items()}, return_tensors="pt"
+            [image], labels={task: [label.as_subclass(Tensor)] for task, label in labels.items()}, return_tensors="pt"
         )
         return {
             "pixel_values": batch["pixel_values"][0],

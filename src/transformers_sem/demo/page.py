@@ -14,9 +14,10 @@ import torch
 from PIL import Image
 
 from ..data.scenes import render_scene
+from ..image_files import UnreadableImageError, read_image_file
 from ..image_processing_sem import SEMImageProcessor
 from ..modeling_sem import SEMForMultiTaskDensePrediction
-from ..pipeline_sem import MultiTaskDensePredictionPipeline, UnreadableImageError, read_image_file
+from ..pipeline_sem import MultiTaskDensePredictionPipeline
 from ..tasks import get_task
 from ..utils.extras import require
 from .point_cloud import FIELD_OF_VIEW

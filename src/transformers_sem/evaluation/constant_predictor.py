@@ -33,9 +33,9 @@ class ConstantPredictor:
             label = labels[task]
             if get_task(task).kind is CLASS_IDS:
                 ids = label[label != INVALID_ID]
-                self.sums[task] += torch.bincount(ids, minlength=self.task_num_labels[task])
+                self.sums[task] += torch.bincount(ids, minlength=self.task_num_labels[task]).cpu()
             else:
-                values = label.double().reshape(-1, label.shape[-2] * label.shape[-1])  # (channels, pixels)
+                values = label.cpu().double().reshape(-1, label.shape[-2] * label.shape[-1])  # (channels, pixels)
                 values = values[:, (values.isfinite() & (values != INVALID_ID)).all(dim=0)]
                 self.sums[task] = self.sums[task][: len(values)] + values.sum(dim=1)
                 self.counts[task] += values.shape[1]

@@ -87,6 +87,11 @@ def _check_ids(ids: Tensor, num_labels: int, what: str) -> None:
         )
 
 
+def to_double(values: Tensor) -> Tensor:
+    """Converts to float64, on the CPU for the one device that has none."""
+    return values.cpu().double() if values.device.type == "mps" else values.double()
+
+
 def class_statistics(prediction: Tensor, label: Tensor, num_labels: int) -> dict[str, Tensor]:
     """Counts pixels per pair of classes.
 
@@ -112,7 +117,7 @@ def class_statistics(prediction: Tensor, label: Tensor, num_labels: int) -> dict
 
 def class_ious(statistics: dict[str, Tensor]) -> Tensor:
     """Returns the intersection over union of each class, float64 `(num_labels,)`; 0 for a class that does not occur."""
-    confusion = statistics["confusion"].double()
+    confusion = to_double(statistics["confusion"])
     intersection = confusion.diagonal()
     union = confusion.sum(dim=0) + confusion.sum(dim=1) - intersection
     return intersection / union.clamp(min=1)
@@ -120,7 +125,7 @@ def class_ious(statistics: dict[str, Tensor]) -> Tensor:
 
 def class_scores(statistics: dict[str, Tensor]) -> dict[str, float]:
     """Returns the mean intersection over union over all classes, absent ones counted as 0, and the pixel accuracy."""
-    confusion = statistics["confusion"].double()
+    confusion = to_double(statistics["confusion"])
     if not confusion.any():
         return {}
     return {
@@ -143,7 +148,7 @@ def depth_statistics(prediction: Tensor, label: Tensor, num_labels: int) -> dict
     _check_shapes(prediction, label, (), (1,))
     _check_finite(prediction)
     valid = label[0].isfinite()
-    prediction, label = (values[valid].double() for values in (prediction, label[0]))
+    prediction, label = (to_double(values[valid]) for values in (prediction, label[0]))
     prediction, label = (torch.where(values > 0, values, MIN_DEPTH) for values in (prediction, label))
     error = prediction - label
     ratio = torch.maximum(prediction / label, label / prediction)
@@ -167,7 +172,7 @@ def depth_scores(statistics: dict[str, Tensor]) -> dict[str, float]:
         `delta2`, `delta3`, the shares of pixels within a ratio of 1.25, 1.25^2, 1.25^3 of the label; `scale`, mean predicted over
         mean true depth, where 1 is unbiased and less is too near.
     """
-    num_valid = statistics["num_valid"].double()
+    num_valid = to_double(statistics["num_valid"])
     if num_valid == 0:
         return {}
     return {
@@ -200,7 +205,7 @@ def normal_statistics(prediction: Tensor, label: Tensor, num_labels: int) -> dic
     _check_shapes(prediction, label, (3,), (3,))
     _check_finite(prediction)
     valid = label.isfinite().all(dim=0) & (label != 0).any(dim=0)
-    prediction, label = prediction[:, valid].double(), label[:, valid].double()
+    prediction, label = to_double(prediction[:, valid]), to_double(label[:, valid])
     prediction, label = (vectors / _length(vectors).clamp(min=1e-12) for vectors in (prediction, label))
     degrees = 2 * torch.atan2(_length(prediction - label), _length(prediction + label)).rad2deg()
     num_bins = 180 * BINS_PER_DEGREE
@@ -234,12 +239,12 @@ def normal_scores(statistics: dict[str, Tensor]) -> dict[str, float]:
         `dict[str, float]`: `mean_error`, `median_error` and `rmse` in degrees, the median from a histogram of bins of
         0.01 degrees; `within_11.25`, `within_22.5`, `within_30`, the shares of pixels with a smaller angle.
     """
-    num_valid = statistics["num_valid"].double()
+    num_valid = to_double(statistics["num_valid"])
     if num_valid == 0:
         return {}
     return {
         "mean_error": (statistics["degrees"] / num_valid).item(),
-        "median_error": _histogram_median(statistics["histogram"].double()) / BINS_PER_DEGREE,
+        "median_error": _histogram_median(to_double(statistics["histogram"])) / BINS_PER_DEGREE,
         "rmse": (statistics["squared_degrees"] / num_valid).sqrt().item(),
         **{
             f"within_{bound:g}": (count / num_valid).item()
@@ -284,7 +289,7 @@ def saliency_statistics(prediction: Tensor, label: Tensor, num_labels: int) -> d
 
 def _counts_at_thresholds(values: Tensor, label: Tensor) -> dict[str, Tensor]:
     # float32 on both sides, as in published code: a float64 0.05 is not a float32 0.05
-    thresholds = SALIENCY_THRESHOLDS.to(values.device).float()
+    thresholds = SALIENCY_THRESHOLDS.float().to(values.device)
     num_reached = torch.bucketize(values, thresholds, right=True)  # 0 ... 19 of value >= threshold
     counts = torch.bincount(2 * num_reached + label, minlength=2 * len(thresholds) + 2).view(-1, 2)
     above = counts.flip(0).cumsum(dim=0).flip(0)[1:]  # (19, negative and positive)
@@ -304,9 +309,11 @@ def saliency_scores(statistics: dict[str, Tensor]) -> dict[str, float]:
     """Returns `maxf`, the best F-measure, and `maxf_legacy`, that with the second sigmoid of most published code."""
     if statistics["num_valid"] == 0:
         return {}
-    actual = statistics["actual_positives"].double()
+    counts = {name: to_double(values) for name, values in statistics.items()}
     return {
-        name: max_f_measure(statistics[f"{prefix}true_positives"], statistics[f"{prefix}predicted_positives"], actual)
+        name: max_f_measure(
+            counts[f"{prefix}true_positives"], counts[f"{prefix}predicted_positives"], counts["actual_positives"]
+        )
         for name, prefix in (("maxf", ""), ("maxf_legacy", "legacy_"))
     }
 

@@ -77,7 +77,7 @@ class MetricSums:
         for task, values in sums.items():
             totals = self.sums.setdefault(task, {})
             for name, value in values.items():
-                totals[name] = totals.get(name, 0) + torch.as_tensor(value).double().cpu()
+                totals[name] = totals.get(name, 0) + torch.as_tensor(value).cpu().double()  # MPS has no float64
 
     def merge(self, accelerator: Accelerator) -> None:
         """Adds up the sums of all ranks, on all ranks. A rank without an image is allowed."""

@@ -12,7 +12,7 @@ from accelerate.utils import gather_object
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..pipeline_sem import read_image_file
+from ..image_files import read_image_file
 from ..utils.extras import MissingExtraError
 from ..utils.files import atomic_write
 from ..utils.processes import progress

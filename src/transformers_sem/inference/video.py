@@ -21,6 +21,11 @@ CAMERAS = {"linux": ("v4l2", "/dev/video{}"), "darwin": ("avfoundation", "{}")}
 DEFAULT_RATE = Fraction(30)  # if neither the container nor the camera states one
 VIDEO_ENDING = ".mp4"
 EXTRA = "video"  # brings PyAV
+# FFmpeg takes `http:x.mp4` for an address, and follows playlists and lists of files to other files and hosts.
+FILE_OPTIONS = {
+    "protocol_whitelist": "file",
+    "format_whitelist": "mov,matroska,webm,avi,mpeg,mpegts,mpegvideo,m4v,h264,hevc,flv,asf,ogg",
+}
 
 
 @dataclass
@@ -103,16 +108,18 @@ def open_video(item: InputItem) -> Iterator[VideoReader]:
         ValueError: If it does not exist or is not a video.
         MissingExtraError: If PyAV is not installed.
     """
-    av, path, input_format = require("av", EXTRA), str(item.path), None
+    av, path, input_format, options = require("av", EXTRA), f"file:{item.path}", None, FILE_OPTIONS
     if item.kind == "camera":
         if sys.platform not in CAMERAS:
             raise ValueError(
                 f"Cameras are supported on {list(CAMERAS)}; got {sys.platform}. Record a video file and use that."
             )
         input_format, pattern = CAMERAS[sys.platform]
-        path = pattern.format(item.path)
+        path, options = pattern.format(item.path), {}
+    elif item.path.exists() and not item.path.is_file():
+        raise ValueError(f"Cannot read {item.path}: it is not a regular file.")
     with ffmpeg_errors(item):
-        container = av.open(path, format=input_format)
+        container = av.open(path, format=input_format, options=options)
     with container:
         yield VideoReader(container, item)
 
@@ -124,7 +131,7 @@ def create_video(path: Path, like: VideoReader) -> Iterator["VideoWriter"]:
     Raises:
         OSError: If it cannot be written.
     """
-    with require("av", EXTRA).open(str(path), "w") as container:
+    with require("av", EXTRA).open(f"file:{path}", "w") as container:
         writer = VideoWriter(container, like)
         yield writer
         writer.finish()

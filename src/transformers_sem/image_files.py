@@ -1,0 +1,260 @@
+"""Images of any form as upright RGB pixels: files, URLs, PIL images, arrays and tensors.
+
+`SEMImageProcessor` reads every image with it, so the pipeline, the commands and the demo get the same pixels.
+"""
+
+import base64
+import binascii
+import os
+import stat
+import struct
+import threading
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import BytesIO
+from pathlib import Path
+
+import httpx
+import numpy as np
+import torch
+from PIL import ExifTags, Image, UnidentifiedImageError
+from torch import Tensor
+
+
+# Pillow decodes these itself; EPS, for example, would start another program
+IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
+MAX_PIXELS = 256_000_000  # slightly more than the largest phone camera; 768 MB as RGB
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+CHANNELS = (1, 3, 4)  # of an array: gray, RGB, RGBA
+# EXIF orientation -> what makes the image upright
+TRANSPOSITIONS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+class UnreadableImageError(ValueError):
+    """Raised when an image file cannot be read; `reason` omits the path."""
+
+    def __init__(self, path: str | Path, reason: str):
+        super().__init__(f"Cannot read {path}: {reason}")
+        self.reason = reason[0].upper() + reason[1:]
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Files
+
+
+def load_image(source: str | Path, timeout: float | None = None) -> Image.Image:
+    """Reads an image from a path, an http(s) URL or base64 text, as [`read_image_file`] does.
+
+    Args:
+        source (`str` or `Path`): The path, URL or text.
+        timeout (`float`, *optional*): Seconds to wait for a URL; `None` waits without limit.
+
+    Raises:
+        UnreadableImageError: If the image cannot be fetched or read.
+    """
+    text = str(source)
+    if text.startswith(("http://", "https://")):
+        try:
+            content = httpx.get(text, timeout=timeout, follow_redirects=True).raise_for_status().content
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            raise UnreadableImageError(text, str(error) or f"{type(error).__name__}.") from error
+        return _read(BytesIO(content), text)
+    if not os.path.isfile(text):
+        try:
+            content = base64.b64decode(text.rpartition("base64,")[2], validate=True)
+        except (binascii.Error, ValueError):
+            return read_image_file(source)  # an error that names the path
+        if len(content) > len(PNG_SIGNATURE):
+            return _read(BytesIO(content), "the base64 text")
+    return read_image_file(source)
+
+
+def read_image_file(path: str | Path) -> Image.Image:
+    """Reads an image file as RGB in upright orientation; of an animation, the first frame.
+
+    Raises:
+        UnreadableImageError: If the file cannot be read, is not an image or has more than `MAX_PIXELS` pixels.
+    """
+    return _read(Path(path), str(path))
+
+
+def _read(file: Path | BytesIO, name: str) -> Image.Image:
+    try:
+        if isinstance(file, Path) and not stat.S_ISREG(file.stat().st_mode):  # reading a pipe or a device never ends
+            raise ValueError("it is no regular file but a directory, a pipe or a device. Pass an image file.")
+        try:
+            return _decode(file)
+        except Exception:
+            essential = _essential_chunks(file.read_bytes() if isinstance(file, Path) else file.getvalue())
+            if essential is None:
+                raise
+            return _decode(BytesIO(essential))
+    except UnidentifiedImageError as error:
+        is_empty = (file.stat().st_size if isinstance(file, Path) else len(file.getvalue())) == 0
+        reason = "it is empty (0 bytes)" if is_empty else f"it is not an image of {', '.join(IMAGE_FORMATS)}"
+        raise UnreadableImageError(name, f"{reason}. Save it as JPEG or PNG.") from error
+    except Exception as error:  # Pillow raises many types of exceptions on damaged files
+        raise UnreadableImageError(name, str(error) or f"{type(error).__name__}.") from error
+
+
+def _decode(file: Path | BytesIO) -> Image.Image:
+    with _without_pillow_limit(), Image.open(file, formats=IMAGE_FORMATS) as image:
+        if image.width * image.height > MAX_PIXELS:
+            raise ValueError(
+                f"an image has at most {MAX_PIXELS // 10**6} million pixels; got {image.width:,} x "
+                f"{image.height:,}. Shrink it first."
+            )
+        return to_upright_rgb(image)
+
+
+def _essential_chunks(content: bytes) -> bytes | None:
+    """Returns a PNG file without its texts and profiles, which may be damaged; `None` where nothing can be left out."""
+    if not content.startswith(PNG_SIGNATURE):
+        return None
+    chunks, start = [PNG_SIGNATURE], len(PNG_SIGNATURE)
+    while start + 12 <= len(content):
+        (length,) = struct.unpack_from(">I", content, start)
+        chunk = content[start : start + 12 + length]
+        is_intact = zlib.crc32(chunk[4:-4]) == int.from_bytes(chunk[-4:], "big")
+        if chunk[4:5].isupper() or (chunk[4:8] in (b"tRNS", b"eXIf") and is_intact):
+            chunks.append(chunk)
+        start += len(chunk)
+    essential = b"".join(chunks)
+    return essential if len(essential) < len(content) else None
+
+
+_limit_lock, _num_readers, _pillow_limit = threading.Lock(), 0, None
+
+
+@contextmanager
+def _without_pillow_limit() -> Iterator[None]:
+    """Disables Pillow's own size limit, which warns and raises at sizes that today's cameras have.
+
+    The limit belongs to the process. It is restored when the last thread has read its image.
+    """
+    global _num_readers, _pillow_limit
+    with _limit_lock:
+        if _num_readers == 0:
+            _pillow_limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        _num_readers += 1
+    try:
+        yield
+    finally:
+        with _limit_lock:
+            _num_readers -= 1
+            if _num_readers == 0:
+                Image.MAX_IMAGE_PIXELS = _pillow_limit
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# PIL images
+
+
+def to_upright(image: Image.Image) -> Image.Image:
+    """Applies the EXIF orientation of an image. Orientation that cannot be read is ignored.
+
+    The metadata are dropped with it, so that the image is not turned again.
+    """
+    image.load()  # TIFF images are turned here, and PNG files may have their EXIF data behind the pixels
+    try:
+        transposition = TRANSPOSITIONS.get(image.getexif().get(ExifTags.Base.Orientation))
+    except Exception:  # Pillow raises many types of exceptions on damaged metadata
+        transposition = None
+    if transposition is None:
+        return image
+    upright = image.transpose(transposition)
+    upright.info = {key: image.info[key] for key in ("transparency", "icc_profile") if key in image.info}
+    return upright
+
+
+def to_upright_rgb(image: Image.Image) -> Image.Image:
+    """Converts an image of any mode to 8-bit RGB and applies its EXIF orientation.
+
+    16-bit gray is scaled (Pillow's own conversion clips it to white); transparent pixels become white.
+
+    Raises:
+        ValueError: If the image holds floating-point values or integers outside 0..65535.
+    """
+    image = to_upright(image)
+    if image.mode.startswith("I"):
+        return _scale_16_bits(np.asarray(image)).convert("RGB")
+    if image.mode == "F":
+        raise ValueError("an image has integer levels; this one holds floating-point values. Save it with 8 bits.")
+    if "A" in image.getbands() or "a" in image.getbands() or "transparency" in image.info:
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image.convert("RGBA"))
+    return image.convert("RGB")
+
+
+def _scale_16_bits(levels: np.ndarray) -> Image.Image:
+    if levels.min() < 0 or levels.max() > 65535:
+        raise ValueError(
+            f"a gray image has levels from 0 to 65535; got {levels.min()} to {levels.max()}. Save it with 8 bits."
+        )
+    return Image.fromarray(((levels.astype(np.uint32) + 128) // 257).astype(np.uint8))
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Arrays
+
+
+def to_pixel_tensor(pixels: np.ndarray | Tensor) -> Tensor:
+    """Converts an image array to a tensor of the same shape: uint8 levels 0..255, or float32 as it is.
+
+    Raises:
+        ValueError: If it is neither `(height, width)` nor of 1, 3 or 4 channels, first or last, if it is empty, or if its
+            type leaves open what white is.
+    """
+    shape = tuple(pixels.shape)
+    has_channels = len(shape) == 3 and (shape[0] in CHANNELS or shape[-1] in CHANNELS)
+    if not (len(shape) == 2 or has_channels) or 0 in shape:
+        raise ValueError(
+            "An image array has the shape (height, width), (height, width, channels) or (channels, height, width) with 1, 3 or 4 "
+            f"channels and at least one pixel; got {pixels.dtype} {shape}. Pass several images as a list."
+        )
+    if isinstance(pixels, np.ndarray):
+        if pixels.dtype.kind not in "buif":
+            raise ValueError(f"An image array holds numbers; got {pixels.dtype}. Convert it to uint8.")
+        # torch takes neither negative strides, such as those of `image[..., ::-1]`, nor other byte orders
+        native = pixels.dtype.newbyteorder("=")
+        pixels = torch.from_numpy(np.require(pixels, native, requirements=["C", "W"]))
+    if pixels.is_floating_point():
+        return pixels.float()
+    return pixels if pixels.dtype == torch.uint8 else _narrow_levels(pixels)
+
+
+def _narrow_levels(pixels: Tensor) -> Tensor:
+    """Converts whole numbers of another type to uint8; in 16 bits or one bit, white would be another number than 255."""
+    is_ambiguous = pixels.dtype in (torch.bool, torch.uint16)
+    low, high = (int(bound) for bound in pixels.to(torch.int64).aminmax())
+    if is_ambiguous or low < 0 or high > 255:
+        raise ValueError(
+            f"An image array of whole numbers holds uint8 levels 0..255; got {pixels.dtype} from {low} to {high}. Scale it, "
+            "as in (array / array_maximum * 255).astype(np.uint8), or pass a PIL image."
+        )
+    return pixels.to(torch.uint8)
+
+
+def check_levels(pixels: Tensor) -> None:
+    """Checks that floating-point pixels that will be divided by 255 are levels 0..255.
+
+    Raises:
+        ValueError: If they lie in [0, 1], are negative or above 255, or are NaN.
+    """
+    if not pixels.is_floating_point():
+        return
+    low, high = (bound.item() for bound in pixels.aminmax())
+    if not (low >= 0 and high <= 255) or 0 < high <= 1:
+        raise ValueError(
+            f"A floating-point image holds levels 0..255, which are rescaled to [0, 1]; got {low:g} to {high:g}. Pass "
+            "do_rescale=False for values in [0, 1], and do_normalize=False too for normalized ones."
+        )
