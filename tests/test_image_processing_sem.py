@@ -448,3 +448,18 @@ def test_labels_are_what_to_label_reads():
     image = Image.fromarray(np.full((40, 60, 3), (128, 128, 0), dtype=np.uint8))
     labels = SEMImageProcessor(do_resize=False)(random_image(), maps={"normal": image}, return_tensors="pt")["labels"]
     assert_same(labels["normal"][0], to_label("normal", image))
+
+
+@pytest.mark.parametrize("name", ["do_reduce_labels", "do_center_crop"])
+def test_arguments_of_other_processors_that_would_have_no_effect_are_refused(name):
+    with pytest.raises(ValueError, match=f"SEMImageProcessor has no `{name}`"):
+        SEMImageProcessor(**{name: True})
+    processor = SEMImageProcessor(**{name: False})
+    with pytest.raises(ValueError, match=f"SEMImageProcessor has no `{name}`"):
+        processor(np.zeros((8, 8, 3), np.uint8), **{name: True})
+
+
+def test_segmentation_maps_are_called_maps():
+    image = np.zeros((8, 8, 3), np.uint8)
+    with pytest.raises(ValueError, match="no `segmentation_maps`.*maps={task"):
+        SEMImageProcessor()(image, segmentation_maps=image[..., 0])

@@ -110,6 +110,19 @@ def test_depth_estimation_gives_metres_and_a_picture(dtype, checkpoint, images, 
         torch.testing.assert_close(result["predicted_depth"], prediction["depth"], rtol=0, atol=tolerance)
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+def test_both_pipelines_on_a_gpu(dtype, checkpoint, images, expected):
+    segment, estimate = (
+        pipeline(name, model=checkpoint, device="cuda", dtype=dtype)
+        for name in ("image-segmentation", "depth-estimation")
+    )
+    assert segment.model.device.type == "cuda" and segment.model.dtype == dtype
+    for segments, result, prediction in zip(segment(images), estimate(images, batch_size=3), expected, strict=True):
+        assert {segment["label"] for segment in segments} <= set(CLASSES.values())
+        torch.testing.assert_close(result["predicted_depth"].cpu(), prediction["depth"], rtol=0, atol=0.5)
+
+
 def test_every_auto_class_loads_the_same_weights(checkpoint, model, processor, images, expected):
     classes = {
         AutoModel: SEMModel,

@@ -1,5 +1,6 @@
 """Configuration of SEM and of its timm encoder."""
 
+from collections.abc import Sequence
 from dataclasses import fields
 
 from huggingface_hub.dataclasses import strict
@@ -283,6 +284,16 @@ class SEMConfig(PreTrainedConfig):
     def segmentation_task(self) -> str | None:
         """The first task of class ids, which `id2label` names the classes of; `None` if there is none."""
         return self.first_task_of(CLASS_IDS)
+
+    def class_names(self, task: str) -> list[str]:
+        """Returns the class names of a task in the order of the ids, or an empty list."""
+        names = self.task_id2label.get(task, {})
+        return [names[id] for id in sorted(names)]
+
+    def rename_classes(self, task: str, names: Sequence[str]) -> None:
+        """Sets the class names of a task, from id 0."""
+        self.task_id2label = {**self.task_id2label, task: dict(enumerate(names))}
+        self._write_standard_classes()
 
     def first_task_of(self, kind: TaskKind) -> str | None:
         """Returns the first task of a kind, or `None`."""

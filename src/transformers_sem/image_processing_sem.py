@@ -28,6 +28,14 @@ from .task_kinds import CLASS_IDS, METRES, UNIT_VECTORS, TaskKind
 from .tasks import get_task, resize_label, to_label
 
 
+# Arguments of other processors of transformers that would have no effect here, and what to do instead
+OTHER_ARGUMENTS = {
+    "do_reduce_labels": "Give class ids from 0, and 255 for pixels without a class.",
+    "do_center_crop": "Crop images and maps before.",
+    "segmentation_maps": "Give `maps={task: ...}`.",
+}
+
+
 class SEMBatchFeature(BatchFeature):
     """A batch whose `labels` are a dictionary `{task: tensor}`."""
 
@@ -83,6 +91,7 @@ class SEMImageProcessor(TorchvisionBackend):
     do_convert_rgb = True
 
     def __init__(self, **kwargs: Unpack[ImagesKwargs]):
+        _refuse_other_arguments(kwargs)
         super().__init__(**kwargs)
 
     @classmethod
@@ -133,6 +142,7 @@ class SEMImageProcessor(TorchvisionBackend):
             ValueError: If there is no image, an image cannot be read or leaves open which value is white, images of a batch
                 have several sizes that nothing brings to one, or a map's task, number, size, shape or values do not fit.
         """
+        _refuse_other_arguments(kwargs)
         for name, value in (("maps", maps), ("labels", labels)):
             if value is not None and not isinstance(value, dict):
                 raise ValueError(f"`{name}` is {{task: {name}}}; got {type(value).__name__}.")
@@ -391,6 +401,12 @@ class SEMImageProcessor(TorchvisionBackend):
             restore_map(image_logits, *layout)
             for image_logits, *layout in zip(logits, content_sizes, padded_sizes, sizes, strict=True)
         ]
+
+
+def _refuse_other_arguments(kwargs: dict) -> None:
+    for name, remedy in OTHER_ARGUMENTS.items():
+        if kwargs.get(name) is not None and kwargs[name] is not False:
+            raise ValueError(f"SEMImageProcessor has no `{name}`. {remedy}")
 
 
 def _maps_of(outputs, kind: TaskKind, field: str) -> Tensor:

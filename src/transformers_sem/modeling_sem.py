@@ -9,7 +9,7 @@ iterations.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from fractions import Fraction
 
 import torch
@@ -476,6 +476,29 @@ class SEMTaskHead(SEMConvBlock):
         return self.classifier(super().forward(feature_map))
 
 
+class SEMTaskHeads(nn.Module):
+    """The layers `heads`, one per task, each on the features of its task.
+
+    It is no `nn.ModuleDict`, which `modules_to_save` of peft cannot hold.
+    """
+
+    def __init__(self, heads: dict[str, nn.Module]):
+        super().__init__()
+        for task, head in heads.items():
+            self.add_module(task, head)
+
+    def __getitem__(self, task: str) -> nn.Module:
+        return self.get_submodule(task)
+
+    def items(self) -> Iterator[tuple[str, nn.Module]]:
+        """Returns tasks and heads, as `nn.ModuleDict` does."""
+        return self.named_children()
+
+    def forward(self, task_maps: dict[str, Tensor]) -> dict[str, Tensor]:
+        """`{task: (B, C, H, W)}` -> logits `{task: (B, num_labels, H, W)}`."""
+        return {task: head(task_maps[task]) for task, head in self.items()}
+
+
 class SEMPreTrainedModel(PreTrainedModel):
     """Weight initialization and loading of pretrained weights."""
 
@@ -634,12 +657,13 @@ class SEMModel(SEMPreTrainedModel):
     def update_initial_bases(self, stage_bases: list[Tensor | None]) -> None:
         """Moves mu^(0) of every stage towards the consensus bases of this batch, in training only.
 
+        The bases of a module whose weights are frozen stay, as those of a model with adapters, which are saved without it.
         It is called here and not in the inter-task module, because gradient checkpointing may run that module twice.
         """
         if not self.training:
             return
         for stage, bases in zip(self.decoder.stages, stage_bases, strict=True):
-            if bases is not None:
+            if bases is not None and stage.inter_task.project_in.weight.requires_grad:
                 initial_bases = stage.inter_task.initial_bases
                 initial_bases.copy_(moving_average(initial_bases, mean_over_images(bases), self.bases_momentum))
 
@@ -735,12 +759,12 @@ class SEMForMultiTaskDensePrediction(SEMPreTrainedModel):
         self.sem = SEMModel(config)
         in_channels = self.sem.output_channels
         hidden_channels = in_channels if config.use_decoder else config.hidden_size
-        self.heads = nn.ModuleDict(
+        self.heads = SEMTaskHeads(
             {task: SEMTaskHead(in_channels, hidden_channels, width) for task, width in config.task_num_labels.items()}
         )
         self.auxiliary_heads = None
         if config.use_decoder and config.use_auxiliary_heads:
-            self.auxiliary_heads = nn.ModuleDict(
+            self.auxiliary_heads = SEMTaskHeads(
                 {task: SEMPatchConv2d(config.hidden_size, width, 1) for task, width in config.task_num_labels.items()}
             )
         self.post_init()
@@ -772,12 +796,10 @@ class SEMForMultiTaskDensePrediction(SEMPreTrainedModel):
             ValueError: If the model lacks one of the tasks, or a label has the wrong shape or dtype.
         """
         outputs = self.sem(pixel_values, output_sem_states, **{**kwargs, "return_dict": True})
-        logits = {task: head(outputs.task_hidden_states[task]) for task, head in self.heads.items()}
+        logits = self.heads(outputs.task_hidden_states)
         auxiliary_logits = None
         if self.auxiliary_heads is not None and (self.training or labels is not None):
-            auxiliary_logits = {
-                task: head(outputs.intra_task_hidden_states[task]) for task, head in self.auxiliary_heads.items()
-            }
+            auxiliary_logits = self.auxiliary_heads(outputs.intra_task_hidden_states)
         loss, losses = None, None
         if labels is not None:
             labels = self.prepare_labels(labels, pixel_values)
@@ -791,6 +813,33 @@ class SEMForMultiTaskDensePrediction(SEMPreTrainedModel):
             attentions=outputs.attentions,
             sem_states=outputs.sem_states,
         )
+
+    def class_layers(self, task: str) -> list[nn.Module]:
+        """Returns the layers whose output channels are the labels of a task: those of the head and of its auxiliary head."""
+        layers = [self.heads[task].classifier]
+        return layers if self.auxiliary_heads is None else [*layers, self.auxiliary_heads[task]]
+
+    @torch.no_grad()
+    def reorder_classes(self, task: str, names: Sequence[str]) -> None:
+        """Gives the classes of a task other ids, those of `names`; what the model recognizes stays the same.
+
+        Args:
+            task (`str`): A task with class names.
+            names (`Sequence[str]`): The names of its classes, in the new order.
+
+        Raises:
+            ValueError: If the model has other classes, or two of one name.
+        """
+        ids = {name: id for id, name in self.config.task_id2label.get(task, {}).items()}
+        if sorted(ids) != sorted(names) or len(ids) != self.config.task_num_labels[task]:
+            raise ValueError(
+                f"`names` are the class names of {task!r} in another order; got {list(names)} for {list(ids)}."
+            )
+        order = [ids[name] for name in names]
+        for layer in self.class_layers(task):
+            layer.weight.copy_(layer.weight[order])
+            layer.bias.copy_(layer.bias[order])
+        self.config.rename_classes(task, names)
 
     def compute_loss(
         self, logits: dict[str, Tensor], auxiliary_logits: dict[str, Tensor] | None, labels: dict[str, Tensor]
@@ -828,7 +877,7 @@ class SEMForMultiTaskDensePrediction(SEMPreTrainedModel):
         return labels
 
     def _check_label(self, task: str, label: Tensor, num_images: int, size: tuple[int, int]) -> None:
-        if task not in self.heads:
+        if task not in self.config.task_num_labels:
             raise ValueError(f"`labels` has the task {task!r}, which this model lacks; it has {self.config.tasks}.")
         if not isinstance(label, Tensor):
             raise ValueError(

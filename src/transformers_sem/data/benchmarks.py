@@ -16,6 +16,11 @@ from . import folder, nyud_v2, pascal_context, scenes
 from .row_format import LABEL_MAP
 
 
+def same_classes(names: Sequence[str], others: Sequence[str]) -> bool:
+    """Returns whether two lists hold the same class names, each once, in any order."""
+    return sorted(names) == sorted(others) and len(set(names)) == len(names)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Benchmark:
     """A dataset with its tasks, classes and evaluation protocol.

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import shutil
 from collections import deque
 from collections.abc import Collection, Iterator, Sequence
@@ -23,7 +24,7 @@ from datasets.fingerprint import Hasher
 from huggingface_hub.dataclasses import strict
 from torch import Tensor
 
-from ..data.benchmarks import Benchmark, get_benchmark
+from ..data.benchmarks import Benchmark, get_benchmark, same_classes
 from ..data.transforms import row_to_tensors
 from ..image_processing_sem import SEMImageProcessor
 from ..modeling_sem import SEMForMultiTaskDensePrediction
@@ -41,6 +42,7 @@ from .statistics_folder import StatisticsFolder
 from .sums import MetricSums, Sums, format_report, main_scores, scores_of
 
 
+logger = logging.getLogger(__name__)
 MODEL, CONSTANT = "model", "constant"  # whose statistics they are
 TRAINING_NAME = "training.json"  # what a training notes beside the weights
 SETTINGS_NAME = "training.yaml"
@@ -317,6 +319,7 @@ def evaluate_and_report(
     """
     benchmark = get_benchmark(config.dataset, config.data_dir)
     check_widths(model.config.task_num_labels, benchmark)
+    match_classes(model, benchmark)
     unfinished_dir = path.with_name(f"unfinished_{path.stem}")
     num_processes = num_processes or max(1, available_cpus() // (2 * accelerator.num_processes))
     leave_cores(num_processes)
@@ -390,6 +393,25 @@ def check_widths(task_num_labels: dict[str, int], benchmark: Benchmark) -> None:
             f"A model is evaluated on the classes it has learned, {dict(task_num_labels)}; the data has {widths}. Choose "
             "the dataset that it was trained on."
         )
+
+
+def match_classes(model: SEMForMultiTaskDensePrediction, benchmark: Benchmark) -> None:
+    """Gives the classes of a model the ids that the data has for the same names.
+
+    Raises:
+        ValueError: If a class of the model has another name than those of the data.
+    """
+    for task in model.config.tasks:
+        names, expected = model.config.class_names(task), list(benchmark.class_names.get(task, ()))
+        if not names or not expected or names == expected:
+            continue
+        if not same_classes(names, expected):
+            raise ValueError(
+                f"A model is evaluated on the classes it has learned. Those of {task!r} are {names}; the data has {expected}. "
+                "Choose the dataset that it was trained on, or give one class one name in both."
+            )
+        model.reorder_classes(task, expected)
+        logger.warning("The model has the classes of %r in another order; it is evaluated in that of the data.", task)
 
 
 def name_classes(class_scores: dict[str, list[float]], task_id2label: dict[str, dict]) -> dict[str, dict[str, float]]:
