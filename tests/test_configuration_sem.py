@@ -182,6 +182,52 @@ CONTRADICTIONS = [
     ({"task_num_labels": {"flow": 2}}, ["'flow'", "'depth'", "register_task"]),
     ({"task_num_labels": {}}, ["`task_num_labels` is empty"]),
     ({"task_num_labels": {"depth": 0}}, ["task_num_labels['depth']", "is 0"]),
+    ({"task_num_labels": {"depth": 2}}, ["metres", "1 channel", "task_num_labels['depth']", "is 2"]),
+    ({"task_num_labels": {"normal": 1}}, ["unit vectors", "3 channel", "is 1"]),
+    ({"task_num_labels": {"boundary": 2}}, ["1 channel", "task_num_labels['boundary']", "is 2"]),
+    ({"task_num_labels": {"saliency": 1}}, ["2 channel", "task_num_labels['saliency']", "is 1"]),
+    ({"task_num_labels": {"semseg": 256}}, ["1 to 255 channels", "task_num_labels['semseg']", "is 256"]),
+    ({"task_id2label": ["a"]}, ["task_id2label", "dict"]),
+    ({"task_num_labels": {"semseg": 1}, "task_id2label": {"semseg": ["a"]}}, ["task_id2label['semseg']", "['a']"]),
+    ({"task_loss_kwargs": {"boundary": {"weight": 2}}}, ["task_loss_kwargs['boundary']", "'weight'"]),
+    ({"task_loss_weights": {"depth": float("nan")}}, ["task_loss_weights['depth']", "nan"]),
+    ({"tasks": 5}, ["`tasks`", "5"]),
+    ({"dtype": "float99"}, ["`dtype`", "'float32'", "'float99'"]),
+    ({"dtype": "load"}, ["`dtype`", "'load'"]),
+    ({"torch_dtype": "int8"}, ["`torch_dtype`", "'int8'"]),
+    ({"id2label": 5}, ["`id2label`", "5"]),
+    ({"quantization_config": "text"}, ["`quantization_config`", "'text'"]),
+    ({"backbone_config": 5}, ["backbone_config", "5"]),
+    ({"backbone_config": {"model_type": ["swin"]}}, ["backbone_config.model_type", "['swin']"]),
+    ({"backbone_config": {"model_type": "timm_backbone", "backbone": "hf-hub:a/b"}}, ["'timm_backbone'", "files"]),
+    ({"backbone_config": {"out_features": 5}}, ["`out_features`", "'stage1'", "5"]),
+    ({"backbone_config": {"out_indices": "text"}}, ["`out_indices`", "'text'"]),
+    ({"backbone_config": {"drop_path_rate": 5}}, ["`drop_path_rate`", "5"]),
+    # Sizes beyond any network in use
+    ({"hidden_size": 2**40}, ["`hidden_size`", "65536", str(2**40)]),
+    ({"num_em_iterations": 10**9}, ["`num_em_iterations`", "0 to 1000"]),
+    ({"em_temperature": float("nan")}, ["`em_temperature`", "nan"]),
+    ({"offset_strides": [8, 4, 2, 10**9]}, ["`offset_strides`", "64"]),
+    ({"reassemble_factors": [10**9, 2, 1, 0.5]}, ["`reassemble_factors`", "64"]),
+    ({"backbone_config": {"num_channels": 10**9}}, ["`num_channels`", "1 to 1024"]),
+    ({"backbone_config": {"out_indices": [1, 2, 3, 10**9]}}, ["`out_indices`", "1 to 1024"]),
+    ({"backbone_config": {"model_kwargs": {"depth": 10**9}}}, ["`model_kwargs.depth`", "1024"]),
+    ({"backbone_config": {"model_kwargs": {"embed_dims": [8, 10**9]}}}, ["`model_kwargs.embed_dims`", "8192"]),
+    (
+        {"backbone_config": {"model_type": "dinov2", "num_hidden_layers": 10**9}},
+        ["`backbone_config.num_hidden_layers`"],
+    ),
+    ({"backbone_config": {"model_type": "swin", "window_size": 10**9}}, ["`backbone_config.window_size`"]),
+    # Arguments of timm that load files, reach the network or run code
+    ({"backbone_config": {"model_kwargs": {"checkpoint_path": "a.pth"}}}, ["`model_kwargs`", "['checkpoint_path']"]),
+    (
+        {"backbone_config": {"model_kwargs": {"pretrained": True, "pretrained_cfg_overlay": {"url": "http://a"}}}},
+        ["`model_kwargs`", "['pretrained', 'pretrained_cfg_overlay']"],
+    ),
+    (
+        {"backbone_config": {"model_kwargs": {"cache_dir": "/", "features_only": False, "scriptable": True}}},
+        ["['cache_dir', 'features_only', 'scriptable']"],
+    ),
     ({"task_loss_weights": {"parsing": 1.0}}, ["`task_loss_weights`", "'parsing'", "'semseg', 'depth'"]),
     ({"task_id2label": {"parsing": {0: "a"}}}, ["`task_id2label`", "'parsing'"]),
     ({"task_loss_kwargs": {"parsing": {}}}, ["`task_loss_kwargs`", "'parsing'"]),
@@ -238,3 +284,19 @@ def test_other_tasks_for_a_saved_model(tmp_path):
     assert (config.task_id2label, config.num_bases) == ({}, 7)
     with pytest.raises(ValueError, match="Unknown task 'semsg'"):
         SEMConfig.from_pretrained(tmp_path, task_num_labels={"semsg": 2})
+
+
+def test_only_the_caller_chooses_an_attention_that_may_load_code(tmp_path):
+    config = tiny_config()
+    with pytest.raises(ValueError, match=r"`attn_implementation` of a file.*'kernels-community/flash-attn2'"):
+        SEMConfig.from_dict({**config.to_dict(), "attn_implementation": "kernels-community/flash-attn2"})
+    config.save_pretrained(tmp_path)
+    chosen = SEMConfig.from_pretrained(tmp_path, attn_implementation="flash_attention_2")
+    assert chosen._attn_implementation == "flash_attention_2"
+
+
+def test_class_names_of_an_encoder_may_have_any_number():
+    names = {str(index): f"class {index}" for index in range(70_000)}
+    encoder = {"model_type": "swin", "out_indices": [1, 2, 3, 4], "id2label": names}
+    encoder["label2id"] = {name: int(index) for index, name in names.items()}
+    assert SEMConfig(backbone_config=encoder).backbone_config.num_labels == 70_000

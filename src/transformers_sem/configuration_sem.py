@@ -1,17 +1,77 @@
 """Configuration of SEM and of its timm encoder."""
 
+import inspect
+import math
+import re
 from collections.abc import Sequence
 from dataclasses import fields
+from typing import Any
 
+import torch
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.backbone_utils import BackboneConfigMixin
 
 from .task_kinds import CLASS_IDS, TaskKind
-from .tasks import NYUD_V2_TASKS, get_task
+from .tasks import NYUD_V2_TASKS, describe_widths, get_task
 
 
 STANDARD_CLASS_FIELDS = ("num_labels", "id2label", "label2id")  # of every transformers configuration
+# Arguments of timm's models that describe a network. Others would load files, reach the network or run code.
+MODEL_KWARGS = """
+img_size patch_size window_size embed_dim embed_dims dims depth depths num_heads mlp_ratio mlp_ratios head_dim
+init_values ls_init_value qkv_bias qk_norm proj_bias class_token no_embed_class reg_tokens pos_embed pre_norm final_norm
+use_abs_pos_emb use_rel_pos_bias use_shared_rel_pos_bias dynamic_img_size dynamic_img_pad strict_img_size always_partition
+drop_rate attn_drop_rate proj_drop_rate pos_drop_rate patch_drop_rate drop_block_rate act_layer norm_layer norm_eps
+swiglu_mlp use_grn conv_mlp stem_type kernel_sizes output_stride
+"""
+# What a `config.json` may name; the others look for more code, so only the caller of `from_pretrained` asks for them
+ATTENTIONS_OF_FILES = (None, "eager", "sdpa")
+# Largest values, well beyond any network in use: without them a `config.json` of one line would fill any memory
+MAX_WIDTH = 2**16
+MAX_ENCODER_NUMBER = 2**13
+MAX_LAYERS = 1024
+MAX_STRIDE = 64
+MAX_EM_ITERATIONS = 1000
+
+
+def check_base_fields(config: PreTrainedConfig, further: dict[str, Any]) -> None:
+    """Checks the fields of any configuration that transformers reads without a check.
+
+    Args:
+        config (`PreTrainedConfig`): The configuration.
+        further (`dict[str, Any]`): Fields that are not part of the class.
+
+    Raises:
+        ValueError: If a field has a value that transformers cannot use.
+    """
+    for name, value in (("dtype", config.dtype), ("torch_dtype", further.get("torch_dtype"))):
+        dtype = getattr(torch, value, None) if isinstance(value, str) else value
+        is_float = isinstance(dtype, torch.dtype) and dtype.is_floating_point
+        if value is not None and not is_float and not isinstance(value, dict):
+            raise ValueError(f"`{name}` is the name of a floating-point dtype, such as 'float32'; got {value!r}.")
+    for name, value in (("id2label", config.id2label), ("quantization_config", further.get("quantization_config"))):
+        if isinstance(value, (bool, int, float, str, list)):
+            raise ValueError(f"`{name}` is a dictionary; got {value!r}. Correct it or leave it out.")
+
+
+def check_numbers(name: str, value: Any, limit: int) -> None:
+    """Checks that no whole number of an encoder's description, however deep inside, is larger than in any network in use.
+
+    Raises:
+        ValueError: If one is larger than `limit` or, where it counts layers, than `MAX_LAYERS`.
+    """
+    if isinstance(value, dict):
+        for key in set(value) - {"id2label", "label2id"}:
+            check_numbers(f"{name}.{key}", value[key], limit)
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            check_numbers(name, item, limit)
+    elif isinstance(value, int):
+        counts_layers = re.search("depth|layers|indices|blocks", name.rpartition(".")[-1])
+        limit = MAX_LAYERS if counts_layers else limit
+        if abs(value) > limit:
+            raise ValueError(f"Numbers of `{name}` are at most {limit}; got {value}. Use a smaller encoder.")
 
 
 @strict
@@ -26,12 +86,15 @@ class SEMTimmBackboneConfig(BackboneConfigMixin, PreTrainedConfig):
         drop_path_rate (`float`, *optional*, defaults to 0.15):
             Stochastic depth rate of the encoder, as in the paper.
         model_kwargs (`dict`, *optional*):
-            Further keyword arguments of `timm.create_model`.
+            Further keyword arguments of `timm.create_model` that describe the network, such as `img_size` or `depths`.
         out_indices (`list[int]`, *optional*, defaults to `[6, 12, 18, 24]`):
             Stages that are returned as feature maps, counted from 1: stages of a hierarchical encoder, blocks of a plain one
             (layers 6, 12, 18 and 24 of ViT-L in the paper).
         out_features (`list[str]`, *optional*):
             The same stages by name (`"stage1"`, ...).
+
+    Raises:
+        StrictDataclassError: If a value has the wrong type or size, or an argument of timm does not describe the network.
     """
 
     model_type = "sem_timm_backbone"
@@ -44,18 +107,45 @@ class SEMTimmBackboneConfig(BackboneConfigMixin, PreTrainedConfig):
     _out_indices: list[int] | None = None
 
     def __post_init__(self, **kwargs):
+        check_base_fields(self, kwargs)
         kwargs.pop("stage_names", None)  # derived below, and part of every saved configuration
-        out_features = kwargs.pop("out_features", None)
-        out_indices = kwargs.pop("out_indices", None)
-        if out_features is not None:
-            out_indices = [int(name.removeprefix("stage")) for name in out_features]
-        out_indices = list(out_indices) if out_indices is not None else [6, 12, 18, 24]
-        if min(out_indices) < 1:
-            raise ValueError(f"`out_indices` count the stages of a timm encoder from 1; got {out_indices}.")
+        out_indices = read_out_indices(kwargs.pop("out_features", None), kwargs.pop("out_indices", None))
         self.model_kwargs = self.model_kwargs or {}
         self.stage_names = ["stem", *(f"stage{index}" for index in range(1, max(out_indices) + 1))]
         self.set_output_features_output_indices(out_features=None, out_indices=out_indices)
         super().__post_init__(**kwargs)
+
+    def validate_encoder(self):
+        """Checks that the fields describe a network and nothing else."""
+        if not 1 <= self.num_channels <= MAX_LAYERS:
+            raise ValueError(f"`num_channels` is 1 to {MAX_LAYERS}; got {self.num_channels}.")
+        if not 0 <= self.drop_path_rate < 1:
+            raise ValueError(f"`drop_path_rate` is at least 0 and below 1; got {self.drop_path_rate}.")
+        unknown = sorted(set(self.model_kwargs) - set(MODEL_KWARGS.split()), key=str)
+        if unknown:
+            raise ValueError(
+                f"`model_kwargs` are arguments of timm that describe the network, {' '.join(MODEL_KWARGS.split())}; got {unknown}. "
+                "Weights are loaded by from_pretrained_backbone() or `pretrained_backbone`."
+            )
+        check_numbers("model_kwargs", self.model_kwargs, MAX_ENCODER_NUMBER)
+
+
+def read_out_indices(out_features: list[str] | None, out_indices: list[int] | None) -> list[int]:
+    """Returns the stages of a timm encoder that are feature maps, counted from 1.
+
+    Raises:
+        ValueError: If they are no distinct numbers in that range, or no names of stages.
+    """
+    if out_features is not None:
+        try:
+            return read_out_indices(None, [int(name.removeprefix("stage")) for name in out_features])
+        except (TypeError, AttributeError, ValueError) as error:
+            raise ValueError(f"`out_features` are names of stages, ['stage1', ...]; got {out_features!r}.") from error
+    indices = [6, 12, 18, 24] if out_indices is None else out_indices
+    is_list = isinstance(indices, (list, tuple)) and len(indices) > 0
+    if not is_list or not all(type(index) is int and 1 <= index <= MAX_LAYERS for index in indices):
+        raise ValueError(f"`out_indices` count the stages of a timm encoder from 1 to {MAX_LAYERS}; got {indices!r}.")
+    return list(indices)
 
 
 @strict
@@ -160,6 +250,7 @@ class SEMConfig(PreTrainedConfig):
     initializer_range: float = 0.02
 
     def __post_init__(self, **kwargs):
+        check_base_fields(self, kwargs)
         self.backbone_config = _build_backbone_config(self.backbone_config)
         for field in ("offset_strides", "decoder_hidden_sizes", "decoder_num_attention_heads", "sr_ratios"):
             setattr(self, field, list(getattr(self, field)))  # JSON has lists, no tuples
@@ -179,6 +270,11 @@ class SEMConfig(PreTrainedConfig):
 
         If `task_num_labels` is replaced, tasks of another width take their other entries from the task table.
         """
+        if config_dict.get("attn_implementation") not in ATTENTIONS_OF_FILES:
+            raise ValueError(
+                f"`attn_implementation` of a file is one of {list(ATTENTIONS_OF_FILES)}; got "
+                f"{config_dict['attn_implementation']!r}. Pass another one to from_pretrained()."
+            )
         known = {field.name for field in fields(cls)} - {field.name for field in fields(PreTrainedConfig)}
         changes = {name: kwargs.pop(name) for name in sorted({*known, "first_task"} & set(kwargs))}
         classes = {name: kwargs.pop(name, None) for name in STANDARD_CLASS_FIELDS}
@@ -199,7 +295,7 @@ class SEMConfig(PreTrainedConfig):
         """Restores the order of the tasks from the list `tasks`, because transformers sorts the keys of its JSON files."""
         if tasks is None:
             return
-        if sorted(tasks) != sorted(self.task_num_labels):
+        if not isinstance(tasks, list) or sorted(tasks, key=str) != sorted(self.task_num_labels):
             raise ValueError(
                 f"`tasks` orders the tasks of `task_num_labels`, {list(self.task_num_labels)}; got {tasks}."
             )
@@ -259,7 +355,7 @@ class SEMConfig(PreTrainedConfig):
     def _write_standard_classes(self) -> None:
         """Fills in `id2label` and `label2id`, in which transformers' pipelines look up names."""
         task = self.segmentation_task
-        if task is not None:
+        if task is not None and self.task_num_labels[task] in get_task(task).widths:  # others are refused later
             names = self.task_id2label.get(task) or _placeholders(self.task_num_labels[task])
             self.id2label, self.label2id = dict(names), {name: id for id, name in names.items()}
 
@@ -273,6 +369,9 @@ class SEMConfig(PreTrainedConfig):
         self.task_loss_weights = {name: weights.get(name, spec.loss_weight) for name, spec in specs.items()}
         self.task_loss_kwargs = self.task_loss_kwargs or {}
         # JSON turns the ids into strings
+        for task, task_names in names.items():
+            if not isinstance(task_names, dict) or not all(isinstance(name, str) for name in task_names.values()):
+                raise ValueError(f"`task_id2label[{task!r}]` is {{id: name}}; got {task_names!r}.")
         self.task_id2label = {task: {int(id): name for id, name in names[task].items()} for task in names}
 
     @property
@@ -304,12 +403,16 @@ class SEMConfig(PreTrainedConfig):
         return {**super().to_dict(), "tasks": self.tasks}
 
     def validate_tasks(self):
-        """Checks that every task has a head of positive width and as many names as classes."""
+        """Checks that every task has a head of a width that it can use, and as many names as classes."""
         if not self.task_num_labels:
             raise ValueError("`task_num_labels` is empty; name at least one task.")
         for task, num_labels in self.task_num_labels.items():
-            if num_labels < 1:
-                raise ValueError(f"A head needs at least one channel; `task_num_labels[{task!r}]` is {num_labels}.")
+            spec = get_task(task)
+            if num_labels not in spec.widths:
+                raise ValueError(
+                    f"A head for {spec.kind.values} has {describe_widths(spec.widths)}; `task_num_labels[{task!r}]` is "
+                    f"{num_labels}. Set it to that, or register a task of your own."
+                )
             names = self.task_id2label.get(task)
             if names is not None and sorted(names) != list(range(num_labels)):
                 raise ValueError(
@@ -320,26 +423,42 @@ class SEMConfig(PreTrainedConfig):
     def validate_class_names(self):
         """Checks that `id2label` and `num_labels` have not been set to other classes than those of the head."""
         task = self.segmentation_task
-        names = self.task_id2label.get(task) or _placeholders(self.task_num_labels.get(task, 0))
-        if task is not None and self.id2label != names:
+        if task is None:
+            return
+        width, names = self.task_num_labels[task], self.task_id2label.get(task) or _placeholders(self.num_labels)
+        if self.num_labels != width or self.id2label != names:
             raise ValueError(
-                f"`id2label` and `num_labels` are those of {task!r}, {len(names)} classes; got {len(self.id2label)} other "
-                "names. Set `task_num_labels` and `task_id2label`, or pass `id2label` to from_pretrained()."
+                f"`id2label` and `num_labels` are those of {task!r}, {width} classes; got {self.num_labels} other names. Set "
+                "`task_num_labels` and `task_id2label`, or pass `id2label` to from_pretrained()."
             )
 
-    def _check_positive(self) -> None:
+    def _check_numbers(self) -> None:
         for field in ("hidden_size", "num_attention_heads", "mlp_ratio", "num_bases", "em_temperature"):
-            if getattr(self, field) <= 0:
-                raise ValueError(f"`{field}` must be above 0; got {getattr(self, field)}.")
-        for field in ("offset_strides", "decoder_hidden_sizes", "decoder_num_attention_heads", "sr_ratios"):
-            if not getattr(self, field) or min(getattr(self, field)) < 1:
-                raise ValueError(f"Every entry of `{field}` must be above 0; got {getattr(self, field)}.")
-        if self.num_em_iterations < 0:
-            raise ValueError(f"`num_em_iterations` must not be below 0; got {self.num_em_iterations}.")
+            if not 0 < getattr(self, field) <= MAX_WIDTH:
+                raise ValueError(f"`{field}` must be above 0 and at most {MAX_WIDTH}; got {getattr(self, field)}.")
+        for field in ("decoder_hidden_sizes", "decoder_num_attention_heads", "offset_strides", "sr_ratios"):
+            values, limit = getattr(self, field), MAX_WIDTH if field.startswith("decoder") else MAX_STRIDE
+            if not values or not 1 <= min(values) <= max(values) <= limit:
+                raise ValueError(f"Every entry of `{field}` must be above 0 and at most {limit}; got {values}.")
+        if not 0 <= self.num_em_iterations <= MAX_EM_ITERATIONS:
+            raise ValueError(f"`num_em_iterations` is 0 to {MAX_EM_ITERATIONS}; got {self.num_em_iterations}.")
+        weights = {"auxiliary_loss_weight": self.auxiliary_loss_weight, "initializer_range": self.initializer_range}
+        weights |= {f"task_loss_weights[{task!r}]": weight for task, weight in self.task_loss_weights.items()}
+        for field, weight in weights.items():
+            if not 0 <= weight < math.inf:
+                raise ValueError(f"`{field}` must not be below 0 and must be finite; got {weight}.")
+
+    def validate_losses(self):
+        """Checks that the losses have the given arguments."""
+        for task, arguments in self.task_loss_kwargs.items():
+            try:
+                inspect.signature(get_task(task).loss).bind(None, None, **arguments)
+            except TypeError as error:
+                raise ValueError(f"`task_loss_kwargs[{task!r}]` are arguments of its loss: {error}.") from error
 
     def validate_architecture(self):
         """Checks that lists have one entry per stage and that widths are multiples of the number of heads."""
-        self._check_positive()
+        self._check_numbers()
         num_stages = len(self.decoder_hidden_sizes)
         for field in ("offset_strides", "decoder_num_attention_heads", "sr_ratios"):
             if len(getattr(self, field)) != num_stages:
@@ -349,14 +468,16 @@ class SEMConfig(PreTrainedConfig):
                 )
         if self.reassemble_factors is not None and len(self.reassemble_factors) != num_stages:
             raise ValueError(f"`reassemble_factors` needs {num_stages} entries; got {self.reassemble_factors}.")
-        if any(factor <= 0 or max(factor, 1 / factor) % 1 for factor in self.reassemble_factors or []):
+        factors = self.reassemble_factors or []
+        if any(not 1 / MAX_STRIDE <= factor <= MAX_STRIDE or max(factor, 1 / factor) % 1 for factor in factors):
             raise ValueError(
-                f"`reassemble_factors` are whole numbers or one over a whole number; got {self.reassemble_factors}."
+                f"`reassemble_factors` are whole numbers up to {MAX_STRIDE} or one over a whole number; got {factors}."
             )
-        if not isinstance(self.backbone_config, BackboneConfigMixin):
+        is_backbone = isinstance(self.backbone_config, BackboneConfigMixin)
+        if not is_backbone or self.backbone_config.model_type == "timm_backbone":  # whose names may be addresses
             raise ValueError(
                 f"`backbone_config` must be that of a timm encoder or of a backbone of transformers; got "
-                f"{self.backbone_config.model_type!r}, which returns no feature maps. Use the encoder of timm instead: "
+                f"{self.backbone_config.model_type!r}, which returns no feature maps or may load files. Use the encoder of timm instead: "
                 "{'model_name': ..., 'out_indices': ...}."
             )
         out_indices = list(self.backbone_config.out_indices)
@@ -390,9 +511,13 @@ def _build_backbone_config(backbone_config: dict | PreTrainedConfig | None) -> P
     """Builds the configuration from a dictionary; without a `model_type` it is that of a timm encoder."""
     if isinstance(backbone_config, PreTrainedConfig):
         return backbone_config
-    model_type = (backbone_config or {}).get("model_type", SEMTimmBackboneConfig.model_type)
+    backbone_config = backbone_config or {}
+    model_type = backbone_config.get("model_type", SEMTimmBackboneConfig.model_type)
     if model_type == SEMTimmBackboneConfig.model_type:
-        return SEMTimmBackboneConfig.from_dict(backbone_config or {})
+        return SEMTimmBackboneConfig.from_dict(backbone_config)
+    if not isinstance(model_type, str):
+        raise ValueError(f"`backbone_config.model_type` is a name; got {model_type!r}.")
+    check_numbers("backbone_config", backbone_config, MAX_WIDTH)
     return AutoConfig.for_model(**backbone_config)
 
 

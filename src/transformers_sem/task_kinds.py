@@ -251,6 +251,7 @@ class TaskKind:
     Args:
         values (`str`): What a map holds, in words and with the allowed values.
         unit (`str`, *optional*): Unit behind a number.
+        widths (`range`, *optional*): Numbers of channels that a head for such maps may have; any by default.
         dtype (`torch.dtype`, *optional*, defaults to `torch.float32`): Of labels.
         num_channels (`int`, *optional*, defaults to 0): C of labels `(C, height, width)`; 0 for `(height, width)`.
         invalid_value (`float`, *optional*, defaults to NaN): Value of pixels without a label.
@@ -278,6 +279,7 @@ class TaskKind:
 
     values: str
     unit: str = ""
+    widths: range = range(1, 2**16)
     dtype: torch.dtype = torch.float32
     num_channels: int = 0
     invalid_value: float = math.nan
@@ -310,6 +312,7 @@ class TaskKind:
 
 CLASS_IDS = TaskKind(
     values="class ids from 0",
+    widths=range(1, INVALID_ID + 1),  # the ids of wider heads are no 8-bit labels
     dtype=torch.int64,
     invalid_value=INVALID_ID,
     value_range=(0, INVALID_ID - 1),
@@ -323,6 +326,7 @@ CLASS_IDS = TaskKind(
 )
 PROBABILITY = TaskKind(
     values="probabilities in [0, 1]",
+    widths=range(1, 3),
     invalid_value=INVALID_ID,
     value_range=(0, 1),
     resampling="nearest-exact",
@@ -335,6 +339,7 @@ PROBABILITY = TaskKind(
 METRES = TaskKind(
     values="metres >= 0",
     unit="m",
+    widths=range(1, 2),
     num_channels=1,
     value_range=(0, math.inf),
     resampling="nearest-exact",
@@ -351,6 +356,7 @@ METRES = TaskKind(
 )
 UNIT_VECTORS = TaskKind(
     values="unit vectors (x right, y down, z forward)",
+    widths=range(3, 4),
     num_channels=3,
     value_range=(-1, 1),
     tolerance=0.01,

@@ -24,6 +24,11 @@ from .losses import balanced_binary_cross_entropy, balanced_cross_entropy, cross
 from .task_kinds import CLASS_IDS, METRES, PROBABILITY, UNIT_VECTORS, TaskKind
 
 
+def describe_widths(widths: range) -> str:
+    """Returns the allowed widths of a head in words, for error messages."""
+    return f"{widths[0]} to {widths[-1]} channels" if len(widths) > 1 else f"{widths[0]} channel(s)"
+
+
 @dataclass(frozen=True, kw_only=True)
 class TaskSpec:
     """What is true of one task alone.
@@ -36,6 +41,9 @@ class TaskSpec:
         loss (`Callable`): `(logits, labels, **loss_kwargs) -> scalar`, at the size of the labels.
         loss_weight (`float`, *optional*, defaults to 1.0): Default weight in the total loss.
         hub_task (`str`, *optional*, defaults to `"other"`): Name of the task on the Hub.
+
+    Raises:
+        ValueError: If maps of the kind cannot be predicted by `num_labels` channels.
     """
 
     name: str
@@ -48,6 +56,16 @@ class TaskSpec:
 
     def __post_init__(self):
         object.__setattr__(self, "title", self.title or self.name)
+        if self.num_labels not in self.kind.widths:
+            raise ValueError(
+                f"A head for {self.kind.values} has {describe_widths(self.kind.widths)}; `num_labels` of {self.name!r} is "
+                f"{self.num_labels}. Set it to that, or give the task another kind."
+            )
+
+    @property
+    def widths(self) -> range:
+        """Numbers of channels that a head may have: those of the kind, and for probabilities those of the loss, one or two."""
+        return range(self.num_labels, self.num_labels + 1) if self.kind is PROBABILITY else self.kind.widths
 
     @property
     def dtype(self) -> torch.dtype:

@@ -201,7 +201,13 @@ def test_changed_description_is_read_again(root, prepare):
 
 
 BROKEN_SETTINGS = {
-    "tasks: [": "must be YAML",
+    "tasks: [": "is not YAML",
+    "tasks: {depth: {unit: metre}, depth: {unit: millimetre}}": "each key appears once.*'depth'",
+    "tasks: {depth: {unit: [1]}}": r"unit of depth.*got \[1\]",
+    "tasks: {depth: {unit: true}}": "unit of depth.*got True",
+    "tasks: {normal: {axes: {a: 1}}}": "axes of normal.*got {'a': 1}",
+    "tasks: {depth: []}": r"settings of depth are \['unit'\]; got \[\]",
+    "tasks: {semseg: {classes: {yes: road, 5: tree}}}": "ids of semseg are whole numbers",
     "": "must name the tasks, .*got None",
     "semseg: {}": "must name the tasks",
     "tasks: []": "must name the tasks",

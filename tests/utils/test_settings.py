@@ -41,7 +41,7 @@ def test_other_text_stays_text(text):
     ("override", "words"),
     [
         ("max_steps", ["key=value", "'max_steps'"]),
-        ("tasks=[depth", ["'tasks=[depth'", "not YAML"]),
+        ("tasks=[depth", ["tasks=[depth: ", "not YAML"]),
         ("max_steps.x=3", ["`max_steps.x`", "`max_steps`", "7", "no fields"]),
         ("model.hidden_size.x=3", ["`model.hidden_size.x`", "`hidden_size`", "64"]),
     ],
@@ -58,3 +58,35 @@ def test_a_file_that_is_missing_or_holds_no_settings_is_named(tmp_path):
     (tmp_path / "list.yaml").write_text("[1, 2]")
     with pytest.raises(ValueError, match=r"list\.yaml.*\[1, 2\]"):
         read_settings(tmp_path / "list.yaml")
+
+
+BOMB = "a0: &a0 [1, 1, 1, 1, 1, 1, 1, 1, 1]\n" + "".join(
+    f"a{level}: &a{level} [{', '.join(9 * [f'*a{level - 1}'])}]\n" for level in range(1, 10)
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("[" * 5000, "more than 100 levels"),
+        (BOMB, "with its aliases it holds more than 100000 values"),
+        ("a: &a [*a]", "aliases"),
+        ("seed: 1\nseed: 2", r"each key appears once.*'seed'"),
+        ("a: {b: 1, b: 1}", r"each key appears once.*'b'"),
+        ("a: 2021-99-99", "month must be in 1..12"),
+        ("a: !!python/object/apply:os.getcwd []", "could not determine a constructor"),
+        (b"\xff\xfe\xfa", "unacceptable character"),
+    ],
+    ids=["deep", "bomb", "cycle", "repeated", "repeated inside", "date", "code", "bytes"],
+)
+def test_yaml_that_cannot_be_used_is_refused_at_once(text, problem):
+    with pytest.raises(ValueError, match=f"(?s)Cannot use run.yaml: it is not YAML; .*{problem}"):
+        parse_yaml(text, "run.yaml")
+
+
+def test_aliases_and_merged_keys_are_read():
+    assert parse_yaml("a: &a {x: 1}\nb: {<<: *a, y: 2}\nc: *a", "here") == {
+        "a": {"x": 1},
+        "b": {"x": 1, "y": 2},
+        "c": {"x": 1},
+    }

@@ -35,11 +35,11 @@ from typing import Any
 
 import datasets
 import numpy as np
-import yaml
 
 from ..losses import INVALID_ID
 from ..task_kinds import CLASS_IDS, METRES, PROBABILITY, UNIT_VECTORS
 from ..tasks import TASKS, get_task
+from ..utils.settings import parse_yaml
 from .files import FrameReader, check_depth, find_root, read_gray, read_list, read_normals, read_rgb, read_values
 from .sources import Frame, Maps, Source, SourceBuilder, SourceConfig
 
@@ -102,17 +102,14 @@ def read_settings(path: Path) -> Settings:
     Raises:
         ValueError: If the file is not YAML, or describes a task in a wrong way.
     """
-    try:
-        description = yaml.safe_load(path.read_bytes())
-    except yaml.YAMLError as error:
-        raise ValueError(f"Cannot use {path}: it must be YAML; {error}. Correct it.") from error
+    description = parse_yaml(path.read_bytes(), str(path))
     tasks = description.get("tasks") if isinstance(description, dict) else None
     if not isinstance(tasks, dict) or not tasks or set(description) != {"tasks"}:
         raise ValueError(
             f"Cannot use {path}: it must name the tasks, as in 'tasks: {{depth: {{unit: metre}}}}'; got {description!r}. "
             f"Known tasks are {sorted(TASKS)}."
         )
-    settings = {task: values or {} for task, values in tasks.items()}
+    settings = {task: {} if values is None else values for task, values in tasks.items()}
     try:
         for task, values in settings.items():
             check_settings(task, values)
@@ -134,11 +131,17 @@ def check_settings(task: str, values: dict[str, Any]) -> None:
     if kind is CLASS_IDS:
         check_classes(task, values.get("classes"), values.get("ignored", INVALID_ID))
     unit = values.get("unit", DEFAULT_UNIT)
-    if unit not in UNITS and not (isinstance(unit, int | float) and 0 < unit < float("inf")):
+    is_known = unit in UNITS if isinstance(unit, str) else is_number(unit) and 0 < unit < float("inf")
+    if not is_known:
         raise ValueError(f"The unit of {task} is one of {list(UNITS)}, or a number of metres above 0; got {unit!r}.")
     axes = values.get("axes", DEFAULT_AXES)
-    if axes not in AXES:
+    if not isinstance(axes, str) or axes not in AXES:
         raise ValueError(f"The axes of {task} are one of {list(AXES)}; got {axes!r}.")
+
+
+def is_number(value: Any) -> bool:
+    """Returns whether a value of a YAML file is a number; `true` and `yes` are none."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def check_classes(task: str, classes: Any, ignored: Any) -> None:
@@ -156,7 +159,7 @@ def check_classes(task: str, classes: Any, ignored: Any) -> None:
             f"'classes: {{7: road}}'; got {classes!r}. Put names that YAML does not read as text, such as yes, in quotes."
         )
     ids = [*by_id, ignored]
-    if not all(isinstance(index, int) and 0 <= index <= 65535 for index in ids) or ignored in by_id:
+    if not all(is_number(index) and index in range(65536) for index in ids) or ignored in by_id:
         raise ValueError(
             f"The ids of {task} are whole numbers 0..65535, and none of them is the ignored one; got {list(by_id)} and "
             f"ignored {ignored!r}."

@@ -22,7 +22,7 @@ def check_keys(kind: str, given: Iterable[str], known: Sequence[str]) -> None:
     Raises:
         ValueError: If a name is unknown.
     """
-    unknown = sorted(set(given) - set(known))
+    unknown = sorted(set(given) - set(known), key=str)  # YAML has keys that are no text
     if unknown:
         raise ValueError(f"Unknown {kind} {unknown}; known are {list(known)}.")
 

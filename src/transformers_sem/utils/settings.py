@@ -1,6 +1,8 @@
 """Settings as nested dictionaries: YAML files and `key=value` overrides."""
 
+import math
 import re
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -8,8 +10,51 @@ from typing import Any
 import yaml
 
 
+MAX_DEPTH = 100
+MAX_VALUES = 100_000  # a few lines of aliases can stand for more values than any memory holds
+
+
 class SettingsLoader(yaml.SafeLoader):
-    """YAML 1.1 loader that reads `1e-5` as a number, as YAML 1.2 does; PyYAML's own reads it as text."""
+    """YAML 1.1 loader of bounded depth and size that refuses repeated keys.
+
+    It reads `1e-5` as a number, as YAML 1.2 does; PyYAML's own reads it as text.
+    """
+
+    depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node:
+        """Reads one value with all that it holds."""
+        self.depth += 1
+        if self.depth > MAX_DEPTH:
+            raise yaml.YAMLError(f"it is nested more than {MAX_DEPTH} levels deep")
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
+
+    def get_single_node(self) -> yaml.Node | None:
+        """Reads the document."""
+        node = super().get_single_node()
+        if node is not None and count_values(node, {}) > MAX_VALUES:
+            raise yaml.YAMLError(f"with its aliases it holds more than {MAX_VALUES} values")
+        return node
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        """Builds a mapping."""
+        counts = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
+        repeated = [key for key, count in counts.items() if count > 1]
+        if repeated:
+            raise yaml.YAMLError(f"each key appears once in a mapping; got {repeated} again{node.start_mark}")
+        return super().construct_mapping(node, deep)
+
+
+def count_values(node: yaml.Node, counts: dict[yaml.Node, float]) -> float:
+    """Returns the number of values of a node, where an alias counts as often as it is used; one in itself is infinite."""
+    if node not in counts:
+        counts[node] = math.inf  # while its own values are counted
+        pairs = node.value if isinstance(node, yaml.MappingNode) else []
+        values = node.value if isinstance(node, yaml.SequenceNode) else [value for pair in pairs for value in pair]
+        counts[node] = 1 + sum(count_values(value, counts) for value in values)
+    return counts[node]
 
 
 SettingsLoader.add_implicit_resolver(
@@ -17,20 +62,20 @@ SettingsLoader.add_implicit_resolver(
 )
 
 
-def parse_yaml(text: str, source: str) -> Any:
+def parse_yaml(text: str | bytes, source: str) -> Any:
     """Parses a YAML document.
 
     Args:
-        text (`str`): The document.
+        text (`str` or `bytes`): The document.
         source (`str`): Where it comes from, for the error message.
 
     Raises:
-        ValueError: If the text is not YAML.
+        ValueError: If the text is not YAML, is nested too deeply, repeats a key, or holds too many values.
     """
     try:
         return yaml.load(text, SettingsLoader)  # a SafeLoader
-    except yaml.YAMLError as error:
-        raise ValueError(f"{source!r} is not YAML: {error}") from error
+    except (yaml.YAMLError, ValueError) as error:  # a value such as the date 2021-99-99 is a `ValueError`
+        raise ValueError(f"Cannot use {source}: it is not YAML; {error}. Correct it.") from error
 
 
 def read_settings(path: str | Path) -> dict[str, Any]:
@@ -43,7 +88,7 @@ def read_settings(path: str | Path) -> dict[str, Any]:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"There is no file of settings {str(path)!r}. Check the path.")
-    values = parse_yaml(path.read_text(encoding="utf-8"), str(path))
+    values = parse_yaml(path.read_bytes(), str(path))
     if values is None:
         return {}
     if not isinstance(values, dict):
