@@ -385,9 +385,9 @@ class SEMConfig(PreTrainedConfig):
         return self.first_task_of(CLASS_IDS)
 
     def class_names(self, task: str) -> list[str]:
-        """Returns the class names of a task in the order of the ids, or an empty list."""
+        """Returns the class names of a task in the order of the ids; an empty list unless every class has one."""
         names = self.task_id2label.get(task, {})
-        return [names[id] for id in sorted(names)]
+        return [names[id] for id in sorted(names)] if len(names) == self.task_num_labels.get(task) else []
 
     def rename_classes(self, task: str, names: Sequence[str]) -> None:
         """Sets the class names of a task, from id 0."""
@@ -419,8 +419,9 @@ class SEMConfig(PreTrainedConfig):
                     f"`task_id2label[{task!r}]` must name the ids 0 to {num_labels - 1}, one per label of the head; got "
                     f"{len(names)} names, {sorted(names)}."
                 )
+        self._check_standard_classes()
 
-    def validate_class_names(self):
+    def _check_standard_classes(self) -> None:
         """Checks that `id2label` and `num_labels` have not been set to other classes than those of the head."""
         task = self.segmentation_task
         if task is None:
