@@ -36,6 +36,7 @@ PASCAL = {"semseg": 21, "parsing": 7, "saliency": 2, "normal": 3, "boundary": 1}
         ("auxiliary_loss_weight", 1),
         ("reassemble_factors", None),
         ("task_loss_kwargs", {}),
+        ("task_loss_weighting", "fixed"),
         ("task_id2label", {}),
     ],
 )
@@ -75,7 +76,7 @@ def plain(value):
         {"task_num_labels": PASCAL},
         {"task_num_labels": {"depth": 1}, "use_decoder": False},
         {"task_loss_weights": {"depth": 0.5}, "task_loss_kwargs": {"boundary": {"positive_weight": 0.8}}},
-        {"task_loss_kwargs": {"boundary": {"positive_weight": None}}},
+        {"task_loss_kwargs": {"boundary": {"positive_weight": None}}, "task_loss_weighting": "uncertainty"},
         {"reassemble_factors": [4, 2, 1, 0.5], "hidden_size": 64, "num_em_iterations": 0},
         {"backbone_config": TINY_BACKBONE},
     ],

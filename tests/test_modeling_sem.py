@@ -539,6 +539,47 @@ def test_loss_is_the_weighted_sum_with_intermediate_supervision():
     assert outputs.loss.item() == pytest.approx(expected, rel=1e-5)
 
 
+def test_learned_weights_start_at_the_fixed_ones_and_fall_where_a_loss_is_large(model, tmp_path):
+    images, labels = random_images(), random_labels(NYUD_TASKS)
+    assert not any("variance" in name for name in model.state_dict())
+    model.save_pretrained(tmp_path)
+    learned = SEMForMultiTaskDensePrediction.from_pretrained(tmp_path, task_loss_weighting="uncertainty").eval()
+    assert set(learned.state_dict()) - set(model.state_dict()) == {f"task_log_variances.{task}" for task in NYUD_TASKS}
+    outputs = learned(images, labels=labels)
+    assert outputs.loss.item() == pytest.approx(model(images, labels=labels).loss.item(), rel=1e-6)
+    outputs.loss.backward()
+    for task, weight in learned.config.task_loss_weights.items():
+        auxiliary = learned.task_loss(task, outputs.auxiliary_logits[task], labels[task])
+        cost = weight * (outputs.losses[task] + auxiliary)
+        # d/ds of exp(-s) cost + s / 2 at s = 0
+        assert learned.task_log_variances[task].grad.item() == pytest.approx(0.5 - cost.item(), rel=1e-5)
+
+
+def test_learned_weights_give_the_loss_of_kendall_and_are_saved(tmp_path):
+    model = build_model(task_loss_weighting="uncertainty", use_auxiliary_heads=False)
+    with torch.no_grad():
+        for value, parameter in enumerate(model.task_log_variances.values(), 1):
+            parameter.fill_(value)
+    model.save_pretrained(tmp_path)
+    again = SEMForMultiTaskDensePrediction.from_pretrained(tmp_path).eval()
+    outputs = again(random_images(), labels=random_labels(NYUD_TASKS))
+    assert list(again.task_log_variances) == list(NYUD_TASKS)
+    terms = [
+        math.exp(-value) * again.config.task_loss_weights[task] * outputs.losses[task].item() + value / 2
+        for value, task in enumerate(NYUD_TASKS, 1)
+    ]
+    assert outputs.loss.item() == pytest.approx(sum(terms), rel=1e-5)
+
+
+def test_a_task_without_labels_in_a_batch_learns_no_weight():
+    model = build_model(task_loss_weighting="uncertainty")
+    labels = random_labels(NYUD_TASKS)
+    labels["depth"] = torch.full_like(labels["depth"], torch.nan)
+    model(random_images(), labels=labels).loss.backward()
+    gradients = {task: parameter.grad.item() for task, parameter in model.task_log_variances.items()}
+    assert gradients["depth"] == 0 and all(gradients[task] != 0 for task in gradients if task != "depth")
+
+
 def test_any_subset_of_labels_adds_up(model):
     images, labels = random_images(), random_labels(NYUD_TASKS)
     singles = {task: model(images, labels={task: labels[task]}).loss.item() for task in labels}

@@ -5,7 +5,7 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import fields
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from huggingface_hub.dataclasses import strict
@@ -169,6 +169,9 @@ class SEMConfig(PreTrainedConfig):
             Task to put first, so that the Auto classes and pipelines for one task choose it among tasks of its kind.
         task_loss_weights (`dict[str, float]`, *optional*):
             Weight of each task in the loss. Missing entries are taken from the task table.
+        task_loss_weighting (`str`, *optional*, defaults to `"fixed"`):
+            `"fixed"` keeps `task_loss_weights`. `"uncertainty"` starts there and learns a log variance s of each task
+            (Kendall et al., CVPR 2018): the loss is the sum of exp(-s) x weight x loss + s / 2.
         task_loss_kwargs (`dict[str, dict]`, *optional*):
             Keyword arguments of the loss of each task.
         hidden_size (`int`, *optional*, defaults to 512):
@@ -229,6 +232,7 @@ class SEMConfig(PreTrainedConfig):
     task_num_labels: dict[str, int] | None = None
     task_id2label: dict | None = None
     task_loss_weights: dict[str, float | int] | None = None
+    task_loss_weighting: Literal["fixed", "uncertainty"] = "fixed"
     task_loss_kwargs: dict[str, dict] | None = None
     hidden_size: int = 512
     offset_strides: list[int] | tuple[int, ...] = (8, 4, 2, 1)

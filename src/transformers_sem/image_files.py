@@ -78,26 +78,30 @@ def load_image(source: str | Path, timeout: float | None = None) -> Image.Image:
     return read_image_file(source)
 
 
-def read_image_file(path: str | Path) -> Image.Image:
+def read_image_file(path: str | Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Reads an image file as RGB in upright orientation; of an animation, the first frame.
 
+    Args:
+        path (`str` or `Path`): The file.
+        max_pixels (`int`): Maximum number of pixels; larger images are not decoded.
+
     Raises:
-        UnreadableImageError: If the file cannot be read, is not an image or has more than `MAX_PIXELS` pixels.
+        UnreadableImageError: If the file cannot be read, is not an image or has more than `max_pixels` pixels.
     """
-    return _read(Path(path), str(path))
+    return _read(Path(path), str(path), max_pixels)
 
 
-def _read(file: Path | BytesIO, name: str) -> Image.Image:
+def _read(file: Path | BytesIO, name: str, max_pixels: int = MAX_PIXELS) -> Image.Image:
     try:
         if isinstance(file, Path) and not stat.S_ISREG(file.stat().st_mode):  # reading a pipe or a device never ends
             raise ValueError("it is no regular file but a directory, a pipe or a device. Pass an image file.")
         try:
-            return _decode(file)
+            return _decode(file, max_pixels)
         except Exception:
             essential = _essential_chunks(file.read_bytes() if isinstance(file, Path) else file.getvalue())
             if essential is None:
                 raise
-            return _decode(BytesIO(essential))
+            return _decode(BytesIO(essential), max_pixels)
     except UnidentifiedImageError as error:
         is_empty = (file.stat().st_size if isinstance(file, Path) else len(file.getvalue())) == 0
         reason = "it is empty (0 bytes)" if is_empty else f"it is not an image of {', '.join(IMAGE_FORMATS)}"
@@ -106,11 +110,11 @@ def _read(file: Path | BytesIO, name: str) -> Image.Image:
         raise UnreadableImageError(name, str(error) or f"{type(error).__name__}.") from error
 
 
-def _decode(file: Path | BytesIO) -> Image.Image:
+def _decode(file: Path | BytesIO, max_pixels: int) -> Image.Image:
     with _without_pillow_limit(), Image.open(file, formats=IMAGE_FORMATS) as image:
-        if image.width * image.height > MAX_PIXELS:
+        if image.width * image.height > max_pixels:
             raise ValueError(
-                f"an image has at most {MAX_PIXELS // 10**6} million pixels; got {image.width:,} x "
+                f"an image has at most {max_pixels // 10**6} million pixels; got {image.width:,} x "
                 f"{image.height:,}. Shrink it first."
             )
         return to_upright_rgb(image)

@@ -29,9 +29,10 @@ from transformers.utils.generic import can_return_tuple, maybe_autocast
 from .backbone import build_backbone, inspect_backbone, load_backbone_weights, parameters_to_buffers
 from .configuration_sem import SEMConfig
 from .layers import SEMMLP, Padding, SEMConvBlock, SEMPatchConv2d, record, record_states, resize, to_map, to_tokens
+from .losses import mean_over_ranks
 from .modeling_outputs import SEMModelOutput, SEMMultiTaskOutput, SEMNormalEstimatorOutput, SEMStates
 from .task_kinds import CLASS_IDS, METRES, UNIT_VECTORS, TaskKind
-from .tasks import get_task
+from .tasks import get_task, invalid_labels
 
 
 logger = logging.get_logger(__name__)
@@ -560,7 +561,10 @@ class SEMPreTrainedModel(PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
-        if isinstance(module, SEMOffsetNetwork):
+        if isinstance(module, nn.ParameterDict):  # log variances of the tasks
+            for parameter in module.values():
+                init.zeros_(parameter)
+        elif isinstance(module, SEMOffsetNetwork):
             init.zeros_(module.offset.weight)
         elif isinstance(module, SEMInterTaskModule):
             hidden_size = module.project_in.in_features
@@ -730,12 +734,6 @@ class SEMModel(SEMPreTrainedModel):
             )
 
 
-def invalid_labels(task: str, num_images: int, size: tuple[int, int], device: torch.device) -> Tensor:
-    """Returns labels of a task in which every pixel is invalid."""
-    spec = get_task(task)
-    return torch.full(spec.label_shape(num_images, size), spec.kind.invalid_value, dtype=spec.dtype, device=device)
-
-
 class SEMForMultiTaskDensePrediction(SEMPreTrainedModel):
     """SEM with one head per task, which predicts all tasks in one forward pass.
 
@@ -767,6 +765,10 @@ class SEMForMultiTaskDensePrediction(SEMPreTrainedModel):
             self.auxiliary_heads = SEMTaskHeads(
                 {task: SEMPatchConv2d(config.hidden_size, width, 1) for task, width in config.task_num_labels.items()}
             )
+        self.task_log_variances = None
+        if config.task_loss_weighting == "uncertainty":
+            # One entry each: FSDP cannot shard scalars
+            self.task_log_variances = nn.ParameterDict([(task, torch.zeros(1)) for task in config.tasks])
         self.post_init()
 
     @can_return_tuple
@@ -846,13 +848,30 @@ class SEMForMultiTaskDensePrediction(SEMPreTrainedModel):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Returns the weighted sum over the tasks, and the unweighted loss of each task on its final logits."""
         losses = {task: self.task_loss(task, logits[task], labels[task]) for task in logits if task in labels}
-        total = sum(self.config.task_loss_weights[task] * loss for task, loss in losses.items())
+        weights = self.task_loss_weights()
+        total = sum(weights[task] * loss for task, loss in losses.items())
         if auxiliary_logits is not None:
             total = total + self.config.auxiliary_loss_weight * sum(
-                self.config.task_loss_weights[task] * self.task_loss(task, auxiliary_logits[task], labels[task])
-                for task in losses
+                weights[task] * self.task_loss(task, auxiliary_logits[task], labels[task]) for task in losses
             )
+        if self.task_log_variances is not None:
+            total = total + self.variance_penalty(losses)
         return total, losses
+
+    def task_loss_weights(self) -> dict[str, float | Tensor]:
+        """Returns the weight of each task in the loss: that of the configuration, times exp(-s) where s is learned."""
+        if self.task_log_variances is None:
+            return self.config.task_loss_weights
+        return {
+            task: weight * (-self.task_log_variances[task].squeeze(0).float()).exp()
+            for task, weight in self.config.task_loss_weights.items()
+        }
+
+    def variance_penalty(self, losses: dict[str, Tensor]) -> Tensor:
+        """Returns the sum of s / 2 over the tasks with a label in the batch of all ranks."""
+        has_labels = mean_over_ranks(torch.stack([loss.detach() > 0 for loss in losses.values()])) > 0
+        log_variances = torch.cat([self.task_log_variances[task].float() for task in losses])
+        return torch.where(has_labels, log_variances / 2, 0.0).sum()
 
     def task_loss(self, task: str, logits: Tensor, labels: Tensor) -> Tensor:
         """Returns the loss of one task on logits upsampled to the size of the labels."""

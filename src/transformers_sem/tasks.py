@@ -217,6 +217,12 @@ def _arrange_channels(task: str, labels: Tensor, num_channels: int) -> Tensor:
     raise ValueError(f"A {task} map has the shape {expected}; got {tuple(labels.shape)}.")
 
 
+def invalid_labels(task: str, num_images: int, size: tuple[int, int], device: torch.device | None = None) -> Tensor:
+    """Returns labels of a task in which every pixel is invalid."""
+    spec = get_task(task)
+    return torch.full(spec.label_shape(num_images, size), spec.kind.invalid_value, dtype=spec.dtype, device=device)
+
+
 def resize_label(task: str, label: Tensor, size: tuple[int, int]) -> Tensor:
     """Resamples a label by the rule of its kind.
 

@@ -57,6 +57,11 @@ def test_reference_column_replaces_the_labels():
     np.testing.assert_array_equal(references["boundary"], label_map)
 
 
+def test_labels_are_references_where_a_row_lacks_the_reference():
+    row = {"id": "2008_000003", "label_map": None}
+    assert make_benchmark(**REFERENCE_COLUMN).references(row, LABELS) == LABELS
+
+
 def test_labels_are_references_without_the_reference_column():
     row, _ = make_row()
     del row["label_map"]

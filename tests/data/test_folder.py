@@ -13,10 +13,12 @@ from PIL import Image as PILImage
 from transformers_sem.data.benchmarks import get_benchmark
 from transformers_sem.data.files import BrokenFrameError
 from transformers_sem.data.folder import Folder, find_source
+from transformers_sem.data.row_format import count_labels
 from transformers_sem.data.transforms import TrainingAugmentation, row_to_tensors
 from transformers_sem.losses import cross_entropy, l1
 from transformers_sem.task_kinds import CLASS_IDS, TaskKind
 from transformers_sem.tasks import TASKS, TaskSpec, to_label
+from transformers_sem.training.plan import describe_labels
 
 
 SHAPE = (12, 16)
@@ -240,6 +242,40 @@ def test_no_description(root):
         get_benchmark("folder", root)
     with pytest.raises(ValueError, match="data_dir is None"):
         get_benchmark("folder")
+
+
+def test_images_may_lack_maps_where_dataset_yaml_allows_it(root, prepare):
+    for path in ("depth/photo_03.png", "semseg/photo_03.png", "normal/photo_04.png"):
+        (root / path).unlink()
+    with pytest.raises(FileNotFoundError, match="3 are missing.* or write `allow_missing: true` to dataset.yaml"):
+        prepare()
+    (root / "dataset.yaml").write_text(f"allow_missing: true\n{SETTINGS}")
+    train = prepare()["train"]
+    rows = {row["id"]: row for row in train}
+    assert rows["photo_03"]["depth"] is rows["photo_03"]["semseg"] is rows["photo_03"]["semseg_classes"] is None
+    assert rows["photo_04"]["normal"] is None
+    assert_row_equals_files(rows["photo_05"])
+    np.testing.assert_array_equal(np.asarray(rows["photo_03"]["boundary"]), make_maps("photo_03")["boundary"])
+    _, labels = row_to_tensors(rows["photo_03"], ["depth", "boundary"])
+    assert labels["depth"].isnan().all() and (labels["boundary"] != 255).all()
+    counts = count_labels(train, ["semseg", "depth", "normal", "boundary"])
+    assert counts == {"semseg": 9, "depth": 9, "normal": 9, "boundary": 10}
+    assert describe_labels(counts, 10) == "labels      semseg 9, depth 9, normal 9, boundary 10 of 10 images"
+
+
+def test_a_missing_image_is_never_allowed(root, prepare):
+    (root / "images" / "photo_03.png").unlink()
+    (root / "train.txt").write_text("photo_03\nphoto_04\n")
+    (root / "validation.txt").write_text("photo_05\n")
+    (root / "dataset.yaml").write_text(f"allow_missing: true\n{SETTINGS}")
+    with pytest.raises(FileNotFoundError, match="1 are missing, first .*images/photo_03"):
+        prepare()
+
+
+def test_allow_missing_is_true_or_false(root):
+    (root / "dataset.yaml").write_text(f"allow_missing: [depth]\n{SETTINGS}")
+    with pytest.raises(ValueError, match=r"dataset.yaml: `allow_missing` is true or false; got \['depth'\]"):
+        find_source(root)
 
 
 def test_missing_files(root, prepare):

@@ -14,6 +14,7 @@ from PIL import Image as PILImage
 
 from transformers_sem.data.files import BrokenFrameError
 from transformers_sem.data.nyud_v2 import CLASS_NAMES, NYUDv2, find_source
+from transformers_sem.data.prepare import save_preview
 from transformers_sem.data.row_format import FEATURES
 from transformers_sem.tasks import TASKS, to_label
 
@@ -207,6 +208,19 @@ def test_empty_list(prepare, root):
     (root / "gt_sets" / "train.txt").write_text("\n")
     with pytest.raises(ValueError, match="split needs at least one id, and .*train.txt is empty"):
         prepare()
+
+
+def test_frames_may_lack_maps_where_dataset_yaml_allows_it(prepare, root, tmp_path):
+    shutil.rmtree(root / "edge")
+    for path in ("normals/0003.png", "segmentation/0001.png", "depth/0001.npy"):
+        (root / path).unlink()
+    (root / "dataset.yaml").write_text("allow_missing: true\n")
+    rows = {row["id"]: row for row in prepare()["train"]}
+    missing = {name: [column for column in COLUMNS if row[column] is None] for name, row in rows.items()}
+    assert missing == {"0003": ["normal"], "0001": ["semseg", "depth", "boundary"], "0010": []}
+    assert rows["0003"]["derived"] == ["boundary"] and rows["0001"]["derived"] == []
+    save_preview(find_source(root), tmp_path / "preview.png")
+    assert (tmp_path / "preview.png").is_file()
 
 
 def test_missing_files_are_counted(prepare, root):

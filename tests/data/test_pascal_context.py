@@ -267,6 +267,18 @@ def test_missing_annotation_of_people(prepare, root):
         prepare()
 
 
+def test_images_may_lack_maps_where_dataset_yaml_allows_it(prepare, root):
+    first, second = IDS["train"][:2]
+    for path in (f"pascal-context/trainval/{first}.mat", f"sal_distill/{second}.png"):
+        (root / path).unlink()
+    (root / "dataset.yaml").write_text("allow_missing: true\n")
+    rows = rows_by_id(prepare())
+    lacking = {name: sorted(column for column, value in row.items() if value is None) for name, row in rows.items()}
+    assert lacking[first] == ["boundary", "label_map", "normal"]  # LabelMap says which normals are valid
+    assert lacking[second] == ["saliency"]
+    assert not any(lacking[name] for name in rows if name not in (first, second))
+
+
 def test_semseg_of_the_other_folder(prepare, root):
     name, other = "2008_000003", root / "semseg" / "pascal-context"
     other.mkdir()

@@ -100,8 +100,10 @@ def test_images_become_rgb():
         assert (image.shape, image.dtype) == ((3, 4, 5), torch.uint8)
 
 
-@pytest.mark.parametrize("column", ["image", "depth"])
-@pytest.mark.parametrize("remove", [lambda row, key: row.pop(key), lambda row, key: row.update({key: None})])
+@pytest.mark.parametrize(
+    ("column", "remove"),
+    [("image", dict.pop), ("depth", dict.pop), ("image", lambda row, key: row.update({key: None}))],
+)
 def test_missing_column_is_named(column, remove):
     row = slope_row()
     remove(row, column)
@@ -109,6 +111,17 @@ def test_missing_column_is_named(column, remove):
     with pytest.raises(ValueError) as error:
         row_to_tensors(row, ["semseg", "depth"])
     assert f"lacks ['{column}'] and has {present}" in str(error.value)
+
+
+def test_a_missing_label_is_invalid_everywhere(slope):
+    row = {**slope_row(), "depth": None, "semseg": None}
+    image, labels = row_to_tensors(row, NYUD_TASKS)
+    assert_valid_sample(image, labels)
+    for task in NYUD_TASKS:
+        assert labels[task].shape == slope[1][task].shape and labels[task].dtype == slope[1][task].dtype
+        assert labels[task].kind.is_invalid(labels[task]).all() == (row[task] is None)
+    image, labels = TrainingAugmentation((64, 80))(image, labels)
+    assert labels["depth"].isnan().all() and (labels["semseg"] == 255).all()
 
 
 def test_map_of_another_size_is_named():

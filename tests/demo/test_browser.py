@@ -23,6 +23,7 @@ from transformers_sem.data.scenes import CLASS_NAMES, render_scene
 
 from ..tiny import tiny_config
 from .files import write_bad_files, write_good_files
+from .visitor import Visitor, image_file
 
 
 pytestmark = pytest.mark.slow
@@ -49,7 +50,7 @@ def free_port():
 
 
 def start(command, port, folder, **environment):
-    """Starts a server and waits until it responds."""
+    """Starts a server and waits until it answers."""
     with open(folder / "log.txt", "w") as log:
         process = subprocess.Popen(
             [sys.executable, *map(str, command)],
@@ -60,9 +61,8 @@ def start(command, port, folder, **environment):
         )
     for _ in range(240):
         time.sleep(0.5)
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) == 0:
-                return process
+        if "The page is at" in (folder / "log.txt").read_text():
+            return process
         assert process.poll() is None, (folder / "log.txt").read_text()
     raise TimeoutError((folder / "log.txt").read_text())
 
@@ -248,7 +248,7 @@ def test_closing_the_page_deletes_its_results(visit, scene, served):
     upload(page, scene)
     wait_for_maps(page, "160 x 120")
     (root,) = served[1].glob("sem_demo_*")
-    results = list(root.glob("*/maps.zip"))
+    results = list(root.glob("*/*/maps.zip"))
     assert results
     page.close()
     for _ in range(100):
@@ -339,16 +339,30 @@ def test_no_file_outside_the_temporary_folder_is_served(served, repository, mode
 
 def test_a_call_cannot_name_a_file_of_the_server(served, repository):
     """The server checks the path that the browser sends as its upload."""
-    port, _ = served
-    config = json.loads(request(port, "GET", "/config")[1])
-    index = next(entry["id"] for entry in config["dependencies"] if len(entry["outputs"]) > len(TASKS))
+    visitor = Visitor(served[0])
     for path in ("/etc/passwd", str(repository / "docs" / "demo.jpg")):
-        data = [{"path": path, "meta": {"_type": "gradio.FileData"}}]
-        body = json.dumps({"fn_index": index, "data": data, "session_hash": "../../tmp"})
-        request(port, "POST", "/gradio_api/queue/join", body, **{"Content-Type": "application/json"})
-        _, response = request(port, "GET", "/gradio_api/queue/data?session_hash=../../tmp")
-        assert b'"success":false' in response.replace(b" ", b"")
-        assert b"quickstart" not in response.replace(path.encode(), b"") and b"root:" not in response
+        for meta in ({}, {"meta": {"_type": "gradio.FileData"}}):
+            status, message = visitor.join([{"path": path, **meta}])
+            assert status == 404 and path not in message
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_a_signal_ends_the_demo_at_once_and_leaves_no_file(repository, model, tmp_path, signum):
+    port = free_port()
+    process = start([repository / "scripts" / "demo.py", "--model", model, "--port", port], port, tmp_path)
+    visitor = Visitor(port)
+    path = visitor.upload(image_file(700, 700), "large.png")[1]  # not predicted before the signal
+    assert visitor.join([{"path": path}])[0] == 200
+    with socket.create_connection(("127.0.0.1", port)) as stream:  # an open page
+        stream.sendall(b"GET /gradio_api/heartbeat/a HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        stream.recv(1)
+        time.sleep(0.5)
+        process.send_signal(signum)
+        start_time = time.perf_counter()
+        assert process.wait(timeout=20) == 130
+    assert time.perf_counter() - start_time < 2
+    assert list(tmp_path.glob("sem_demo_*")) == []
+    assert "Traceback" not in (tmp_path / "log.txt").read_text()
 
 
 def test_uploads_above_the_limit_are_rejected(served):

@@ -9,32 +9,20 @@ import pytest
 import yaml
 from PIL import Image
 
-from transformers_sem import TASKS, SEMForMultiTaskDensePrediction, SEMImageProcessor
+from transformers_sem import TASKS
 
-from ..tiny import tiny_config
-from .files import write_bad_files
+from .files import write_bad_files, write_huge_png
 
 
 gradio = pytest.importorskip("gradio", reason="the extra `demo` is not installed")
 
 
-@pytest.fixture(scope="module")
-def page(tmp_path_factory):
-    from transformers_sem.demo.page import Page, temporary_root
-
-    model = tmp_path_factory.mktemp("models") / "tiny"
-    num_labels = {task: spec.num_labels for task, spec in TASKS.items()}
-    SEMForMultiTaskDensePrediction(tiny_config(task_num_labels=num_labels)).save_pretrained(model)
-    SEMImageProcessor(size={"height": 32, "width": 64}).save_pretrained(model)
-    before = dict(os.environ)
-    with temporary_root() as root:
-        yield Page(model, root, max_upload_mb=20)
-    os.environ.clear()
-    os.environ.update(before)
+def request(page, session):
+    return SimpleNamespace(session_hash=session, state=SimpleNamespace(folder=page.root / "visitor"))
 
 
-def request(session):
-    return SimpleNamespace(session_hash=session)
+def result_folders(page):
+    return list((page.root / "visitor").iterdir())
 
 
 def test_the_page_has_a_slider_and_a_legend_for_each_task(page):
@@ -42,13 +30,13 @@ def test_the_page_has_a_slider_and_a_legend_for_each_task(page):
     assert kinds.count("ImageSlider") == len(TASKS)
     assert list(page.sliders) == list(page.legends) == list(TASKS)
     text = next(block.value for block in page.blocks.blocks.values() if isinstance(block, gradio.Markdown))
-    assert "**tiny**" in text and "20 MB" in text
+    assert "**tiny**" in text and "2 MB" in text
 
 
 def test_an_image_fills_the_page_and_closing_deletes_its_files(page, tmp_path):
     pixels = np.random.default_rng(0).integers(0, 255, (20, 30, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "photo.png")
-    updates = page.show(str(tmp_path / "photo.png"), request("../../a"))
+    updates = page.show(str(tmp_path / "photo.png"), request(page, "../../a"))
     assert updates[page.results]["visible"] and updates[page.archive]["visible"]
     assert (updates[page.table]["height"], updates[page.table]["width"]) == (20, 30)
     assert "30 x 20 pixels" in updates[page.status]
@@ -56,40 +44,49 @@ def test_an_image_fills_the_page_and_closing_deletes_its_files(page, tmp_path):
         image, task_map = (np.asarray(Image.open(path)) for path in updates[slider])
         assert (image == pixels).all()
         assert task_map.shape == pixels.shape
-    (folder,) = page.folders.root.iterdir()
+    (folder,) = result_folders(page)
     assert str(folder) in updates[page.archive]["value"]
     assert folder.stat().st_mode & 0o077 == 0
-    page.show(str(tmp_path / "photo.png"), request("../../a"))
-    assert len(list(page.folders.root.iterdir())) == 1, "the folder of the previous image is deleted"
-    page.delete_results(request("../../a"))
-    assert list(page.folders.root.iterdir()) == []
+    page.show(str(tmp_path / "photo.png"), request(page, "../../a"))
+    assert len(result_folders(page)) == 1, "the folder of the previous image is deleted"
+    page.delete_results(request(page, "../../a"))
+    assert result_folders(page) == []
 
 
 @pytest.mark.parametrize("size", [(1, 1), pytest.param((12_000, 9_000), marks=pytest.mark.slow)])
 def test_the_smallest_and_the_largest_image_fill_the_page(page, tmp_path, size):
     Image.new("RGB", size, (200, 100, 50)).save(tmp_path / "photo.png")
-    updates = page.show(str(tmp_path / "photo.png"), request("c"))
+    updates = page.show(str(tmp_path / "photo.png"), request(page, "c"))
     assert updates[page.results]["visible"]
     assert f"{size[0]:,} x {size[1]:,} pixels" in updates[page.status]
     assert ("reduced to 1024 x 768" in updates[page.status]) == (size[0] > 1024)
-    page.delete_results(request("c"))
+    page.delete_results(request(page, "c"))
 
 
 def test_folders_of_pages_left_open_are_deleted_after_a_while(page):
-    old, kept = page.folders.renew("old"), page.folders.renew("kept")
+    visitor = page.root / "visitor"
+    old, kept = page.folders.renew(visitor, "old"), page.folders.renew(visitor, "kept")
     os.utime(old, (0, 0))
-    page.folders.renew("new")
+    page.folders.renew(visitor, "new")
     assert not old.exists() and kept.exists()
+    page.folders.remove(page.root / "another", "kept")
+    assert kept.exists(), "a session belongs to one visitor"
     for session in ("kept", "new"):
-        page.folders.remove(session)
+        page.folders.remove(visitor, session)
 
 
 def test_bad_files_give_a_message_and_no_results(page, tmp_path):
     for path, word in write_bad_files(tmp_path / "bad").items():
-        updates = page.show(str(path), request("b"))
+        updates = page.show(str(path), request(page, "b"))
         assert "status error" in updates[page.status] and word in updates[page.status], path.name
         assert updates[page.results]["visible"] is False
-    assert list(page.folders.root.iterdir()) == []
+    assert result_folders(page) == []
+
+
+def test_an_image_of_too_many_pixels_is_not_decoded(page, tmp_path):
+    write_huge_png(tmp_path / "photo.png", 12_001, 9_000)
+    updates = page.show(str(tmp_path / "photo.png"), request(page, "b"))
+    assert "at most 108 million pixels; got 12,001 x 9,000" in updates[page.status]
 
 
 def test_rendered_rooms_are_not_training_data(monkeypatch):

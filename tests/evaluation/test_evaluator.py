@@ -132,6 +132,19 @@ def outcome(report):
     return {key: value for key, value in report.items() if key not in ("command", "environment")}
 
 
+def test_images_without_a_label_do_not_count_for_its_task(evaluate, rows, plain):
+    part = rows["validation"].to_list()
+    part[0]["depth"] = part[1]["boundary"] = part[1]["label_map"] = None
+    partial_rows = DatasetDict(
+        train=rows["train"], validation=Dataset.from_list(part, features=rows["validation"].features)
+    )
+    report, table = evaluate(rows=partial_rows)
+    assert report["num_scored_images"] == {"semseg": 5, "depth": 4, "normal": 5, "boundary": 4}
+    assert table[0]["depth/rmse"] is None and table[1]["boundary/odsf"] is None
+    assert table[1]["depth/rmse"] == plain[1][1]["depth/rmse"]
+    assert report["scores"]["semseg/miou"] == plain[0]["scores"]["semseg/miou"]
+
+
 # ----------------------------------------------------------------------------------------------------------------------
 # predict and predict_rows
 

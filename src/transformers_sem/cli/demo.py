@@ -2,9 +2,11 @@
 
     transformers-sem demo
     transformers-sem demo --model USER/NAME --port 8000
+    transformers-sem demo --host 0.0.0.0 --allow-host demo.example.org
     transformers-sem demo --space my_space
 
-Without --model it shows the quickstart model. The page answers only this machine unless --host says otherwise. With --space
+Without --model it shows the quickstart model. The page answers only this machine unless --host says otherwise, and only under
+the name of --host, as localhost, as 127.0.0.1, and under the names of --allow-host; with 0.0.0.0 under any IP address. With --space
 nothing is served: the command writes a folder that is a complete Hub Space, ready for upload.
 """
 
@@ -12,13 +14,14 @@ import argparse
 import os
 import shutil
 import signal
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 from .. import demo
 from ..image_processing_sem import SEMImageProcessor
 from ..modeling_sem import SEMForMultiTaskDensePrediction
-from ..utils.arguments import positive_integer
+from ..utils.arguments import port_number, positive_integer
 from ..utils.errors import plain_errors
 from ..utils.files import save_trained
 from .arguments import command_parser
@@ -34,7 +37,10 @@ def build_parser() -> argparse.ArgumentParser:
     parser = command_parser("demo", __doc__)
     parser.add_argument("--model", help=f"folder or Hub name of a trained model (default: {QUICKSTART})")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 for every machine")
-    parser.add_argument("--port", type=positive_integer, help="default: the first free one from 7860")
+    parser.add_argument("--port", type=port_number, help="default: the first free one from 7860")
+    parser.add_argument(
+        "--allow-host", action="append", default=[], metavar="NAME", help="answer to this name too; can be repeated"
+    )
     parser.add_argument("--max-upload-mb", type=positive_integer, default=20, help="larger files are refused")
     parser.add_argument("--space", type=Path, help="write a Hub Space to this new folder instead")
     return parser
@@ -51,14 +57,15 @@ def write_space(model: str, folder: Path) -> None:
             f"A Space is written to a new folder; {str(folder)!r} exists. Name another, or remove it."
         )
     weights = SEMForMultiTaskDensePrediction.from_pretrained(model)
-    unfinished = folder.with_name(f"unfinished_{folder.name}")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    shutil.copytree(SPACE, unfinished)
-    shutil.copytree(PACKAGE, unfinished / PACKAGE.name, ignore=shutil.ignore_patterns("__pycache__"))
-    models = unfinished / "models" / Path(model).name
-    models.mkdir(parents=True)
-    save_trained(weights, SEMImageProcessor.from_pretrained(model), models)
-    os.replace(unfinished, folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix="unfinished_") as temporary:
+        space = Path(temporary) / "space"
+        shutil.copytree(SPACE, space)
+        shutil.copytree(PACKAGE, space / PACKAGE.name, ignore=shutil.ignore_patterns("__pycache__"))
+        models = space / "models" / Path(model).resolve().name  # a name for "." too
+        models.mkdir(parents=True)
+        save_trained(weights, SEMImageProcessor.from_pretrained(model), models)
+        os.replace(space, folder)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -78,7 +85,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
             return
         from ..demo import page  # imports gradio, or names its extra
 
-        page.launch(model, host=parsed.host, port=parsed.port, max_upload_mb=parsed.max_upload_mb)
+        page.launch(
+            model,
+            host=parsed.host,
+            port=parsed.port,
+            max_upload_mb=parsed.max_upload_mb,
+            allow_hosts=parsed.allow_host,
+        )
 
 
 if __name__ == "__main__":

@@ -99,7 +99,7 @@ class Benchmark:
             if task not in self.scored_ids or row["id"] in self.scored_ids[task]
         }
         for task, column in self.reference_columns.items():
-            if task in references and column in row:
+            if task in references and row.get(column) is not None:
                 references[task] = np.array(row[column])
         return references
 

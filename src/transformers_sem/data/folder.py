@@ -12,6 +12,7 @@
 
 Any of the tasks is optional. `dataset.yaml` names those that the folder has, and describes their files:
 
+    allow_missing: true                  # images may lack maps, and are trained on those that they have; false by default
     tasks:
       semseg:
         classes: [road, building, tree]  # ids 0, 1, 2 in the files; or {7: road, 11: building}
@@ -41,10 +42,9 @@ from ..task_kinds import CLASS_IDS, METRES, PROBABILITY, UNIT_VECTORS
 from ..tasks import TASKS, get_task
 from ..utils.settings import parse_yaml
 from .files import FrameReader, check_depth, find_root, read_gray, read_list, read_normals, read_rgb, read_values
-from .sources import Frame, Maps, Source, SourceBuilder, SourceConfig
+from .sources import SETTINGS_NAME, Frame, Maps, Source, SourceBuilder, SourceConfig, drop_missing
 
 
-SETTINGS_NAME = "dataset.yaml"
 RULE = f"the folder that has images/ and {SETTINGS_NAME}, its parent, or a tar archive of either"
 LISTS = {"train": "train.txt", "validation": "validation.txt"}
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
@@ -79,7 +79,7 @@ def find_source(data_dir: str | Path | None) -> Source:
     settings = read_settings(root / SETTINGS_NAME)
     images = find_files(root / "images", IMAGE_SUFFIXES)
     maps = {task: find_files(root / task, MAP_SUFFIXES) for task in settings}
-    return Source(
+    source = Source(
         title=root.name,
         variant="a user's own folder",
         root=root,
@@ -91,6 +91,7 @@ def find_source(data_dir: str | Path | None) -> Source:
         official_sizes={},
         terms="",
     )
+    return drop_missing(source)
 
 
 def read_settings(path: Path) -> Settings:
@@ -104,7 +105,7 @@ def read_settings(path: Path) -> Settings:
     """
     description = parse_yaml(path.read_bytes(), str(path))
     tasks = description.get("tasks") if isinstance(description, dict) else None
-    if not isinstance(tasks, dict) or not tasks or set(description) != {"tasks"}:
+    if not isinstance(tasks, dict) or not tasks or set(description) - {"tasks", "allow_missing"}:
         raise ValueError(
             f"Cannot use {path}: it must name the tasks, as in 'tasks: {{depth: {{unit: metre}}}}'; got {description!r}. "
             f"Known tasks are {sorted(TASKS)}."
@@ -309,7 +310,7 @@ def read_frame(frame: Frame, readers: dict[str, Callable[[str], np.ndarray]]) ->
     """
     reader = FrameReader(frame["id"])
     reader.read(frame["image"], read_rgb)
-    maps = {task: reader.read(frame[task], read) for task, read in readers.items()}
+    maps = {task: reader.read(frame[task], read) for task, read in readers.items() if frame[task]}
     reader.finish()
     return {"image": Path(frame["image"]).read_bytes(), **maps}
 

@@ -46,7 +46,7 @@ from .files import (
     read_rgb,
     read_variable,
 )
-from .sources import Frame, Maps, Source, SourceBuilder, SourceConfig
+from .sources import Frame, Maps, Source, SourceBuilder, SourceConfig, drop_missing
 
 
 CLASS_NAMES = {
@@ -172,7 +172,7 @@ def find_folder(root: Path) -> Source:
         "normal": FITTED,
         "boundary": "computed from the map of 40 classes, gaps filled, because there is no edge/",
     }
-    return Source(
+    source = Source(
         **COMMON_FIELDS,
         variant="a folder of images, as multi-task papers share it",
         root=root,
@@ -180,6 +180,7 @@ def find_folder(root: Path) -> Source:
         derived={column: text for column, text in explanations.items() if column not in patterns},
         read=read_folder_frame,
     )
+    return drop_missing(source)
 
 
 def find_official(root: Path) -> Source:
@@ -296,9 +297,10 @@ def read_folder_frame(frame: Frame) -> Maps:
         "normal": read_normals,
         "boundary": read_gray,
     }
-    maps = {column: reader.read(frame[column], read) for column, read in readers.items() if column in frame}
+    maps = {column: reader.read(frame[column], read) for column, read in readers.items() if frame.get(column)}
     reader.finish()
-    return finish_frame(frame["id"], maps, maps["semseg"], Path(frame["image"]).read_bytes())
+    derived = {"normal", "boundary"} - set(frame)
+    return finish_frame(frame["id"], maps, maps.get("semseg"), Path(frame["image"]).read_bytes(), derived)
 
 
 def read_official_frame(frame: Frame, classes: np.ndarray) -> Maps:
@@ -322,32 +324,37 @@ def read_official_frame(frame: Frame, classes: np.ndarray) -> Maps:
         raise BrokenFrameError(
             f"Cannot use frame {frame['id']} of {frame['file']}: {error}. Download the file again."
         ) from error
-    return finish_frame(frame["id"], maps, labels, None)
+    return finish_frame(frame["id"], maps, labels, None, {"normal", "boundary"})
 
 
-def finish_frame(name: str, maps: Maps, label_map: np.ndarray, image_file: bytes | None) -> Maps:
-    """Crops a frame to the window that papers use, and computes the maps that have no files.
+def finish_frame(
+    name: str, maps: Maps, label_map: np.ndarray | None, image_file: bytes | None, derived: set[str]
+) -> Maps:
+    """Crops a frame to the window that papers use, and computes the maps that no frame has a file of.
 
     Args:
         name: The id of the frame.
         maps: The image and the maps; "semseg" as on disk, 0..40.
-        label_map: Ids `(height, width)` that boundaries are computed from.
+        label_map: Ids `(height, width)` that boundaries are computed from; `None` if the frame has none.
         image_file: Bytes of the image file, which are kept if nothing is cropped.
+        derived: The maps to compute, as far as the frame has what they are computed from.
     """
-    if label_map.shape == FULL_SIZE:
+    if maps["image"].shape[:2] == FULL_SIZE:
         window = slice(TOP, TOP + CROPPED_SIZE[0]), slice(LEFT, LEFT + CROPPED_SIZE[1])
         maps = {column: values[window] for column, values in maps.items()}
-        label_map, image_file = label_map[window], None
-    if "normal" not in maps:
-        if label_map.shape != CROPPED_SIZE:
+        label_map, image_file = None if label_map is None else label_map[window], None
+    if "normal" in derived and "depth" in maps:
+        size = maps["image"].shape[:2]
+        if size != CROPPED_SIZE:
             raise BrokenFrameError(
                 f"Normals are fitted to frames of {FULL_SIZE} or {CROPPED_SIZE} (height, width), whose camera is known; "
-                f"{name} is {label_map.shape}. Add a folder normals/."
+                f"{name} is {size}. Add a folder normals/."
             )
         maps["normal"] = unit_vectors_to_rgb(normals_from_depth(maps["depth"], INTRINSICS))
-    if "boundary" not in maps:
+    if "boundary" in derived and label_map is not None:
         maps["boundary"] = boundaries_from_labels(fill_unlabeled(label_map, 0))
-    maps["semseg"] = np.where(maps["semseg"] == 0, INVALID_ID, maps["semseg"] - 1).astype(np.uint8)
+    if "semseg" in maps:
+        maps["semseg"] = np.where(maps["semseg"] == 0, INVALID_ID, maps["semseg"] - 1).astype(np.uint8)
     return {**maps, "image": image_file or maps["image"]}
 
 

@@ -36,7 +36,7 @@ from .files import (
     read_variable,
 )
 from .row_format import FEATURES, LABEL_MAP, UNKNOWN_NORMAL
-from .sources import Frame, Maps, Source, SourceBuilder, SourceConfig
+from .sources import Frame, Maps, Source, SourceBuilder, SourceConfig, drop_missing
 
 
 CLASS_NAMES = {
@@ -160,7 +160,7 @@ def find_source(data_dir: str | Path | None) -> Source:
         )
     computed = {column: text for column, text in DERIVED.items() if LABEL_MAP in patterns and column not in patterns}
     present = {*patterns, *computed}
-    return Source(
+    source = Source(
         title="PASCALContext",
         variant="a folder of images, as multi-task papers share it",
         root=root,
@@ -172,6 +172,7 @@ def find_source(data_dir: str | Path | None) -> Source:
         official_sizes=OFFICIAL_SIZES,
         terms=TERMS,
     )
+    return drop_missing(source)
 
 
 def read_object_classes(path: Path) -> dict[str, list[int]]:
@@ -334,6 +335,8 @@ def read_frame(frame: Frame) -> Maps:
         maps.setdefault("semseg", map_classes(maps[LABEL_MAP]))
         if "normal" in maps:
             maps["normal"] = keep_shared_classes(maps["normal"], maps[LABEL_MAP])
+    elif LABEL_MAP in frame:  # it is missing, and says which normals are valid
+        maps.pop("normal", None)
     return maps
 
 

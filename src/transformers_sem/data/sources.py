@@ -1,7 +1,7 @@
 """Datasets on disk: their files, rows read frame by frame, and the `datasets` builder that serves them."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -10,12 +10,14 @@ import datasets
 import numpy as np
 
 from ..losses import INVALID_ID
+from ..utils.settings import read_settings
 from .files import file_signature
 from .row_format import encode_map, map_feature
 from .shrink import Maps, shrink_maps
 
 
 Frame = dict[str, Any]
+SETTINGS_NAME = "dataset.yaml"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +29,7 @@ class Source:
         variant (`str`): The form in which it was found, in words.
         root (`Path`): Its folder.
         frames (`dict[str, list[dict]]`): The frames of each split. A frame is what `read` needs: "id", and the path of
-            each file by its key.
+            each file by its key, `None` for a map that is allowed to be missing.
         columns (`list[str]`): Columns of images in a row.
         class_names (`dict[str, list[str]]`): Names of the classes, for columns of class ids.
         derived (`dict[str, str]`): Columns that are computed and not annotated, with the source of their values.
@@ -87,25 +89,51 @@ def read_row(
     derived: list[str],
     factor: int,
 ) -> dict[str, Any]:
-    """Reads a frame as a row of `Source.features`.
+    """Reads a frame as a row of `Source.features`, with `None` for maps that it does not have.
 
     Raises:
         BrokenFrameError: If a file of the frame cannot be used.
     """
     maps = shrink_maps(read(frame), factor)
-    images = {column: maps[column] for column in columns}
-    classes = {f"{column}_classes": find_classes(maps[column]) for column in class_columns}
+    images = {column: value if isinstance(value, bytes) else encode_map(value) for column, value in maps.items()}
+    classes = {column: find_classes(maps[column]) for column in class_columns if column in maps}
     return {
         "id": frame["id"],
-        **{column: value if isinstance(value, bytes) else encode_map(value) for column, value in images.items()},
-        **classes,
-        "derived": derived,
+        **{column: images.get(column) for column in columns},
+        **{f"{column}_classes": classes.get(column) for column in class_columns},
+        "derived": [column for column in derived if column in maps],
     }
 
 
 def find_classes(ids: np.ndarray) -> list[int]:
     """Returns the sorted classes in a map of ids, without the invalid id."""
     return [int(index) for index in np.unique(ids) if index != INVALID_ID]
+
+
+def drop_missing(source: Source) -> Source:
+    """Replaces the paths of maps without a file by `None`, if `dataset.yaml` in the folder has `allow_missing: true`.
+
+    Raises:
+        ValueError: If `dataset.yaml` cannot be read.
+    """
+    path = source.root / SETTINGS_NAME
+    allowed = read_settings(path).get("allow_missing", False) if path.is_file() else False
+    if not isinstance(allowed, bool):
+        raise ValueError(f"Cannot use {path}: `allow_missing` is true or false; got {allowed!r}.")
+    if not allowed:
+        return source
+    maps = {*source.columns} - {"image"}
+    frames = {
+        split: [
+            {
+                key: None if key in maps and value and not Path(value).is_file() else value
+                for key, value in frame.items()
+            }
+            for frame in split_frames
+        ]
+        for split, split_frames in source.frames.items()
+    }
+    return replace(source, frames=frames)
 
 
 def check_files(source: Source) -> None:
@@ -118,7 +146,8 @@ def check_files(source: Source) -> None:
     if missing:
         raise FileNotFoundError(
             f"Every id on the lists needs a file in each folder of maps; {len(missing)} are missing, first {missing[:5]}. "
-            "Restore them, take their ids off the lists, or remove a folder to leave its map out."
+            "Restore them, take their ids off the lists, remove a folder to leave its map out, or write `allow_missing: true` to "
+            f"{SETTINGS_NAME} in the folder of the dataset: images are trained on the maps that they have then."
         )
 
 

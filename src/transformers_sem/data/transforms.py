@@ -11,6 +11,7 @@ from typing import Any
 
 import datasets
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms import v2
@@ -19,7 +20,7 @@ from torchvision.tv_tensors import TVTensor
 from tqdm.auto import tqdm
 
 from ..task_kinds import CLASS_IDS
-from ..tasks import to_label
+from ..tasks import invalid_labels, to_label
 from .labels import Label
 
 
@@ -30,22 +31,26 @@ def row_to_tensors(row: dict[str, Any], tasks: Iterable[str]) -> tuple[Tensor, L
     """Converts a row of images to tensors and checks them.
 
     Args:
-        row (`dict[str, Any]`): "image", a PIL image, and a map for every task.
+        row (`dict[str, Any]`): "image", a PIL image, and for every task a map, or `None` for a label that is missing.
         tasks (`Iterable[str]`): The tasks to return labels of.
 
     Returns:
-        The image, uint8 `(3, height, width)`, and `{task: label}` with the values that `to_label` returns.
+        The image, uint8 `(3, height, width)`, and `{task: label}` with the values that `to_label` returns; all pixels of a
+        missing label are invalid.
 
     Raises:
-        ValueError: If the row lacks the image or a map, or a map has another size than the image.
+        ValueError: If the row lacks the image or the column of a task, or a map has another size than the image.
     """
     tasks = list(tasks)
-    missing = [column for column in ("image", *tasks) if row.get(column) is None]
-    if missing:
+    missing = [column for column in ("image", *tasks) if column not in row]
+    if missing or row["image"] is None:
         present = sorted(column for column, value in row.items() if value is not None)
-        raise ValueError(f"A row needs the image and a map for each of {tasks}; it lacks {missing} and has {present}.")
+        raise ValueError(
+            f"A row needs an image and the columns {tasks}; it lacks {missing or ['image']} and has {present}. The map of a "
+            "task that an image has no label of is None."
+        )
     image = functional.pil_to_tensor(row["image"].convert("RGB"))
-    labels = {task: Label(to_label(task, row[task]), task) for task in tasks}
+    labels = {task: Label(read_label(task, row[task], tuple(image.shape[-2:])), task) for task in tasks}
     for task, label in labels.items():
         if label.shape[-2:] != image.shape[-2:]:
             raise ValueError(
@@ -53,6 +58,11 @@ def row_to_tensors(row: dict[str, Any], tasks: Iterable[str]) -> tuple[Tensor, L
                 f"{tuple(image.shape[-2:])} (height, width). Resize the map when you prepare the data."
             )
     return image, labels
+
+
+def read_label(task: str, value: Image.Image | None, size: tuple[int, int]) -> Tensor:
+    """Converts a map to a label; a missing one is invalid everywhere."""
+    return to_label(task, value) if value is not None else invalid_labels(task, 1, size)[0]
 
 
 def check_probability(name: str, value: float) -> float:
@@ -202,7 +212,7 @@ class TransformedDataset(Dataset):
     """Rows as inputs of the model, one at a time.
 
     Args:
-        dataset (`datasets.Dataset`, or a sequence of rows): Rows with an "image" and a map for every task.
+        dataset (`datasets.Dataset`, or a sequence of rows): Rows with an "image" and a map or `None` for every task.
         tasks (`Iterable[str]`): The tasks to prepare labels for.
         image_processor (`Callable`): Called as `SEMImageProcessor` with one image and its `labels`.
         augmentation (`v2.Transform`, *optional*): `(image, labels) -> (image, labels)`, for example a

@@ -155,6 +155,11 @@ def describe_length(config: TrainingConfig, num_rows: int, num_processes: int) -
     )
 
 
+def describe_labels(counts: dict[str, int], num_rows: int) -> str:
+    """Describes how many of the training images have a label of each task."""
+    return f"{'labels':12}{', '.join(f'{task} {count:,}' for task, count in counts.items())} of {num_rows:,} images"
+
+
 def describe_memory(memory: Memory) -> str:
     """Describes the static memory and its parts."""
     parts = {"parameters": memory.parameters, "gradients": memory.gradients, "Adam": memory.optimizer}

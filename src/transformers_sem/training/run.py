@@ -13,6 +13,7 @@ from torch.optim.lr_scheduler import PolynomialLR
 from tqdm.auto import tqdm
 
 from ..data.benchmarks import get_benchmark
+from ..data.row_format import count_labels
 from ..data.transforms import TrainingAugmentation, TransformedDataset
 from ..evaluation.constant_predictor import fit_constant
 from ..evaluation.evaluator import TRAINING_NAME, EvaluationConfig, evaluate_and_report, predict_rows
@@ -32,7 +33,7 @@ from .data_order import build_train_loader, seed_step
 from .history import History
 from .model import build_image_processor, build_model, decide_pretrained_backbone
 from .optimizer import NonFiniteGuard, OptimizerStep, build_average, build_optimizer
-from .plan import format_plan, measure_step
+from .plan import describe_labels, format_plan, measure_step
 from .signals import StopRequest
 from .snapshots import Snapshots
 
@@ -205,6 +206,7 @@ def run_training(config: TrainingConfig) -> None:
             lock = lock_output_dir(output_dir)  # noqa: F841, held until the end
     image_processor = build_image_processor(config, model.config.backbone_config)
     accelerator.print(format_plan(config, model, len(rows["train"]), accelerator.num_processes))
+    accelerator.print(describe_labels(count_labels(rows["train"], model.config.tasks), len(rows["train"])))
     with plain_errors(), StopRequest(accelerator) as stop:
         weights = train(config, accelerator, model, image_processor, rows, stop)
     if accelerator.is_main_process:

@@ -15,6 +15,18 @@ def positive_integer(text: str) -> int:
     return int(text)
 
 
+def port_number(text: str) -> int:
+    """Parses the number of a port.
+
+    Raises:
+        argparse.ArgumentTypeError: If the text is anything else.
+    """
+    port = positive_integer(text)
+    if port > 65535:
+        raise argparse.ArgumentTypeError(f"a port from 1 to 65535 is needed; got {text!r}")
+    return port
+
+
 def json_path(text: str) -> Path:
     """Parses the path of a file that ends in .json; other files of the same name go beside it.
 

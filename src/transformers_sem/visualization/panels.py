@@ -128,7 +128,7 @@ def contact_sheet(rows: list[dict[str, Any]], tasks: list[str]) -> Image.Image:
     """Draws the images of a dataset next to their labels, to check that both are aligned.
 
     Args:
-        rows (`list[dict[str, Any]]`): Dataset rows with "id", "image" and a map for each task, all PIL images.
+        rows (`list[dict[str, Any]]`): Dataset rows with "id", "image" and a map or `None` for each task, all PIL images.
         tasks (`list[str]`): The labels to draw.
 
     Returns:
@@ -136,7 +136,10 @@ def contact_sheet(rows: list[dict[str, Any]], tasks: list[str]) -> Image.Image:
         over the gray image.
     """
     cells = [
-        [np.asarray(row["image"].convert("RGB")), *(draw_overlay(row["image"], task, row[task]) for task in tasks)]
+        [
+            np.asarray(row["image"].convert("RGB")),
+            *(None if row[task] is None else draw_overlay(row["image"], task, row[task]) for task in tasks),
+        ]
         for row in rows
     ]
     return draw_panel(cells, [row["id"] for row in rows], ["image", *tasks])

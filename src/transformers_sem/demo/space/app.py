@@ -7,4 +7,5 @@ from transformers_sem.demo.page import launch
 
 if __name__ == "__main__":
     (model,) = (Path(__file__).parent / "models").iterdir()
-    launch(model, host="0.0.0.0")
+    # a Space is public under whatever name the Hub gives it
+    launch(model, host="0.0.0.0", allow_hosts=["*"])
