@@ -340,6 +340,23 @@ def test_timm_weights_of_another_model_are_refused(tmp_path):
         build_backbone("convnext").load_timm_weights(str(tmp_path / "foreign.safetensors"))
 
 
+def test_a_file_of_weights_that_runs_code_is_refused(tmp_path):
+    class Code:
+        def __reduce__(self):
+            return (Path.touch, (tmp_path / "ran",))
+
+    torch.save({"state_dict": Code()}, tmp_path / "code.pth")
+    with pytest.raises(OSError, match=r"code\.pth"):
+        build_backbone("convnext").load_timm_weights(str(tmp_path / "code.pth"))
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("name", ["hf-hub:timm/test_vit", "local-dir:/test_vit", "/tmp/test_vit"])
+def test_a_name_is_no_address(name):
+    with pytest.raises(ValueError, match="no model"):
+        SEMTimmBackbone(SEMTimmBackboneConfig(model_name=name))
+
+
 def test_an_unknown_model_is_named():
     with pytest.raises(ValueError, match=r"no model 'swim_tiny'.*timm\.list_models"):
         SEMTimmBackbone(SEMTimmBackboneConfig(model_name="swim_tiny"))

@@ -8,7 +8,7 @@ from PIL import Image
 from transformers import AutoImageProcessor
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
-from transformers_sem import TASKS, SEMImageProcessor
+from transformers_sem import TASKS, SEMImageProcessor, image_processing_sem
 from transformers_sem.image_processing_sem import center_padding, shrink_to_fit
 from transformers_sem.modeling_sem import SEMMultiTaskOutput
 from transformers_sem.tasks import to_label
@@ -463,3 +463,29 @@ def test_segmentation_maps_are_called_maps():
     image = np.zeros((8, 8, 3), np.uint8)
     with pytest.raises(ValueError, match="no `segmentation_maps`.*maps={task"):
         SEMImageProcessor()(image, segmentation_maps=image[..., 0])
+
+
+def test_large_predictions_are_computed_in_bands(monkeypatch):
+    """The same values, and never all logits at the size of the image."""
+    processor = SEMImageProcessor(**PAD_ONLY, pad_size=size_of(32, 64))
+    widths = {"semseg": 40, "depth": 1, "normal": 3, "boundary": 1}
+    outputs = SEMMultiTaskOutput(logits={task: torch.randn(2, width, 8, 16) for task, width in widths.items()})
+    sizes = [(90, 121), (33, 30)]
+    expected = processor.post_process_dense_prediction(outputs, target_sizes=sizes)
+    limit, largest, interpolate = 40 * 121 * 4, [], F.interpolate
+
+    def note_size(values, **kwargs):
+        resized = interpolate(values, **kwargs)
+        largest.append(resized.numel())
+        return resized
+
+    monkeypatch.setattr(image_processing_sem, "MAX_BAND_VALUES", limit)
+    monkeypatch.setattr(F, "interpolate", note_size)
+    for found, maps in zip(processor.post_process_dense_prediction(outputs, sizes), expected, strict=True):
+        assert (found["semseg"] == maps["semseg"]).float().mean() > 0.999
+        for task in ("depth", "normal", "boundary"):
+            torch.testing.assert_close(found[task], maps[task], rtol=1e-4, atol=1e-5)
+            assert found[task].shape == maps[task].shape
+    assert max(largest) <= max(limit, 40 * 32 * 64)  # the second is the padded input, which is cropped
+    (first, _) = processor.post_process_semantic_segmentation(outputs, sizes)
+    torch.testing.assert_close(first, processor.post_process_dense_prediction(outputs, sizes)[0]["semseg"])

@@ -1234,3 +1234,12 @@ def test_input_embeddings_are_the_first_layer_of_the_encoder():
     assert model.get_output_embeddings() is None
     model.requires_grad_(False).enable_input_require_grads()
     assert next(iter(model(random_images()).logits.values())).requires_grad
+
+
+def test_images_take_the_precision_of_the_model():
+    images = random_images()
+    model = build_model().eval().to(torch.bfloat16)
+    with torch.no_grad():
+        expected, found = (model(pixel_values).logits for pixel_values in (images.to(torch.bfloat16), images))
+    assert all(torch.equal(found[task], expected[task]) for task in expected)
+    assert {logits.dtype for logits in found.values()} == {torch.bfloat16}

@@ -166,8 +166,9 @@ class SEMTimmBackbone(BackboneMixin, PreTrainedModel):
         try:
             overlay = None
             if file:
-                self._check_names(timm.models.load_state_dict(file))
-                overlay = {"file": file}
+                weights = timm.models.load_state_dict(file, weights_only=True)
+                self._check_names(weights)
+                overlay = {"state_dict": weights}
             elif packaged:
                 overlay = {"state_dict": read_packaged_weights(self.config.model_name, packaged[0])}
             pretrained = build_timm_encoder(self.config, pretrained=True, pretrained_cfg_overlay=overlay)

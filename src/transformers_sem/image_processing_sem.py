@@ -1,7 +1,11 @@
 """Image processor of SEM: images and maps to tensors, and logits to predictions at the size of the image."""
 
+import math
 from collections.abc import Mapping, Sequence
+from numbers import Integral, Real
 from pathlib import Path
+from types import NoneType
+from typing import Any
 
 import numpy as np
 import torch
@@ -34,6 +38,8 @@ OTHER_ARGUMENTS = {
     "do_center_crop": "Crop images and maps before.",
     "segmentation_maps": "Give `maps={task: ...}`.",
 }
+MAX_EDGE = 10_000  # pixels: an image of that height and width takes 1.2 GB
+MAX_BAND_VALUES = 2**24  # of logits that are resized at once: 64 MiB of float32
 
 
 class SEMBatchFeature(BatchFeature):
@@ -92,6 +98,7 @@ class SEMImageProcessor(TorchvisionBackend):
 
     def __init__(self, **kwargs: Unpack[ImagesKwargs]):
         _refuse_other_arguments(kwargs)
+        check_settings(kwargs)
         super().__init__(**kwargs)
 
     @classmethod
@@ -315,12 +322,11 @@ class SEMImageProcessor(TorchvisionBackend):
                 f"The output has the fields {list(outputs)}; `logits` of several tasks are those of "
                 "SEMForMultiTaskDensePrediction. Load the model as such, or use the post-processing of one task."
             )
-        restored = {task: self._restore_logits(logits, target_sizes) for task, logits in outputs.logits.items()}
-        batch_size = len(next(iter(restored.values())))
-        return [
-            {task: get_task(task).kind.predict(logits[index][None])[0] for task, logits in restored.items()}
-            for index in range(batch_size)
-        ]
+        predicted = {
+            task: self._predict(get_task(task).kind, logits, target_sizes) for task, logits in outputs.logits.items()
+        }
+        batch_size = len(next(iter(predicted.values())))
+        return [{task: maps[index] for task, maps in predicted.items()} for index in range(batch_size)]
 
     def post_process_semantic_segmentation(
         self,
@@ -342,13 +348,13 @@ class SEMImageProcessor(TorchvisionBackend):
         Raises:
             ValueError: If no task predicts class ids, or there are not as many target sizes as images.
         """
-        logits = self._restore_logits(_maps_of(outputs, CLASS_IDS, "logits"), target_sizes)
-        ids = [CLASS_IDS.predict(image_logits[None])[0] for image_logits in logits]
+        logits = _maps_of(outputs, CLASS_IDS, "logits")
+        ids = self._predict(CLASS_IDS, logits, target_sizes)
         if not return_segmentation_scores:
             return ids
         return [
             SemanticSegmentationPostProcessorOutput(data={"segmentation": segmentation, "segmentation_scores": scores})
-            for segmentation, scores in zip(ids, logits, strict=True)
+            for segmentation, scores in zip(ids, self._restore_logits(logits, target_sizes), strict=True)
         ]
 
     def post_process_depth_estimation(
@@ -367,10 +373,7 @@ class SEMImageProcessor(TorchvisionBackend):
         """
         depth = _maps_of(outputs, METRES, "predicted_depth")
         depth = depth.unsqueeze(1) if depth.ndim == 3 else depth
-        return [
-            {"predicted_depth": METRES.predict(image_depth[None])[0]}
-            for image_depth in self._restore_logits(depth, target_sizes)
-        ]
+        return [{"predicted_depth": metres} for metres in self._predict(METRES, depth, target_sizes)]
 
     def post_process_normal_estimation(
         self, outputs, target_sizes: list[tuple[int, int]] | Tensor | None = None
@@ -386,21 +389,27 @@ class SEMImageProcessor(TorchvisionBackend):
         Raises:
             ValueError: If no task predicts unit vectors, or there are not as many target sizes as images.
         """
-        normals = self._restore_logits(_maps_of(outputs, UNIT_VECTORS, "normals"), target_sizes)
-        return [{"normals": UNIT_VECTORS.predict(image_normals[None])[0]} for image_normals in normals]
+        normals = _maps_of(outputs, UNIT_VECTORS, "normals")
+        return [{"normals": vectors} for vectors in self._predict(UNIT_VECTORS, normals, target_sizes)]
+
+    def _predict(self, kind: TaskKind, logits: Tensor, target_sizes) -> list[Tensor]:
+        """Returns the prediction for each image at its original size."""
+        return [predict_map(kind, *cropped) for cropped in self._crop_logits(logits, target_sizes)]
 
     def _restore_logits(self, logits: Tensor, target_sizes) -> list[Tensor]:
         """Returns the logits of each image at its original size, without the padding."""
+        return [resize_logits(*cropped) for cropped in self._crop_logits(logits, target_sizes)]
+
+    def _crop_logits(self, logits: Tensor, target_sizes) -> list[tuple[Tensor, tuple[int, int]]]:
+        """Returns the logits of each image without the padding, and its original size."""
         if target_sizes is None:
-            return list(logits)
+            return [(image_logits, tuple(image_logits.shape[-2:])) for image_logits in logits]
         sizes = [(int(height), int(width)) for height, width in target_sizes]
         if len(sizes) != len(logits):
             raise ValueError(f"Give one target size per image; got {len(sizes)} for a batch of {len(logits)}.")
         content_sizes, padded_sizes = self.plan_sizes(sizes)
-        return [
-            restore_map(image_logits, *layout)
-            for image_logits, *layout in zip(logits, content_sizes, padded_sizes, sizes, strict=True)
-        ]
+        cropped = map(crop_logits, logits, content_sizes, padded_sizes)
+        return list(zip(cropped, sizes, strict=True))
 
 
 def _refuse_other_arguments(kwargs: dict) -> None:
@@ -431,6 +440,44 @@ def _flatten(images: ImageInput) -> list:
     return list(images) if is_batch else [images]
 
 
+def is_edge(value: Any) -> bool:
+    """Returns whether a value is a number of pixels that an image may be high or wide."""
+    return isinstance(value, Integral) and not isinstance(value, bool) and 1 <= value <= MAX_EDGE
+
+
+def check_settings(settings: dict[str, Any]) -> None:
+    """Checks the settings of a processor.
+
+    Raises:
+        ValueError: If one has a value that no image can be processed with.
+    """
+    for name in ("size", "pad_size", "crop_size"):
+        value = settings.get(name)
+        value = dict(value) if isinstance(value, (Mapping, SizeDict)) else value
+        edges = (
+            list(value.values()) if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else [value]
+        )
+        edges = [edge for edge in edges if edge is not None]
+        if value is not None and (not edges or not all(is_edge(edge) for edge in edges)):
+            raise ValueError(f"`{name}` is {{'height': ..., 'width': ...}} of 1 to {MAX_EDGE} pixels; got {value!r}.")
+    for name in ("image_mean", "image_std", "rescale_factor"):
+        value = settings.get(name)
+        numbers = value if isinstance(value, (list, tuple)) and name != "rescale_factor" else [value]
+        is_usable = len(numbers) > 0 and all(isinstance(n, Real) and math.isfinite(n) for n in numbers)
+        if value is not None and not (is_usable and (name == "image_mean" or min(numbers) > 0)):
+            rule = "finite numbers" if name == "image_mean" else "finite and above 0"
+            raise ValueError(f"`{name}` is {rule}; got {value!r}.")
+    for name in ("do_resize", "do_rescale", "do_normalize", "do_pad"):
+        if not isinstance(settings.get(name), (bool, int, NoneType)):
+            raise ValueError(f"`{name}` is true or false; got {settings[name]!r}.")
+    if settings.get("resample") not in (None, *range(4)):
+        raise ValueError(f"`resample` is a filter of Pillow, 0 to 3; got {settings['resample']!r}.")
+    try:
+        torch.device(settings.get("device") or "cpu")
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"`device` is the name of a device, such as 'cpu'; got {settings['device']!r}.") from error
+
+
 def shrink_to_fit(size: tuple[int, int], largest: tuple[int, int]) -> tuple[int, int]:
     """Returns the largest size of the same aspect ratio that fits into `largest`, never larger than `size`."""
     scale = min(1.0, largest[0] / size[0], largest[1] / size[1])
@@ -453,13 +500,51 @@ def restore_map(
     logits: Tensor, content_size: tuple[int, int], padded_size: tuple[int, int], size: tuple[int, int]
 ) -> Tensor:
     """Crops and resizes logits `(channels, height, width)` of a padded image to the image at its original size."""
+    return resize_logits(crop_logits(logits, content_size, padded_size), size)
+
+
+def crop_logits(logits: Tensor, content_size: tuple[int, int], padded_size: tuple[int, int]) -> Tensor:
+    """Crops logits `(channels, height, width)` of a padded image to its content, where it is padded."""
+    if content_size == padded_size:
+        return logits
     left, top, _, _ = center_padding(content_size, padded_size)
-    if content_size != padded_size:
-        logits = F.interpolate(logits[None], size=padded_size, mode="bilinear", align_corners=False)[0]
-        logits = logits[..., top : top + content_size[0], left : left + content_size[1]]
+    logits = F.interpolate(logits[None], size=padded_size, mode="bilinear", align_corners=False)[0]
+    return logits[..., top : top + content_size[0], left : left + content_size[1]]
+
+
+def resize_logits(logits: Tensor, size: tuple[int, int]) -> Tensor:
+    """Resizes logits `(channels, height, width)`."""
     if tuple(logits.shape[-2:]) == size:
         return logits
     return F.interpolate(logits[None], size=size, mode="bilinear", align_corners=False)[0]
+
+
+def predict_map(kind: TaskKind, logits: Tensor, size: tuple[int, int]) -> Tensor:
+    """Resizes logits `(channels, height, width)` to `size` and converts them to a prediction.
+
+    Large ones are computed one band of rows at a time, so that many classes at the size of a photo do not fill the memory.
+    """
+    num_rows = max(1, MAX_BAND_VALUES // (len(logits) * size[1]))
+    if num_rows >= size[0]:
+        return kind.predict(resize_logits(logits, size)[None])[0]
+    prediction = None
+    for top in range(0, size[0], num_rows):
+        bottom = min(top + num_rows, size[0])
+        band = kind.predict(upsample_rows(logits, size, top, bottom)[None])[0]
+        if prediction is None:
+            prediction = band.new_empty(*band.shape[:-2], *size)
+        prediction[..., top:bottom, :] = band
+    return prediction
+
+
+def upsample_rows(logits: Tensor, size: tuple[int, int], start: int, stop: int) -> Tensor:
+    """Upsamples logits `(num_labels, h, w)` to `size` and returns rows `start` to `stop`; bilinear, as in post-processing."""
+    position = (torch.arange(start, stop, device=logits.device) + 0.5) * (logits.shape[1] / size[0]) - 0.5
+    position = position.clamp(min=0)
+    above = position.long().clamp(max=logits.shape[1] - 1)
+    below = (above + 1).clamp(max=logits.shape[1] - 1)
+    rows = torch.lerp(logits[:, above], logits[:, below], (position - above)[:, None])
+    return F.interpolate(rows[None], size=(stop - start, size[1]), mode="bilinear", align_corners=False)[0]
 
 
 __all__ = ["SEMImageProcessor"]

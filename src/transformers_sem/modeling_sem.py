@@ -652,10 +652,12 @@ class SEMModel(SEMPreTrainedModel):
         self._check_pixel_values(pixel_values)
         for name in ("output_hidden_states", "output_attentions"):
             kwargs.setdefault(name, getattr(self.config, name))
-        padded = padding.pad(pixel_values)
+        # the processor returns float32, whatever the model; a replica of DataParallel lists no parameters
+        dtypes = (parameter.dtype for parameter in self.backbone.parameters() if parameter.is_floating_point())
+        padded = padding.pad(pixel_values).to(next(dtypes, pixel_values.dtype))
         if padded.device.type == "cpu":  # faster there; convolutions pass the memory format on
             padded = padded.contiguous(memory_format=torch.channels_last)
-        return self.backbone.forward_with_filtered_kwargs(padded, **kwargs)
+        return self.backbone.forward_with_filtered_kwargs(padded, **{**kwargs, "return_dict": True})
 
     @torch.no_grad()
     def update_initial_bases(self, stage_bases: list[Tensor | None]) -> None:

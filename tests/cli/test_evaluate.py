@@ -56,7 +56,7 @@ def test_evaluating_again_gives_the_same_numbers(trained, evaluated, tmp_path):
     for path in (evaluated / "scores.json", tmp_path / "again.json"):
         assert read_report(path) == read_report(trained / "evaluation.json")
         assert read_table(path.with_suffix(".parquet")) == read_table(trained / "evaluation.parquet")
-    assert sorted(path.name for path in evaluated.iterdir()) == ["maps", "scores.json", "scores.parquet"]
+    assert sorted(path.name for path in evaluated.glob("[!.]*")) == ["maps", "scores.json", "scores.parquet"]
 
 
 def test_an_evaluation_says_what_and_how(trained, evaluated):

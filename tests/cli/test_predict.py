@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from transformers_sem.tasks import TASKS as TASK_TABLE
+from transformers_sem.utils.files import locked
 
 from .commands import TASKS, error_line, run, run_ranks, start
 
@@ -40,8 +41,8 @@ def predict_arguments(model, photos, output, *more):
 
 
 def files_of(folder):
-    """`{relative path: (content, time)}`; contents of what holds no time of its own."""
-    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    """`{relative path: (content, time)}` without the lock; contents of what holds no time of its own."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != ".lock")
     return {path.relative_to(folder).as_posix(): (path.read_bytes(), path.stat().st_mtime_ns) for path in paths}
 
 
@@ -196,6 +197,16 @@ def test_predicting_a_video(trained, tmp_path):
     assert json.loads((output / "json" / "film.json").read_text())["num_frames"] == 3
     assert "Predicted 0, done before 1" in run("predict", *arguments).output
     assert sorted(files_of(output)) == ["json/film.json", "videos/film.mp4"]
+
+
+def test_a_second_run_into_the_same_folder_is_refused(trained, tmp_path):
+    photo, output = save_photo(tmp_path / "photo.png"), tmp_path / "out"
+    with locked(output / ".lock", "One test at a time"):
+        assert "One run writes to a folder at a time" in error_line(
+            run("predict", *predict_arguments(trained, photo, output))
+        )
+    assert files_of(output) == {}
+    assert run("predict", *predict_arguments(trained, photo, output)).code == 0
 
 
 @pytest.mark.parametrize("missing", ["input", "model"])

@@ -2,6 +2,7 @@ import os
 import re
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -9,7 +10,13 @@ from datasets import Dataset
 from PIL import Image
 
 from transformers_sem import TASKS
-from transformers_sem.data.benchmarks import BENCHMARKS, SCORED_BOUNDARY_IDS, Benchmark, get_benchmark
+from transformers_sem.data.benchmarks import (
+    BENCHMARKS,
+    SCORED_BOUNDARY_IDS,
+    Benchmark,
+    get_benchmark,
+    warn_of_shared_ids,
+)
 from transformers_sem.data.scenes import Scenes
 
 
@@ -140,3 +147,13 @@ def test_pascal_context_scores_boundaries_on_2498_images():
 )
 def test_images_with_scored_boundaries_are_official_validation_images():
     assert set(OFFICIAL_LIST.read_text().split()) > SCORED_BOUNDARY_IDS
+
+
+def test_images_of_both_splits_are_named(caplog):
+    def split(*ids):
+        return datasets.Dataset.from_dict({"id": ids})
+
+    warn_of_shared_ids(datasets.DatasetDict(train=split("a", "b"), validation=split("c")))
+    assert caplog.text == ""
+    warn_of_shared_ids(datasets.DatasetDict(train=split("a", "b", "c"), validation=split("c", "d", "b")))
+    assert "2 of 3 validation images are also training images (b, c)" in caplog.text

@@ -1,4 +1,5 @@
 import io
+import os
 import struct
 import tarfile
 import zlib
@@ -227,6 +228,27 @@ def test_broken_archive(tmp_path, unpack_into):
         with pytest.raises(ValueError, match="Cannot unpack .*a.tar.gz: .* Download it again, or unpack it yourself"):
             unpack(archive)
         assert [*unpack_into.iterdir()] == []
+
+
+@pytest.mark.parametrize("name", ["a.tar.gz", "a.tar"])
+def test_a_damaged_archive_is_refused_or_makes_no_difference(tmp_path, unpack_into, name):
+    """Of an archive that is not compressed, only the headers have checksums."""
+    members = {f"a/{letter}.txt": letter.encode() * 700 for letter in "bcd"}
+    archive = write_archive(tmp_path / name, members)
+    content, refused = archive.read_bytes(), 0
+    positions = range(0, 8 * len(content), 13) if name.endswith("gz") else range(1544 * 8, 1600 * 8, 7)
+    for position in positions:
+        damaged = bytearray(content)
+        damaged[position // 8] ^= 1 << position % 8
+        archive.write_bytes(damaged)
+        os.utime(archive, ns=(0, position))
+        try:
+            folder = unpack(archive)
+        except ValueError:
+            refused += 1
+        else:
+            assert {path: (folder / path).read_bytes() for path in members} == members
+    assert refused > 0.9 * len(positions)
 
 
 def test_full_disk(tmp_path, unpack_into, monkeypatch):

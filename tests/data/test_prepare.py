@@ -15,6 +15,7 @@ from transformers_sem.data.benchmarks import get_benchmark
 from transformers_sem.data.nyud_v2 import NYUDv2, find_source
 from transformers_sem.data.prepare import prepare, verify
 from transformers_sem.hub import upload as hub
+from transformers_sem.utils.files import locked
 from transformers_sem.utils.processes import process_pool
 
 from .nyud_v2_forms import write_tiny_folder
@@ -183,6 +184,26 @@ def test_empty_output_folder(root, tmp_path, monkeypatch):
     assert (tmp_path / "prepared" / "README.md").is_file()
 
 
+def test_a_damaged_page_is_found(root, tmp_path):
+    """A level of a map may change without making the file unreadable."""
+    prepare(find_source(root), tmp_path / "prepared", num_processes=1)
+    shard = next((tmp_path / "prepared" / "data").glob("train-00000*"))
+    group = pyarrow.parquet.read_metadata(shard).row_group(0)
+    columns = [group.column(index) for index in range(group.num_columns)]
+    (depth,) = (column for column in columns if column.path_in_schema == "depth.bytes")
+    content = bytearray(shard.read_bytes())
+    content[depth.data_page_offset + depth.total_compressed_size // 2] ^= 1
+    shard.write_bytes(content)
+    with pytest.raises(ValueError, match="Cannot read .*prepared: .*checksum.*Prepare it again"):
+        get_benchmark("nyud_v2").load(str(tmp_path / "prepared"))
+
+
+def test_a_prepared_folder_is_cached_once(root, tmp_path):
+    prepare(find_source(root), tmp_path / "prepared", num_processes=1)
+    first, second = (get_benchmark("nyud_v2").load(str(tmp_path / "prepared"))["train"] for _ in range(2))
+    assert first.cache_files == second.cache_files
+
+
 def test_a_name_that_cannot_be_loaded(root, tmp_path):
     with pytest.raises(ValueError, match="choose another name than .*nyu"):
         prepare(find_source(root), tmp_path / "nyu[2]", num_processes=1)
@@ -219,6 +240,16 @@ def test_full_disk(root, tmp_path, monkeypatch):
     assert pyarrow.parquet.read_metadata(next(unfinished.rglob("*.parquet"))).num_rows == 3
     assert prepare(find_source(root), output, num_processes=1) == []
     assert_equal_rows(datasets.load_dataset(str(output))["train"], build(root, tmp_path)["train"])
+
+
+def test_one_process_prepares_a_folder_at_a_time(root, tmp_path):
+    with (
+        locked(tmp_path / "unfinished_prepared" / "lock", "One test"),
+        pytest.raises(ValueError, match="One process"),
+    ):
+        prepare(find_source(root), tmp_path / "prepared", num_processes=1)
+    assert prepare(find_source(root), tmp_path / "prepared", num_processes=1) == []
+    assert sorted(path.name for path in (tmp_path / "prepared").iterdir()) == ["README.md", "data"]
 
 
 def test_files_of_a_killed_run_are_removed(root, tmp_path):

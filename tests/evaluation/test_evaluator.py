@@ -28,6 +28,7 @@ from transformers_sem.evaluation.evaluator import (
     Evaluation,
     EvaluationConfig,
     count_scored,
+    describe_unscored,
     evaluate_and_report,
     finish,
     flatten,
@@ -38,6 +39,7 @@ from transformers_sem.evaluation.evaluator import (
 )
 from transformers_sem.evaluation.metrics import METRICS
 from transformers_sem.evaluation.sums import MetricSums
+from transformers_sem.utils.files import locked
 
 from ..tiny import tiny_config
 
@@ -312,6 +314,32 @@ def test_a_model_of_one_task_is_judged_on_it(evaluate):
     assert report["class_scores"] == {}
 
 
+def test_a_model_is_judged_on_the_tasks_that_the_data_has_too(plain, evaluate, make_evaluation, rows, model):
+    scores = {key: value for key, value in plain[0]["scores"].items() if key.split("/")[0] in ("depth", "normal")}
+    fewer = replace(BENCHMARK, tasks=["normal", "depth"], task_metric_kwargs={})
+    without = DatasetDict({split: part.remove_columns(["semseg", "boundary"]) for split, part in rows.items()})
+    for values in ({"benchmark": fewer}, {"rows": without}):
+        assert evaluate(**values)[0]["scores"] == pytest.approx(scores)
+    line = describe_unscored(model, make_evaluation(benchmark=fewer))
+    assert line == "\nNot scored, because the data has no labels of them: semseg, boundary."
+    assert describe_unscored(model, make_evaluation()) == ""
+    with pytest.raises(ValueError, match="tasks that the data has labels of, .'parsing'.; it predicts"):
+        evaluate(benchmark=replace(fewer, tasks=["parsing"]))
+
+
+def test_one_evaluation_writes_a_report_at_a_time(evaluate, tmp_path):
+    with locked(tmp_path / ".evaluation.lock", "One test"), pytest.raises(ValueError, match="at a time; another"):
+        evaluate(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [".evaluation.lock"]
+
+
+def test_without_an_image_there_is_no_report(evaluate, tmp_path, monkeypatch):
+    monkeypatch.setattr(evaluating, "gather_object", lambda values: values[1:])
+    with pytest.raises(ValueError, match="every image once; got 4 of 5"):
+        evaluate(tmp_path)
+    assert not (tmp_path / "evaluation.json").exists()
+
+
 @pytest.mark.parametrize("task", ["depth", "boundary"])
 def test_a_model_that_predicts_nan_is_an_error_and_writes_no_scores(evaluate, tmp_path, task):
     model = SEMForMultiTaskDensePrediction(tiny_config(task_num_labels={task: 1}))
@@ -413,7 +441,7 @@ def test_an_evaluation_that_ended_leaves_nothing_to_go_on_from(plain, evaluate, 
     for _ in range(2):
         assert evaluate(tmp_path)[1] == plain[1]
     assert seen == SIZES * 2
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["evaluation.json", "evaluation.parquet"]
+    assert sorted(path.name for path in tmp_path.glob("[!.]*")) == ["evaluation.json", "evaluation.parquet"]
 
 
 def test_another_model_starts_anew(evaluate, seen, interrupted, model, tmp_path, caplog):
@@ -601,9 +629,9 @@ def test_classes_in_another_order_get_the_ids_of_the_data(caplog):
     model, images = model_of(["wall", "floor", "lamp"]), torch.randn(1, 3, 64, 64)
     with torch.no_grad():
         before = model(images).logits["semseg"]
-        evaluating.match_classes(model, benchmark_of(["wall", "floor", "lamp"]))
+        evaluating.match_classes(model, benchmark_of(["wall", "floor", "lamp"]), ["semseg"])
         assert not caplog.messages and torch.equal(model(images).logits["semseg"], before)
-        evaluating.match_classes(model, benchmark_of(["lamp", "wall", "floor"]))
+        evaluating.match_classes(model, benchmark_of(["lamp", "wall", "floor"]), ["semseg"])
         torch.testing.assert_close(model(images).logits["semseg"], before[:, [2, 0, 1]])
     assert model.config.id2label == model.config.task_id2label["semseg"] == {0: "lamp", 1: "wall", 2: "floor"}
     assert "'semseg'" in caplog.text and "another order" in caplog.text
@@ -612,7 +640,7 @@ def test_classes_in_another_order_get_the_ids_of_the_data(caplog):
 @pytest.mark.parametrize("names", [["wall", "floor", "chair"], ["wall", "wall", "floor"]])
 def test_other_classes_are_not_evaluated(names):
     with pytest.raises(ValueError, match=r"'semseg' are \['wall', 'floor', 'lamp'\]; the data has \['wall'.*one name"):
-        evaluating.match_classes(model_of(["wall", "floor", "lamp"]), benchmark_of(names))
+        evaluating.match_classes(model_of(["wall", "floor", "lamp"]), benchmark_of(names), ["semseg"])
 
 
 def test_the_scores_use_the_ids_of_the_data(rows, model, image_processor, evaluate, plain):

@@ -70,3 +70,17 @@ def test_a_folder_without_images_raises(tmp_path):
 def test_a_file_named_twice_is_returned_once(tmp_path):
     make(tmp_path, "one/a.jpg")
     assert len(found(tmp_path, "one", "one/a.jpg", "one/../one")) == 1
+
+
+def test_an_image_beside_a_folder_of_the_name_of_its_result_keeps_its_ending(tmp_path):
+    make(tmp_path, "x.jpg", "x.png/y.jpg", "z.jpg")
+    assert found(tmp_path, "") == {"x.jpg": "x.jpg", "x.png/y.jpg": "x.png/y", "z.jpg": "z"}
+
+
+def test_results_of_earlier_runs_are_not_inputs(tmp_path):
+    make(tmp_path, "a.jpg", "panels/a.png", "maps/depth/a.png", "own/panels/b.jpg")
+    assert set(found(tmp_path, "", output="")) == {"a.jpg", "own/panels/b.jpg"}
+    assert set(found(tmp_path, "**/*", output="")) == {"a.jpg", "own/panels/b.jpg"}
+    assert set(found(tmp_path, "a.jpg", output="")) == {"a.jpg"}
+    with pytest.raises(ValueError, match="is a result in the output folder"):
+        found(tmp_path, "panels/a.png", output="")

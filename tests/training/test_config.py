@@ -8,7 +8,7 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers_sem import SEMConfig
 from transformers_sem.data.benchmarks import BENCHMARKS
 from transformers_sem.training import config as configuration
-from transformers_sem.training.config import TrainingConfig, claim_output_dir, lock_output_dir
+from transformers_sem.training.config import TrainingConfig, claim_output_dir, holds_weights, lock_output_dir
 from transformers_sem.utils.errors import describe_error
 
 
@@ -106,6 +106,11 @@ def test_whole_numbers_are_numbers(write):
         ("tasks=[depth, 3]", ["'tasks'", "str", "3"]),
         ("zoom=[2.0, 1.0]", ["`zoom`", "lower end first", "[2.0, 1.0]"]),
         ("zoom=[1.0, 1.5]", ["`zoom`", "symmetric", "[1.0, 1.5]", "zoom=[0.667,1.5]"]),
+        ("learning_rate=-1.0", ["`learning_rate`", "0 or more", "-1.0"]),
+        ("learning_rate=.nan", ["`learning_rate`", "finite", "nan"]),
+        ("weight_decay=.inf", ["`weight_decay`", "finite", "inf"]),
+        ("seed=-1", ["`seed`", "0 or more", "-1"]),
+        ("num_workers=-1", ["`num_workers`", "0 or more", "-1"]),
         ("image_mean=[0.5]", ["`image_mean`", "red, green and blue", "[0.5]"]),
         ("image_std=[0.5, 0.5, 0]", ["`image_std`", "above 0", "[0.5, 0.5, 0]"]),
         ("layer_decay=0", ["`layer_decay`", "above 0", "freeze_backbone"]),
@@ -191,6 +196,35 @@ def test_another_runs_folder_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"learning_rate 1e-05 -> 0\.5; seed 1 -> 2.*another output_dir"):
         claim_output_dir(other)
     assert TrainingConfig.load(tmp_path / "training.yaml") == config
+
+
+def test_a_moved_run_goes_on(tmp_path, monkeypatch):
+    """From another working directory, with a relative path."""
+    (tmp_path / "data").mkdir()
+    claim_output_dir(TrainingConfig(output_dir=str(tmp_path / "run"), data_dir=str(tmp_path / "data")))
+    (tmp_path / "run").rename(tmp_path / "moved")
+    monkeypatch.chdir(tmp_path)
+    claim_output_dir(TrainingConfig(output_dir="moved", data_dir="data"))
+    with pytest.raises(ValueError, match="data_dir"):
+        claim_output_dir(TrainingConfig(output_dir="moved", data_dir="moved"))
+
+
+def test_settings_of_a_run_that_did_not_start_are_replaced(tmp_path):
+    config = TrainingConfig(output_dir=str(tmp_path))
+    claim_output_dir(config)
+    claim_output_dir(replace(config, seed=2), replace=True)
+    assert TrainingConfig.load(tmp_path / "training.yaml").seed == 2
+
+
+@pytest.mark.parametrize(
+    "name", ["checkpoints/step_000001/optimizer.bin", "model.safetensors", "seed0/sem/model.safetensors"]
+)
+def test_a_run_has_started_with_its_first_weights(tmp_path, name):
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / "training.yaml").touch()
+    assert not name.endswith("safetensors") or not holds_weights(tmp_path)
+    (tmp_path / name).touch()
+    assert holds_weights(tmp_path)
 
 
 # ----------------------------------------------------------------------------------------------------------------------

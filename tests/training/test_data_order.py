@@ -1,13 +1,25 @@
+import multiprocessing
 import os
 import random
 import signal
 
+import datasets
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from torch.utils.data import Dataset
 
-from transformers_sem.training.data_order import PositionSampler, PositionSeededDataset, build_train_loader, seed_step
+from transformers_sem import SEMImageProcessor
+from transformers_sem.data.row_format import encode_map
+from transformers_sem.data.transforms import RowError, TransformedDataset
+from transformers_sem.training.data_order import (
+    PositionSampler,
+    PositionSeededDataset,
+    build_train_loader,
+    open_batches,
+    seed_step,
+)
 
 
 class NoisyRows(Dataset):
@@ -132,3 +144,45 @@ def test_workers_ignore_signals_and_end_with_their_iterator():
     workers = batches._workers
     del batches
     assert [worker.is_alive() for worker in workers] == [False, False]
+
+
+@pytest.fixture
+def broken_rows(tmp_path):
+    """Rows on disk; the image of row 3, "d", is cut off."""
+    images = [encode_map(np.zeros((4, 4, 3), np.uint8)) for _ in range(5)]
+    images[3] = images[3][:40]
+    values = {"id": [*"abcde"], "image": images, "saliency": [encode_map(np.zeros((4, 4), np.uint8))] * 5}
+    features = datasets.Features(
+        {"id": datasets.Value("string"), "image": datasets.Image(), "saliency": datasets.Image()}
+    )
+    datasets.Dataset.from_dict(values, features=features).save_to_disk(tmp_path / "rows")
+    return TransformedDataset(datasets.load_from_disk(tmp_path / "rows"), ["saliency"], SEMImageProcessor())
+
+
+def read_all(dataset, num_workers):
+    loader = build_train_loader(dataset, batch_size=2, first_sample=0, num_samples=6, seed=0, num_workers=num_workers)
+    with open_batches(Accelerator(cpu=True).prepare(loader)) as batches:
+        return list(batches)
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_an_error_of_a_row_is_one_line_and_ends_the_workers(broken_rows, num_workers):
+    """While the error is handled, as when the program exits: workers that still live then are waited for forever."""
+    try:
+        read_all(broken_rows, num_workers)
+    except RowError as error:
+        message = str(error)
+        assert multiprocessing.active_children() == []
+    folder = broken_rows.dataset.cache_files[0]["filename"]
+    assert message.startswith(f"Cannot use row 3 ('d') of {folder}: ") and "\n" not in message
+
+
+class DeadlyRows(NoisyRows):
+    def __getitem__(self, index):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_killed_worker_is_one_line_and_ends_the_workers():
+    with pytest.raises(ChildProcessError, match="lower num_workers"):
+        read_all(DeadlyRows(), num_workers=1)
+    assert multiprocessing.active_children() == []

@@ -7,6 +7,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from datasets import Dataset
+from safetensors.torch import load_file, save_file
 from transformers import CLIPImageProcessor, Dinov2Config
 
 from transformers_sem import SEMForMultiTaskDensePrediction, SEMImageProcessor, SEMTimmBackboneConfig
@@ -208,3 +209,20 @@ def test_weights_that_are_available_are_loaded():
     backbone = {"model_name": "tf_efficientnet_lite0", "out_indices": [2, 3, 4, 5], "drop_path_rate": 0.0}
     config = TrainingConfig(dataset="scenes", model={"backbone_config": backbone}, pretrained_backbone="if_available")
     assert decide_pretrained_backbone(config, get_benchmark("scenes")).pretrained_backbone is True
+
+
+def test_a_pretrained_model_without_its_weights_is_refused(tmp_path):
+    benchmark = get_benchmark("scenes")
+    model = SEMForMultiTaskDensePrediction(tiny_config(task_num_labels={"depth": 1, "normal": 3}))
+    model.save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    weights.pop("heads.depth.classifier.bias")
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    for tasks in (["depth"], ["depth", "semseg"]):
+        config = TrainingConfig(dataset="scenes", tasks=tasks, pretrained_model=str(tmp_path))
+        with pytest.raises(
+            ValueError, match=r"do not match its config.json: 1 tensors .*heads\.depth\.classifier\.bias"
+        ):
+            build_model(config, benchmark)
+    config = TrainingConfig(dataset="scenes", tasks=["semseg", "normal"], pretrained_model=str(tmp_path))
+    assert build_model(config, benchmark).dtype == torch.float32

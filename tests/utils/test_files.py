@@ -2,6 +2,7 @@ import os
 import resource
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -13,7 +14,7 @@ from transformers_sem import TASKS, SEMForMultiTaskDensePrediction, SEMImageProc
 from transformers_sem.evaluation.evaluator import save_image_scores
 from transformers_sem.evaluation.map_files import save_maps
 from transformers_sem.utils.environment import save_report
-from transformers_sem.utils.files import save_trained
+from transformers_sem.utils.files import atomic_write, lock_file, locked, plain_disk_errors, save_trained
 from transformers_sem.visualization.panels import Prediction, save_panel
 
 from ..tiny import tiny_config
@@ -77,10 +78,10 @@ every_writer = pytest.mark.parametrize(
 
 
 @contextmanager
-def full_disk():
-    """No file grows beyond 40 bytes."""
+def full_disk(num_bytes=40):
+    """No file grows beyond this."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (40, limits[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, limits[1]))
     try:
         yield
     finally:
@@ -135,6 +136,36 @@ def test_a_model_is_saved_whole_and_over_an_unfinished_one(tmp_path):
     }
     loaded = SEMForMultiTaskDensePrediction.from_pretrained(tmp_path, local_files_only=True)
     assert all(torch.equal(value, loaded.state_dict()[name]) for name, value in model.state_dict().items())
+
+
+def test_an_unfinished_file_has_a_name_that_fits_and_that_is_no_neighbors(tmp_path):
+    for name in ("n" * 251 + ".png", "z.png"):
+        with atomic_write(tmp_path / name) as unfinished:
+            unfinished.touch()
+            assert unfinished.name != "unfinished_z.png" and unfinished.suffix == ".png"
+        assert (tmp_path / name).exists()
+
+
+def test_a_lock_is_held_by_one(tmp_path):
+    lock = lock_file(tmp_path / "new" / ".lock", "One thing at a time")
+    with pytest.raises(ValueError, match=r"One thing at a time; another one holds .*\.lock"):
+        lock_file(tmp_path / "new" / ".lock", "One thing at a time")
+    lock.release()
+    for _ in range(2):
+        with locked(tmp_path / "new" / ".lock", "One thing at a time"):
+            pass
+
+
+def test_a_model_on_a_full_disk_is_an_error_with_a_remedy(tmp_path):
+    """safetensors and torch raise errors of their own."""
+    model, image_processor = SEMForMultiTaskDensePrediction(tiny_config()), SEMImageProcessor()
+    with full_disk(5000), pytest.raises(OSError, match=r"Cannot write to .* \(os error 27\).* Free some space"):
+        save_trained(model, image_processor, tmp_path)
+    assert finished_files(tmp_path).keys() <= {Path("unfinished_model", "config.json")}
+    with full_disk(), pytest.raises(OSError, match="Cannot write to .* Free some space"), plain_disk_errors(tmp_path):
+        torch.save(model.state_dict(), tmp_path / "weights.pt")
+    with pytest.raises(RuntimeError, match="^another$"), plain_disk_errors(tmp_path):
+        raise RuntimeError("another")
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -120,3 +120,8 @@ def test_colors_of_a_video_do_not_flicker():
     for _ in range(5 * 25):
         frame = renderer.render(Prediction(image, {"depth": near}))
     assert abs(frame[far_end].astype(int) - alone[far_end]).max() < 6
+
+
+def test_a_very_high_image_does_not_make_a_very_high_panel():
+    panel = draw_panel([[np.zeros((1024, 1, 3), np.uint8)], [np.zeros((1, 1024, 3), np.uint8)]], ["a", "b"], ["image"])
+    assert panel.height < 1200

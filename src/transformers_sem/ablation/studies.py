@@ -16,6 +16,7 @@ from ..modeling_sem import SEMForMultiTaskDensePrediction
 from ..task_kinds import CLASS_IDS
 from ..tasks import get_task
 from ..utils.extras import require
+from ..utils.loading import load_image_processor, load_model
 from ..visualization.panels import comparison_panel, save_image
 from .figures import collect_features, plot_features, plot_settings, save_figure
 from .launch import launch_trainings
@@ -215,8 +216,8 @@ def load_compared(study: Study) -> dict[str, tuple[SEMForMultiTaskDensePredictio
     device = torch.accelerator.current_accelerator(check_available=True) or "cpu"
     return {
         name: (
-            SEMForMultiTaskDensePrediction.from_pretrained(run.folder, local_files_only=True).to(device).eval(),
-            SEMImageProcessor.from_pretrained(run.folder),
+            load_model(SEMForMultiTaskDensePrediction, run.folder, local_files_only=True).to(device),
+            load_image_processor(SEMImageProcessor, run.folder, local_files_only=True),
         )
         for name, run in runs.items()
     }
@@ -225,7 +226,7 @@ def load_compared(study: Study) -> dict[str, tuple[SEMForMultiTaskDensePredictio
 def load_validation(ablation: Ablation) -> datasets.Dataset:
     """Loads the validation rows."""
     config = ablation.config
-    benchmark = get_benchmark(config.dataset, config.data_dir)
+    benchmark = get_benchmark(config.dataset, config.data_dir, config.dataset_kwargs)
     return benchmark.load(config.data_dir, **config.dataset_kwargs)["validation"]
 
 

@@ -139,7 +139,7 @@ class Ablation:
         if reserved:
             raise ValueError(f"An ablation sets seed and output_dir itself, by --seeds and --output; got {reserved}.")
         # Fails now, and not when the first training starts.
-        get_benchmark(self.config.dataset, self.config.data_dir)
+        get_benchmark(self.config.dataset, self.config.data_dir, self.config.dataset_kwargs)
 
     @property
     def config(self) -> TrainingConfig:
@@ -149,7 +149,9 @@ class Ablation:
     @property
     def tasks(self) -> list[str]:
         """The tasks of the multi-task models."""
-        return self.config.tasks or list(get_benchmark(self.config.dataset, self.config.data_dir).task_num_labels)
+        return self.config.tasks or list(
+            get_benchmark(self.config.dataset, self.config.data_dir, self.config.dataset_kwargs).task_num_labels
+        )
 
     def claim(self) -> None:
         """Writes the settings to `output`, or checks that the ablation there has the same settings.

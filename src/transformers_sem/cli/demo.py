@@ -24,6 +24,7 @@ from ..modeling_sem import SEMForMultiTaskDensePrediction
 from ..utils.arguments import port_number, positive_integer
 from ..utils.errors import plain_errors
 from ..utils.files import save_trained
+from ..utils.loading import load_image_processor, load_model
 from .arguments import command_parser
 
 
@@ -56,7 +57,8 @@ def write_space(model: str, folder: Path) -> None:
         raise FileExistsError(
             f"A Space is written to a new folder; {str(folder)!r} exists. Name another, or remove it."
         )
-    weights = SEMForMultiTaskDensePrediction.from_pretrained(model)
+    weights = load_model(SEMForMultiTaskDensePrediction, model)
+    image_processor = load_image_processor(SEMImageProcessor, model)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix="unfinished_") as temporary:
         space = Path(temporary) / "space"
@@ -64,7 +66,7 @@ def write_space(model: str, folder: Path) -> None:
         shutil.copytree(PACKAGE, space / PACKAGE.name, ignore=shutil.ignore_patterns("__pycache__"))
         models = space / "models" / Path(model).resolve().name  # a name for "." too
         models.mkdir(parents=True)
-        save_trained(weights, SEMImageProcessor.from_pretrained(model), models)
+        save_trained(weights, image_processor, models)
         os.replace(space, folder)
 
 

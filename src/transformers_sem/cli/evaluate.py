@@ -3,9 +3,10 @@
     transformers-sem evaluate --model runs/quickstart [key=value ...]
 
 Prints the scores beside those of the best constant predictor and writes them to evaluation.json. The scores of each image go
-to evaluation.parquet. Settings such as data_dir=FOLDER or num_evaluation_images=100 replace those of the run. A model without
-a training run, for example from the Hub, takes all of its settings from the command: dataset=nyud_v2 data_dir=FOLDER. The same
-command resumes an evaluation that was interrupted.
+to evaluation.parquet. Tasks of the model that the dataset has no labels of are named and not scored. Settings such as
+data_dir=FOLDER or num_evaluation_images=100 replace those of the run. A model without a training run, for example from the Hub,
+takes all of its settings from the command: dataset=nyud_v2 data_dir=FOLDER. The same command resumes an evaluation that was
+interrupted.
 """
 
 import argparse
@@ -22,6 +23,7 @@ from ..modeling_sem import SEMForMultiTaskDensePrediction
 from ..utils.arguments import json_path, positive_integer
 from ..utils.environment import starting_commit
 from ..utils.errors import plain_errors
+from ..utils.loading import load_image_processor, load_model
 from .arguments import command_parser
 
 
@@ -60,10 +62,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     accelerator = Accelerator(cpu=not torch.accelerator.is_available())  # or ranks on CPUs would not find each other
     with plain_errors():
         config = EvaluationConfig.load(parsed.model, parsed.overrides)
-        model = SEMForMultiTaskDensePrediction.from_pretrained(parsed.model)
-        image_processor = SEMImageProcessor.from_pretrained(parsed.model)
+        model = load_model(SEMForMultiTaskDensePrediction, parsed.model)
+        image_processor = load_image_processor(SEMImageProcessor, parsed.model)
         with accelerator.main_process_first():
-            rows = get_benchmark(config.dataset, config.data_dir).load(config.data_dir, **config.dataset_kwargs)
+            rows = get_benchmark(config.dataset, config.data_dir, config.dataset_kwargs).load(
+                config.data_dir, **config.dataset_kwargs
+            )
         report = evaluate_and_report(
             config,
             accelerator,

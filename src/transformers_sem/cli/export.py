@@ -20,6 +20,7 @@ from ..modeling_sem import SEMForMultiTaskDensePrediction
 from ..utils.arguments import positive_integer
 from ..utils.errors import plain_errors
 from ..utils.extras import require
+from ..utils.loading import load_image_processor, load_model
 from .arguments import command_parser
 
 
@@ -44,8 +45,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise ValueError(
                 f"--output must be a new folder; {str(parsed.output)!r} exists. Remove it or name another."
             )
-        model = SEMForMultiTaskDensePrediction.from_pretrained(parsed.model).eval()
-        image_processor = SEMImageProcessor.from_pretrained(parsed.model)
+        model = load_model(SEMForMultiTaskDensePrediction, parsed.model)
+        image_processor = load_image_processor(SEMImageProcessor, parsed.model)
         parsed.output.parent.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(dir=parsed.output.parent, prefix=".unfinished_") as unfinished:
             folder = Path(unfinished, "onnx")

@@ -8,13 +8,14 @@ class ids with a palette; normals as RGB; probabilities in 8 bits); raw/NAME.npz
 probabilities; json/NAME.json, the area of each class, the range of the depth and so on. For a video or a camera (--input 0,
 until Ctrl-C) it writes videos/NAME.mp4, the frames beside their maps.
 
-Folders are searched recursively. Files that cannot be read are listed at the end, and the exit code is then 1. The same command
-predicts only what is missing or has changed.
+Folders are searched recursively, without the results of earlier runs in --output. Files that cannot be read are listed at the
+end, and the exit code is then 1. The same command predicts only what is missing or has changed.
 """
 
 import argparse
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from datetime import timedelta
 from importlib.metadata import version
 from pathlib import Path
@@ -31,6 +32,8 @@ from ..inference.runner import PredictionRunner
 from ..modeling_sem import SEMForMultiTaskDensePrediction
 from ..utils.arguments import positive_integer
 from ..utils.errors import plain_errors
+from ..utils.files import locked
+from ..utils.loading import load_image_processor, load_model
 from .arguments import command_parser
 
 
@@ -72,8 +75,8 @@ def build_run(arguments: argparse.Namespace) -> PredictionRunner:
         raise ValueError(
             f"Give --dtype to this command, not --mixed_precision {accelerator.mixed_precision} to the launcher."
         )
-    model = SEMForMultiTaskDensePrediction.from_pretrained(arguments.model, dtype=getattr(torch, arguments.dtype))
-    image_processor = SEMImageProcessor.from_pretrained(arguments.model)
+    model = load_model(SEMForMultiTaskDensePrediction, arguments.model, dtype=getattr(torch, arguments.dtype))
+    image_processor = load_image_processor(SEMImageProcessor, arguments.model)
     flip, scales = parse_augmentations(arguments.tta)
     settings = {
         "dtype": arguments.dtype,
@@ -111,8 +114,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with plain_errors():
         items = find_inputs(parsed.input, parsed.output)
         run = build_run(parsed)
-        parsed.output.mkdir(parents=True, exist_ok=True)
-        summary = run.run(items)
+        is_main = run.accelerator.is_main_process
+        with locked(parsed.output / ".lock", "One run writes to a folder at a time") if is_main else nullcontext():
+            run.accelerator.wait_for_everyone()  # the folder exists
+            summary = run.run(items)
     run.accelerator.print(f"Results are in {parsed.output}/.")
     run.accelerator.print(summary, file=sys.stderr if summary.failures else sys.stdout)
     run.accelerator.end_training()

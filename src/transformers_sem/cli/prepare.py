@@ -4,8 +4,9 @@
     transformers-sem prepare pascal_context SOURCE --output FOLDER --preview preview.png
 
 SOURCE of nyud_v2: the folder NYUDv2 or NYUD_MT, a tar archive of it, or the official nyu_depth_v2_labeled.mat with splits.mat
-and a class map beside it. SOURCE of pascal_context: the folder PASCALContext or PASCAL_MT, or a tar archive of it. Maps that are
-missing are computed where that is possible, and marked as derived. --verify reads every file and lists what is wrong. The same
+and a class map beside it. SOURCE of pascal_context: the folder PASCALContext or PASCAL_MT, or a tar archive of it. SOURCE of
+cityscapes: the folder with leftImg8bit, gtFine, disparity and camera, or a tar archive of it; --num-classes 7 writes categories
+instead of classes. Maps that are missing are computed where that is possible, and marked as derived. --verify reads every file and lists what is wrong. The same
 command resumes a run that was interrupted. --shrink 4 writes images and maps at a quarter of their height and width, for experiments
 on small machines.
 """
@@ -15,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from ..data import nyud_v2, pascal_context
+from ..data import cityscapes, nyud_v2, pascal_context
 from ..data.prepare import prepare, save_preview, verify
 from ..data.sources import Source
 from ..hub.upload import create_repository, upload
@@ -24,7 +25,11 @@ from ..utils.processes import available_cpus
 from .arguments import command_parser
 
 
-SOURCES = {"nyud_v2": nyud_v2.find_source, "pascal_context": pascal_context.find_source}
+SOURCES = {
+    "nyud_v2": nyud_v2.find_source,
+    "pascal_context": pascal_context.find_source,
+    "cityscapes": cityscapes.find_source,
+}
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -37,6 +42,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--preview", type=Path, metavar="PNG", help="draw images beside all their maps in color")
     parser.add_argument("--skip-broken", action="store_true", help="leave broken images out; the card names them")
     parser.add_argument("--shrink", type=int, default=1, metavar="N", help="make images and maps N times smaller")
+    parser.add_argument(
+        "--num-classes", type=int, metavar="N", help="of cityscapes: 19 (default), or 7 for categories"
+    )
     parser.add_argument("--processes", type=int, default=available_cpus(), help="default: all cores")
     parser.add_argument("--push-to-hub", metavar="USER/NAME", help="upload OUTPUT as a private dataset")
     return parser
@@ -52,6 +60,8 @@ def check_arguments(arguments: argparse.Namespace) -> None:
         raise ValueError("Nothing to do: pass --output FOLDER, --verify or --preview FILE.png.")
     if arguments.push_to_hub and not arguments.output:
         raise ValueError("--push-to-hub uploads a prepared folder; name it with --output FOLDER.")
+    if arguments.num_classes is not None and arguments.benchmark != "cityscapes":
+        raise ValueError(f"--num-classes is a choice of cityscapes; {arguments.benchmark} has none. Leave it out.")
     if arguments.processes < 1:
         raise ValueError(f"--processes must be at least 1; got {arguments.processes}.")
     if arguments.shrink < 1:
@@ -60,7 +70,7 @@ def check_arguments(arguments: argparse.Namespace) -> None:
         raise ValueError(f"--preview writes a .png file; got {arguments.preview}.")
 
 
-def run(find_source: Callable[[Path], Source], arguments: argparse.Namespace) -> Iterator[str]:
+def run(find_source: Callable[..., Source], arguments: argparse.Namespace) -> Iterator[str]:
     """Does what the command line asks for.
 
     Args:
@@ -77,7 +87,8 @@ def run(find_source: Callable[[Path], Source], arguments: argparse.Namespace) ->
     check_arguments(arguments)
     if arguments.push_to_hub:  # first, or a missing login would show after an hour
         repository = create_repository(arguments.push_to_hub, repo_type="dataset", private=True)
-    source = replace(find_source(arguments.source), factor=arguments.shrink)
+    choices = {} if arguments.num_classes is None else {"num_classes": arguments.num_classes}
+    source = replace(find_source(arguments.source, **choices), factor=arguments.shrink)
     yield f"{source.title}: {source.variant}, {source.root}"
     yield from describe_source(source)
     problems = verify(source, arguments.processes) if arguments.verify else []

@@ -1,19 +1,25 @@
 """Benchmarks: the datasets by the names that configurations use, with their tasks and evaluation protocols."""
 
+import logging
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import datasets
 import numpy as np
+import pyarrow.dataset
 import pyarrow.parquet as pq
+from datasets.exceptions import DatasetGenerationError
 from torch import Tensor
 
 from ..tasks import get_task
-from . import folder, nyud_v2, pascal_context, scenes
+from . import cityscapes, folder, nyud_v2, pascal_context, scenes
 from .row_format import LABEL_MAP
+
+
+logger = logging.getLogger(__name__)
 
 
 def same_classes(names: Sequence[str], others: Sequence[str]) -> bool:
@@ -111,18 +117,23 @@ class Benchmark:
             **kwargs: Fields of the builder's configuration.
 
         Raises:
-            ValueError: If the data must be on disk and `data_dir` is missing, or a field is unknown.
+            ValueError: If the data must be on disk and `data_dir` is missing, a field is unknown, or a prepared folder holds
+                another dataset.
         """
-        self._check_fields(kwargs)
+        self.check_fields(kwargs)
         if data_dir is not None and is_prepared(data_dir):
-            return self.load_prepared(data_dir)
-        builder = self._build(data_dir, **kwargs)
-        builder.download_and_prepare()
-        return builder.as_dataset()
+            rows = self.load_prepared(data_dir)
+        else:
+            builder = self._build(data_dir, **kwargs)
+            builder.download_and_prepare()
+            rows = builder.as_dataset()
+        self._check_classes(rows["train"].features, data_dir)
+        warn_of_shared_ids(rows)
+        return rows
 
     def count_rows(self, data_dir: str | None = None, **kwargs) -> dict[str, int]:
         """Counts the rows of every split without preparing the data; arguments and errors are those of `load`."""
-        self._check_fields(kwargs)
+        self.check_fields(kwargs)
         if data_dir is not None and is_prepared(data_dir):
             shards = Path(data_dir).expanduser() / "data"
             return {
@@ -133,7 +144,12 @@ class Benchmark:
             splits = self._build(data_dir, cache_dir=cache_dir, **kwargs)._split_generators(None)
         return {str(split.name): len(next(iter(split.gen_kwargs.values()))) for split in splits}
 
-    def _check_fields(self, names: Iterable[str]) -> None:
+    def check_fields(self, names: Iterable[str]) -> None:
+        """Checks the names of fields of the builder's configuration.
+
+        Raises:
+            ValueError: If one is unknown.
+        """
         known = [field.name for field in fields(self.builder.BUILDER_CONFIG_CLASS)]
         unknown = sorted(set(names) - set(known))
         if unknown:
@@ -150,16 +166,36 @@ class Benchmark:
         """Loads a prepared folder.
 
         Raises:
-            ValueError: If it holds another dataset.
+            ValueError: If it is damaged.
         """
-        rows = datasets.load_dataset(str(Path(folder).expanduser()))
+        options = pyarrow.dataset.ParquetFragmentScanOptions(page_checksum_verification=True)
+        try:
+            return datasets.load_dataset(str(Path(folder).expanduser()), fragment_scan_options=options)
+        except DatasetGenerationError as error:
+            raise ValueError(f"Cannot read {folder}: {error.__cause__ or error}. Prepare it again.") from error
+
+    def _check_classes(self, features: datasets.Features, data_dir: str | None) -> None:
         for task, names in self.class_names.items():
-            features = rows["train"].features
-            if task in features and features[f"{task}_classes"].feature.names != names:
+            classes = features.get(f"{task}_classes")
+            if classes is not None and classes.feature.names != names:
                 raise ValueError(
-                    f"{folder} holds other {task} classes than {self.builder.__name__}; pass the folder of that dataset."
+                    f"{data_dir} holds other {task} classes than {self.builder.__name__} with {len(names)}; pass the folder of "
+                    "that dataset, prepared with these classes."
                 )
-        return rows
+
+
+def warn_of_shared_ids(rows: datasets.DatasetDict) -> None:
+    """Warns of images that are in both splits: their scores say nothing about new images."""
+    if all("id" in part.column_names for part in rows.values()):
+        shared = sorted(set(rows["train"]["id"]).intersection(rows["validation"]["id"]))
+        if shared:
+            logger.warning(
+                "%d of %d validation images are also training images (%s): their scores say nothing about new images. Take "
+                "them off one of the lists.",
+                len(shared),
+                len(rows["validation"]),
+                ", ".join(shared[:5]),
+            )
 
 
 def is_prepared(folder: str | Path) -> bool:
@@ -203,6 +239,16 @@ BENCHMARKS = {
         reference_columns={"boundary": LABEL_MAP},
         scored_ids={"boundary": SCORED_BOUNDARY_IDS},
     ),
+    "cityscapes": Benchmark(
+        builder=cityscapes.Cityscapes,
+        tasks=("semseg", "depth"),
+        class_names=cityscapes.choose_classes(cityscapes.NUM_CLASSES),
+        needs_data_dir=True,
+        title="Cityscapes",
+        terms=cityscapes.TERMS,
+        limits="It has seen streets of cities in and near Germany, in daylight and good weather, from a car, with one camera: "
+        f"metres are correct for images with the field of view of that camera, up to {cityscapes.MAX_DEPTH:g} m.",
+    ),
 }
 
 
@@ -224,19 +270,27 @@ def describe_folder(data_dir: str | Path | None) -> Benchmark:
     )
 
 
-def get_benchmark(name: str, data_dir: str | Path | None = None) -> Benchmark:
+def get_benchmark(
+    name: str, data_dir: str | Path | None = None, dataset_kwargs: dict[str, Any] | None = None
+) -> Benchmark:
     """Returns a benchmark by its name.
 
     Args:
         name (`str`): Key of `BENCHMARKS`, or "folder" for a user's own dataset.
         data_dir (`str` or `Path`, *optional*): Path of the user's own dataset, which describes it.
+        dataset_kwargs (`dict`, *optional*): Fields of the builder's configuration that the dataset will be loaded with.
+            `num_classes` chooses the classes of Cityscapes.
 
     Raises:
-        ValueError: If there is no such benchmark, or the description of the user's own dataset is broken.
+        ValueError: If there is no such benchmark or field, or the description of the user's own dataset is broken.
         FileNotFoundError: If the user's own dataset does not exist.
     """
     if name == "folder":
         return describe_folder(data_dir)
     if name not in BENCHMARKS:
         raise ValueError(f"Unknown dataset {name!r}; known datasets are {sorted([*BENCHMARKS, 'folder'])}.")
-    return BENCHMARKS[name]
+    benchmark, dataset_kwargs = BENCHMARKS[name], dataset_kwargs or {}
+    benchmark.check_fields(dataset_kwargs)
+    if "num_classes" in dataset_kwargs:
+        return replace(benchmark, class_names=cityscapes.choose_classes(dataset_kwargs["num_classes"]))
+    return benchmark

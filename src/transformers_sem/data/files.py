@@ -413,7 +413,7 @@ def extract(archive: Path, folder: Path) -> None:
     """Extracts plain files and folders.
 
     Raises:
-        tarfile.TarError: If the archive has any other member; nothing is written outside `folder`.
+        tarfile.TarError: If the archive is damaged or has any other member; nothing is written outside `folder`.
     """
     with tarfile.open(archive) as tar, tqdm(desc=f"unpacking {archive.name}", unit="file") as bar:
         for member in tar:
@@ -422,3 +422,7 @@ def extract(archive: Path, folder: Path) -> None:
                 raise tarfile.TarError(f"{member.name!r} leads out of it, or is neither a file nor a folder")
             tar.extract(member, folder, filter="data")
             bar.update()
+        # A checksum of the compression is at the very end, and tarfile takes a damaged header for the end of the members.
+        while block := tar.fileobj.read(2**20):
+            if block.strip(b"\0"):
+                raise tarfile.TarError("it is damaged: a file in it has no valid header")

@@ -22,7 +22,7 @@ from huggingface_hub import DatasetCard, DatasetCardData
 from tqdm.auto import tqdm
 
 from ..tasks import TASKS
-from ..utils.files import atomic_write
+from ..utils.files import atomic_write, locked
 from ..utils.processes import process_pool
 from ..visualization.panels import contact_sheet
 from .files import BrokenFrameError, file_signature
@@ -118,7 +118,7 @@ def prepare(source: Source, output: Path, num_processes: int, *, skip_broken: bo
         broken frames are kept for the next run.
 
     Raises:
-        ValueError: If `output` holds something else, or has a name that `datasets` cannot load.
+        ValueError: If `output` holds something else, has a name that `datasets` cannot load, or another process prepares it.
         OSError: If it cannot be written.
     """
     plan, output = plan_shards(source), output.expanduser().resolve()
@@ -135,10 +135,12 @@ def prepare(source: Source, output: Path, num_processes: int, *, skip_broken: bo
         )
     unfinished = output.with_name(f"unfinished_{output.name}")
     (unfinished / "data").mkdir(parents=True, exist_ok=True)
-    problems = write_missing(source, unfinished, plan, num_processes, skip_broken)
-    if not problems or skip_broken:
-        finish_folder(source, unfinished, plan)
-        os.replace(unfinished, output)
+    with locked(unfinished / "lock", "One process prepares a folder at a time"):
+        problems = write_missing(source, unfinished, plan, num_processes, skip_broken)
+        if not problems or skip_broken:
+            finish_folder(source, unfinished, plan)
+            os.replace(unfinished, output)
+    (output / "lock").unlink(missing_ok=True)
     return problems
 
 
@@ -148,7 +150,7 @@ def finish_folder(source: Source, folder: Path, plan: Plan) -> None:
     Raises:
         ValueError: If a split has no frame that can be used.
     """
-    for path in (folder / "data").glob("*-of-*"):
+    for path in (folder / "data").iterdir():
         # `datasets` cannot read a file without rows; a shard of broken frames has none.
         if f"data/{path.name}" not in plan or pyarrow.parquet.read_metadata(path).num_rows == 0:
             path.unlink()
@@ -200,7 +202,7 @@ def write_shard(path: Path, rows: list[dict[str, Any]], features: datasets.Featu
     table = datasets.Dataset.from_dict(columns, features=features).data.table
     try:
         with atomic_write(path) as unfinished:
-            pyarrow.parquet.write_table(table, unfinished, row_group_size=ROWS_PER_GROUP)
+            pyarrow.parquet.write_table(table, unfinished, row_group_size=ROWS_PER_GROUP, write_page_checksum=True)
     except OSError as error:
         raise OSError(
             f"Cannot write {path}: {error}. Free some space, and run the same command again: finished shards are kept."
@@ -210,7 +212,7 @@ def write_shard(path: Path, rows: list[dict[str, Any]], features: datasets.Featu
 def read_prepared_ids(folder: Path, split: str) -> list[str]:
     """Reads the ids in the shards of a split."""
     paths = sorted((folder / "data").glob(f"{split}-*.parquet"))
-    tables = [pyarrow.parquet.read_table(path, columns=["id"]) for path in paths]
+    tables = [pyarrow.parquet.read_table(path, columns=["id"], page_checksum_verification=True) for path in paths]
     return [name for table in tables for name in table["id"].to_pylist()]
 
 

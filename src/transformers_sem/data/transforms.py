@@ -60,6 +60,38 @@ def row_to_tensors(row: dict[str, Any], tasks: Iterable[str]) -> tuple[Tensor, L
     return image, labels
 
 
+class RowError(ValueError):
+    """Raised when a row cannot be used; the message is one line that names it."""
+
+    def __init__(self, message: str) -> None:
+        # `DataLoader` raises the error of a worker again with the whole traceback as its message, which ends in ours.
+        super().__init__(message.rpartition(f"{type(self).__name__}: ")[2].strip())
+
+
+def read_row(
+    rows: datasets.Dataset | Sequence[dict[str, Any]], index: int, tasks: Iterable[str]
+) -> tuple[Tensor, Labels]:
+    """Reads one row as [`row_to_tensors`] does.
+
+    Raises:
+        RowError: If it cannot be read or used; the message names row and file.
+    """
+    try:
+        return row_to_tensors(rows[index], tasks)
+    except Exception as error:  # PIL raises errors of any type on broken images
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise RowError(f"Cannot use {describe_row(rows, index)}: {reason}") from error
+
+
+def describe_row(rows: datasets.Dataset | Sequence[dict[str, Any]], index: int) -> str:
+    """Returns number, id and file of a row, as far as they are known, without reading its images."""
+    if not isinstance(rows, datasets.Dataset):
+        return f"row {index}"
+    name = f" ({rows.select_columns(['id'])[index]['id']!r})" if "id" in rows.column_names else ""
+    files = " or ".join(sorted(file["filename"] for file in rows.cache_files)[:3])
+    return f"row {index}{name}" + (f" of {files}" if files else "")
+
+
 def read_label(task: str, value: Image.Image | None, size: tuple[int, int]) -> Tensor:
     """Converts a map to a label; a missing one is invalid everywhere."""
     return to_label(task, value) if value is not None else invalid_labels(task, 1, size)[0]
@@ -234,8 +266,8 @@ class TransformedDataset(Dataset):
 
     def decode_all(self, *, show_progress: bool) -> None:
         """Decodes all rows and keeps them in memory; processes that are forked afterwards share them."""
-        rows = tqdm(self.dataset, desc="decoding", unit="row", disable=not show_progress)
-        self.decoded = [row_to_tensors(row, self.tasks) for row in rows]
+        indices = tqdm(range(len(self)), desc="decoding", unit="row", disable=not show_progress)
+        self.decoded = [read_row(self.dataset, index, self.tasks) for index in indices]
 
     def __len__(self) -> int:
         """Returns the number of rows."""
@@ -247,7 +279,7 @@ class TransformedDataset(Dataset):
         Returns:
             "pixel_values" `(3, height, width)` and "labels", `{task: label}`.
         """
-        image, labels = self.decoded[index] if self.decoded else row_to_tensors(self.dataset[index], self.tasks)
+        image, labels = self.decoded[index] if self.decoded else read_row(self.dataset, index, self.tasks)
         if self.augmentation is not None:
             image, labels = self.augmentation(image, labels)
         batch = self.image_processor(

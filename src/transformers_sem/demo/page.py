@@ -21,6 +21,7 @@ from ..modeling_sem import SEMForMultiTaskDensePrediction
 from ..pipeline_sem import MultiTaskDensePredictionPipeline
 from ..tasks import get_task
 from ..utils.extras import require
+from ..utils.loading import load_image_processor, load_model
 from .point_cloud import FIELD_OF_VIEW
 from .results import PageResults, write_results
 from .server import ALL_ADDRESSES, GONE, VisitorGate, bind, exit_at_once, make_folder, new_path, running
@@ -87,8 +88,8 @@ def load_pipeline(model: str | Path) -> MultiTaskDensePredictionPipeline:
     """Loads a model from a folder or the Hub, on the best available device."""
     device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     return MultiTaskDensePredictionPipeline(
-        model=SEMForMultiTaskDensePrediction.from_pretrained(model).eval(),
-        image_processor=SEMImageProcessor.from_pretrained(model),
+        model=load_model(SEMForMultiTaskDensePrediction, model),
+        image_processor=load_image_processor(SEMImageProcessor, model),
         device=device,
     )
 

@@ -5,7 +5,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from ..data.transforms import row_to_tensors
+from ..data.transforms import read_row
 from ..losses import INVALID_ID
 from ..task_kinds import CLASS_IDS
 from ..tasks import get_task
@@ -81,8 +81,8 @@ def fit_constant(
     with accelerator.local_main_process_first(), cached.lock():
         if cached.read() is None:
             constant = ConstantPredictor(task_num_labels)
-            for row in progress(rows, len(rows), "constant predictor", accelerator):
-                _, labels = row_to_tensors(row, task_num_labels)
+            for index in progress(range(len(rows)), len(rows), "constant predictor", accelerator):
+                _, labels = read_row(rows, index, task_num_labels)
                 constant.add(labels)
             cached.write(constant.to_json())
         return ConstantPredictor.from_json(cached.read(), task_num_labels)

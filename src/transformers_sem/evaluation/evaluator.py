@@ -5,9 +5,9 @@ import json
 import logging
 import shutil
 from collections import deque
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future
-from contextlib import closing
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, field, fields
 from importlib.metadata import version
 from operator import itemgetter
@@ -25,13 +25,13 @@ from huggingface_hub.dataclasses import strict
 from torch import Tensor
 
 from ..data.benchmarks import Benchmark, get_benchmark, same_classes
-from ..data.transforms import row_to_tensors
+from ..data.transforms import read_row
 from ..image_processing_sem import SEMImageProcessor
 from ..modeling_sem import SEMForMultiTaskDensePrediction
 from ..utils.cache import CachedResult
 from ..utils.environment import save_report
 from ..utils.errors import check_keys
-from ..utils.files import atomic_write
+from ..utils.files import atomic_write, locked
 from ..utils.processes import available_cpus, leave_cores, process_pool, progress
 from ..utils.settings import apply_overrides, read_settings
 from ..visualization.panels import Prediction
@@ -119,10 +119,10 @@ def predict_rows(
     rows: datasets.Dataset,
     batch_size: int,
 ) -> Iterator[Prediction]:
-    """Predicts labeled rows in order, `batch_size` at a time."""
-    tasks = model.config.tasks
+    """Predicts labeled rows in order, `batch_size` at a time; labels are of the tasks that the rows have."""
+    tasks = [task for task in model.config.tasks if task in rows.column_names]
     for start in range(0, len(rows), batch_size):
-        samples = [row_to_tensors(rows[index], tasks) for index in range(start, min(start + batch_size, len(rows)))]
+        samples = [read_row(rows, index, tasks) for index in range(start, min(start + batch_size, len(rows)))]
         maps = predict(model, image_processor, [image for image, _ in samples])
         for (image, labels), image_maps in zip(samples, maps, strict=True):
             yield Prediction(image, image_maps, labels)
@@ -169,7 +169,7 @@ class Evaluation:
 
     def __post_init__(self):
         self.model.eval()
-        widths = self.model.config.task_num_labels
+        self.task_num_labels = widths = scored_widths(self.model, self.benchmark, self.rows)
         kwargs = {task: kwargs for task, kwargs in self.benchmark.task_metric_kwargs.items() if task in widths}
         owners = (MODEL,) if self.constant is None else (MODEL, CONSTANT)
         self.metrics = {owner: MetricSums(widths, kwargs) for owner in owners}
@@ -185,7 +185,7 @@ class Evaluation:
             scores of each image, `{"id": name, "task/score": value}`, in the order of the rows.
 
         Raises:
-            ValueError: If a prediction cannot be scored, for example because it holds NaN.
+            ValueError: If a prediction cannot be scored, for example because it holds NaN, or an image was lost.
         """
         folder = StatisticsFolder(self.unfinished_dir, self.fingerprint())
         image_scores = self._add_finished(folder) if self.accelerator.is_main_process else []
@@ -201,6 +201,11 @@ class Evaluation:
         for metric in self.metrics.values():
             metric.merge(self.accelerator)
         image_scores = sorted(gather_object(image_scores), key=itemgetter(0))
+        if [index for index, _ in image_scores] != list(range(len(self.rows))):
+            raise ValueError(
+                f"A report has every image once; got {len(image_scores)} of {len(self.rows)}. Another process may have "
+                f"written to {self.unfinished_dir}; run the command again."
+            )
         return self.metrics, [{"id": self.ids[index], **scores} for index, scores in image_scores]
 
     def fingerprint(self) -> str:
@@ -302,7 +307,7 @@ def evaluate_and_report(
     """Evaluates a model on the validation rows, and writes the scores.
 
     Writes the scores as JSON to `path`, with everything that a model card says of the weights, and the scores of each image
-    beside it as Parquet.
+    beside it as Parquet. Tasks of the model that the data has no labels of are named and not scored.
 
     Args:
         config ([`EvaluationConfig`]): The settings.
@@ -316,51 +321,73 @@ def evaluate_and_report(
 
     Returns:
         `str`: A table of the scores for the terminal.
+
+    Raises:
+        ValueError: If another process evaluates into `path`, or model and data do not fit.
     """
-    benchmark = get_benchmark(config.dataset, config.data_dir)
-    check_widths(model.config.task_num_labels, benchmark)
-    match_classes(model, benchmark)
-    unfinished_dir = path.with_name(f"unfinished_{path.stem}")
-    num_processes = num_processes or max(1, available_cpus() // (2 * accelerator.num_processes))
-    leave_cores(num_processes)
-    validation = rows["validation"]
-    if config.num_evaluation_images is not None:
-        validation = validation.select(range(min(config.num_evaluation_images, len(validation))))
-    constant = fit_constant(rows["train"], model.config.task_num_labels, accelerator)
-    cached = cached_constant_scores(constant, validation, benchmark)
-    (constant_scores,) = broadcast_object_list([cached.read()])  # the same on ranks with other caches
-    evaluation = Evaluation(
-        model=model.to(accelerator.device),
-        image_processor=image_processor,
-        rows=validation,
-        benchmark=benchmark,
-        constant=constant if constant_scores is None else None,
-        accelerator=accelerator,
-        batch_size=config.batch_size,
-        num_processes=num_processes,
-        unfinished_dir=unfinished_dir,
-        predictions_dir=predictions_dir,
-    )
-    metrics, image_scores = evaluation.run()
-    scores = metrics[MODEL].scores()
-    if constant_scores is None:
-        constant_scores = metrics[CONSTANT].scores()
-        if accelerator.is_main_process:
-            cached.write(constant_scores)
-    if accelerator.is_main_process:
-        save_image_scores(path.with_suffix(".parquet"), image_scores)
-        save_report(
-            path,
-            scores=scores,
-            constant_scores=constant_scores,
-            class_scores=name_classes(metrics[MODEL].class_scores(), model.config.task_id2label),
-            num_scored_images=count_scored(image_scores, scores),
-            **describe_evaluation(config, evaluation),
+    with lock_report(path, accelerator):
+        benchmark = get_benchmark(config.dataset, config.data_dir, config.dataset_kwargs)
+        unfinished_dir = path.with_name(f"unfinished_{path.stem}")
+        num_processes = num_processes or max(1, available_cpus() // (2 * accelerator.num_processes))
+        leave_cores(num_processes)
+        validation = rows["validation"]
+        if config.num_evaluation_images is not None:
+            validation = validation.select(range(min(config.num_evaluation_images, len(validation))))
+        widths = scored_widths(model, benchmark, validation)
+        match_classes(model, benchmark, widths)
+        constant = fit_constant(rows["train"], widths, accelerator)
+        cached = cached_constant_scores(constant, validation, benchmark)
+        (constant_scores,) = broadcast_object_list([cached.read()])  # the same on ranks with other caches
+        evaluation = Evaluation(
+            model=model.to(accelerator.device),
+            image_processor=image_processor,
+            rows=validation,
+            benchmark=benchmark,
+            constant=constant if constant_scores is None else None,
+            accelerator=accelerator,
+            batch_size=config.batch_size,
+            num_processes=num_processes,
+            unfinished_dir=unfinished_dir,
+            predictions_dir=predictions_dir,
         )
-    accelerator.wait_for_everyone()
-    if accelerator.is_local_main_process:
-        shutil.rmtree(unfinished_dir, ignore_errors=True)
-    return format_report(scores, constant_scores)
+        metrics, image_scores = evaluation.run()
+        scores = metrics[MODEL].scores()
+        if constant_scores is None:
+            constant_scores = metrics[CONSTANT].scores()
+            if accelerator.is_main_process:
+                cached.write(constant_scores)
+        if accelerator.is_main_process:
+            save_image_scores(path.with_suffix(".parquet"), image_scores)
+            save_report(
+                path,
+                scores=scores,
+                constant_scores=constant_scores,
+                class_scores=name_classes(metrics[MODEL].class_scores(), model.config.task_id2label),
+                num_scored_images=count_scored(image_scores, scores),
+                **describe_evaluation(config, evaluation),
+            )
+        accelerator.wait_for_everyone()
+        if accelerator.is_local_main_process:
+            shutil.rmtree(unfinished_dir, ignore_errors=True)
+        accelerator.wait_for_everyone()  # the lock is held until nothing is written any more
+    return format_report(scores, constant_scores) + describe_unscored(model, evaluation)
+
+
+def lock_report(path: Path, accelerator: Accelerator) -> AbstractContextManager:
+    """Locks a report, its table and the statistics of its images against other evaluations.
+
+    Raises:
+        ValueError: On the main process, if another evaluation holds the lock.
+    """
+    if not accelerator.is_main_process:
+        return nullcontext()
+    return locked(path.with_name(f".{path.stem}.lock"), "One evaluation writes a report at a time")
+
+
+def describe_unscored(model: SEMForMultiTaskDensePrediction, evaluation: Evaluation) -> str:
+    """Returns a line about the tasks of a model that the data has no labels of, or nothing."""
+    unscored = [task for task in model.config.tasks if task not in evaluation.task_num_labels]
+    return f"\nNot scored, because the data has no labels of them: {', '.join(unscored)}." if unscored else ""
 
 
 def cached_constant_scores(constant: ConstantPredictor, rows: datasets.Dataset, benchmark: Benchmark) -> CachedResult:
@@ -381,27 +408,37 @@ def describe_evaluation(config: EvaluationConfig, evaluation: Evaluation) -> dic
     }
 
 
-def check_widths(task_num_labels: dict[str, int], benchmark: Benchmark) -> None:
-    """Checks that the classes of a model are those of the data.
+def scored_widths(
+    model: SEMForMultiTaskDensePrediction, benchmark: Benchmark, rows: datasets.Dataset
+) -> dict[str, int]:
+    """Returns the head widths of the tasks that both the model and the data have.
 
     Raises:
-        ValueError: If a task has no labels there, or another number of classes.
+        ValueError: If there is none, or a task has another number of classes in the data.
     """
-    widths = {task: benchmark.num_labels(task) for task in task_num_labels}
-    if widths != dict(task_num_labels):
+    labeled = [task for task in benchmark.tasks if task in rows.column_names]
+    scored = {task: width for task, width in model.config.task_num_labels.items() if task in labeled}
+    if not scored:
         raise ValueError(
-            f"A model is evaluated on the classes it has learned, {dict(task_num_labels)}; the data has {widths}. Choose "
-            "the dataset that it was trained on."
+            f"A model is evaluated on the tasks that the data has labels of, {labeled}; it predicts {model.config.tasks}. "
+            "Choose another dataset."
         )
+    widths = {task: benchmark.num_labels(task) for task in scored}
+    if widths != scored:
+        raise ValueError(
+            f"A model is evaluated on the classes it has learned, {scored}; the data has {widths}. Choose the dataset that "
+            "it was trained on."
+        )
+    return scored
 
 
-def match_classes(model: SEMForMultiTaskDensePrediction, benchmark: Benchmark) -> None:
-    """Gives the classes of a model the ids that the data has for the same names.
+def match_classes(model: SEMForMultiTaskDensePrediction, benchmark: Benchmark, tasks: Iterable[str]) -> None:
+    """Gives the classes of some tasks of a model the ids that the data has for the same names.
 
     Raises:
         ValueError: If a class of the model has another name than those of the data.
     """
-    for task in model.config.tasks:
+    for task in tasks:
         names, expected = model.config.class_names(task), list(benchmark.class_names.get(task, ()))
         if not names or not expected or names == expected:
             continue

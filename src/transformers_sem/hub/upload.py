@@ -11,12 +11,12 @@ from pathlib import Path
 
 from huggingface_hub import HfApi, get_token
 from huggingface_hub.utils import validate_repo_id
-from safetensors import SafetensorError
 
 from ..configuration_sem import SEMConfig
 from ..image_processing_sem import SEMImageProcessor
 from ..modeling_sem import AUTO_MODELS, SEMForMultiTaskDensePrediction
 from ..pipeline_sem import MultiTaskDensePredictionPipeline
+from ..utils.loading import load_image_processor, load_model
 from .card import EVALUATION_NAME, PREDICTIONS_NAME, card_of_folder, read_evaluation
 
 
@@ -46,8 +46,8 @@ def stage_model(folder: Path, staging: Path, *, custom_code: bool = False) -> No
         ValueError: If it is another model, or its weights are incomplete or a pickle.
     """
     check_files(folder)
-    model = load_model(folder)
-    image_processor = SEMImageProcessor.from_pretrained(folder, local_files_only=True)
+    model = load_model(SEMForMultiTaskDensePrediction, folder, local_files_only=True)
+    image_processor = load_image_processor(SEMImageProcessor, folder, local_files_only=True)
     if (folder / EVALUATION_NAME).is_file():
         read_evaluation(folder / EVALUATION_NAME)
     if custom_code:
@@ -95,27 +95,6 @@ def check_files(folder: Path) -> None:
         pickles = [path.name for path in sorted(folder.iterdir()) if path.suffix in PICKLES]
         found = f"its weights are pickles, {pickles}, which can run code" if pickles else "it has no weights"
         raise ValueError(f"Weights must be safetensors, and {folder} has none: {found}. {remedy}.")
-
-
-def load_model(folder: Path) -> SEMForMultiTaskDensePrediction:
-    """Loads a model and checks that its weights are complete.
-
-    Raises:
-        ValueError: If the weights cannot be read, or tensors are missing or unexpected.
-    """
-    try:
-        model, report = SEMForMultiTaskDensePrediction.from_pretrained(
-            folder, local_files_only=True, use_safetensors=True, output_loading_info=True
-        )
-    except (SafetensorError, RuntimeError) as error:
-        raise ValueError(f"The weights in {folder} cannot be read: {error}. Train or copy them again.") from error
-    wrong = sorted({*report["missing_keys"], *report["unexpected_keys"]})
-    if wrong:
-        raise ValueError(
-            f"The weights in {folder} do not match its config.json: {len(wrong)} tensors are missing or unexpected, such as "
-            f"{wrong[:3]}. Train or copy them again."
-        )
-    return model
 
 
 def save_with_code(model: SEMForMultiTaskDensePrediction, image_processor: SEMImageProcessor, staging: Path) -> None:

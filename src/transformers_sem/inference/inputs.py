@@ -14,6 +14,9 @@ from PIL import Image
 VIDEO_ENDINGS = {".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm"}
 # written by phones; listed so that they are reported as unreadable, not skipped silently
 PHONE_ENDINGS = {".heic", ".heif"}
+# What a run writes to the output folder
+RESULT_FOLDERS = ("panels", "maps", "raw", "inside", "videos", "json")
+RESULT_ENDINGS = (".png", ".npy", ".npz", ".json", ".mp4")
 
 
 @dataclass(frozen=True)
@@ -37,19 +40,21 @@ def find_inputs(inputs: list[str], output: Path) -> list[InputItem]:
     Args:
         inputs (`list[str]`): Files; folders, which are searched recursively without hidden files; patterns such as
             `"shots/**/*.jpg"`; numbers of cameras.
-        output (`Path`): The output folder, which is never searched.
+        output (`Path`): The output folder. Within an input it is not searched; where it is an input itself, or a pattern
+            matches files in it, the results of earlier runs are left out.
 
     Returns:
         `list[InputItem]`: sorted within each input, each file once. A name is the path relative to the deepest folder that
-        contains all inputs, without the ending; names that would be equal keep their endings.
+        contains all inputs, without the ending; names that would be equal, or that of a folder, keep their endings.
 
     Raises:
         FileNotFoundError: If an input does not exist, or no input contains an image or a video.
+        ValueError: If an input is a result in the output folder.
     """
     cameras = [InputItem(Path(text), f"camera{text}", "camera") for text in inputs if is_camera(text)]
     paths, bases = {}, []  # keyed by absolute path, so that a file named twice is predicted once
     for text in inputs:
-        for path in [] if is_camera(text) else expand_pattern(text):
+        for path in [] if is_camera(text) else expand_pattern(text, output):
             bases.append(os.path.abspath(path if path.is_dir() else path.parent))
             found = walk(path, output) if path.is_dir() else [path]
             paths.update((os.path.abspath(file), file) for file in found)
@@ -63,22 +68,35 @@ def is_camera(text: str) -> bool:
     return text.isdecimal() and not os.path.exists(text)
 
 
-def expand_pattern(text: str) -> list[Path]:
-    """Returns the file or folder of this name, or those that match the pattern.
+def expand_pattern(text: str, output: Path) -> list[Path]:
+    """Returns the file or folder of this name, or those that match the pattern, without results in the output folder.
 
     Raises:
         FileNotFoundError: If there is none.
+        ValueError: If the name is that of a result.
     """
     if os.path.exists(text):
+        if is_result(Path(text), output):
+            raise ValueError(
+                f"--input takes images and videos; {text!r} is a result in the output folder {str(output)!r}. Choose another "
+                "--output."
+            )
         return [Path(text)]
     paths = [Path(match) for match in sorted(glob.glob(text, recursive=True))]
     paths = [path for path in paths if path.is_dir() or path.suffix.lower() in known_endings()]
+    paths = [path for path in paths if not is_result(path, output)]
     if not paths:
         raise FileNotFoundError(
             f"There is no file or folder {text!r}; --input takes images, videos, folders of them, patterns and the numbers of "
             "cameras."
         )
     return paths
+
+
+def is_result(path: Path, output: Path) -> bool:
+    """Whether a path lies in one of the folders that runs write to the output folder."""
+    path, output = Path(os.path.realpath(path)), Path(os.path.realpath(output))
+    return not {output / name for name in RESULT_FOLDERS}.isdisjoint([path, *path.parents])
 
 
 def known_endings() -> set[str]:
@@ -92,7 +110,11 @@ def walk(folder: Path, output: Path) -> Iterator[Path]:
     endings, unreadable = known_endings(), []
     for parent, folders, files in os.walk(folder, onerror=lambda error: unreadable.append(Path(error.filename))):
         folders[:] = sorted(
-            name for name in folders if not name.startswith(".") and Path(parent, name).resolve() != output.resolve()
+            name
+            for name in folders
+            if not name.startswith(".")
+            and Path(parent, name).resolve() != output.resolve()
+            and not is_result(Path(parent, name), output)
         )
         for name in sorted(files):
             if not name.startswith(".") and Path(name).suffix.lower() in endings:
@@ -106,6 +128,9 @@ def name_items(paths: list[Path], bases: list[str]) -> list[InputItem]:
     full_names = [Path(os.path.relpath(os.path.abspath(path), base)) for path in paths]
     short_names = [name.with_suffix("").as_posix() for name in full_names]
     taken = Counter(short_names) + Counter(name.as_posix() for name in full_names if name.suffix)
+    folders = {folder.as_posix() for name in full_names for folder in name.parents}
+    for short_name in short_names:  # a result of one item must not have the name of the folder of another
+        taken[short_name] += any(f"{short_name}{ending}" in folders for ending in RESULT_ENDINGS)
     return [
         InputItem(
             path,

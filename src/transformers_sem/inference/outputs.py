@@ -42,7 +42,7 @@ class OutputFolder:
 
     def fingerprint(self, item: InputItem) -> str | None:
         """Returns a hash of the item's content and of the prediction settings; `None` for cameras and unreadable files."""
-        if item.kind == "camera":
+        if item.kind == "camera" or not item.path.is_file():  # reading a pipe or a device may never end
             return None
         digest = hashlib.sha256(self.digest.encode())
         try:
@@ -56,7 +56,7 @@ class OutputFolder:
     def is_complete(self, item: InputItem, fingerprint: str | None) -> bool:
         """Whether all outputs of an item exist and were made from the same content with the same settings."""
         try:
-            description = json.loads(self.path("json", item, ".json").read_text())
+            description = json.loads(self.path("json", item, ".json").read_text(encoding="utf-8"))
             return (
                 description["fingerprint"] == fingerprint is not None
                 and description["source"] == str(item.path)
@@ -107,7 +107,9 @@ class OutputFolder:
             "fingerprint": fingerprint,
         }
         with atomic_write(self.path("json", item, ".json")) as unfinished:
-            unfinished.write_text(json.dumps(description, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+            text = json.dumps(description, indent=2, ensure_ascii=False) + "\n"
+            # Names that are no UTF-8 become escapes of JSON.
+            unfinished.write_text(text, encoding="utf-8", errors="backslashreplace")
 
     def _relative(self, path: Path) -> str:
         return path.relative_to(self.folder).as_posix()

@@ -1,8 +1,9 @@
 """A prediction run over many items, split over ranks. An item that fails is reported and does not stop the others."""
 
+import errno
 import itertools
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -27,6 +28,8 @@ from .video import VIDEO_ENDING, VideoFrame, VideoReader, create_video, open_vid
 LoadedImage = tuple[int, str | None, Tensor]  # number and fingerprint of the item, uint8 `(3, height, width)`
 
 MAX_BATCH_PIXELS = 2**26  # of images that are in memory at once
+# Errors of writing that are due to the name of an item; all others would meet the next item too
+NAME_ERRORS = (errno.ENAMETOOLONG, errno.EEXIST, errno.EISDIR, errno.ENOTDIR, errno.EILSEQ, errno.EINVAL)
 
 
 @dataclass(frozen=True)
@@ -101,7 +104,8 @@ class PredictionRunner:
                 panel = None
                 if self.inside:
                     panel = inside_panel(self.predictor.model, self.predictor.image_processor, image)
-                self.outputs.write_image(items[number], fingerprint, Prediction(image, maps), panel)
+                with self._failures_noted(number, items[number]):
+                    self.outputs.write_image(items[number], fingerprint, Prediction(image, maps), panel)
             bar.update(len(batch))
 
     def _predict_batch(
@@ -130,8 +134,8 @@ class PredictionRunner:
             yield number, fingerprint, torch.from_numpy(pixels).permute(2, 0, 1)
 
     def _predict_video(self, number: int, item: InputItem, fingerprint: str | None) -> None:
-        path, renderer = self.outputs.path("videos", item, VIDEO_ENDING), VideoFrameRenderer()
-        try:
+        with self._failures_noted(number, item):
+            path, renderer = self.outputs.path("videos", item, VIDEO_ENDING), VideoFrameRenderer()
             with open_video(item) as video, atomic_write(path) as unfinished:
                 frames_per_second = round(video.rate) or 1
                 with create_video(unfinished, video) as writer, self._until_stopped(item):
@@ -139,11 +143,8 @@ class PredictionRunner:
                         writer.add(renderer.render(Prediction(frame.image, maps), frames_per_second), frame.time)
                 if writer.num_frames == 0:
                     raise ValueError(f"Cannot read {item.path}: it was stopped before its first frame.")
-        except (ValueError, MissingExtraError) as error:
-            self._note_failure(number, error)
-            return
-        description = {"num_frames": writer.num_frames, "frames_per_second": float(video.rate)}
-        self.outputs.write_description(item, fingerprint, [path], **description)
+            description = {"num_frames": writer.num_frames, "frames_per_second": float(video.rate)}
+            self.outputs.write_description(item, fingerprint, [path], **description)
 
     @staticmethod
     def _until_stopped(item: InputItem) -> AbstractContextManager:
@@ -159,6 +160,25 @@ class PredictionRunner:
             while batch := list(itertools.islice(frames, self.predictor.batch_size)):
                 yield from zip(batch, self.predictor([frame.image for frame in batch]), strict=True)
                 bar.update(len(batch))
+
+    @contextmanager
+    def _failures_noted(self, number: int, item: InputItem) -> Iterator[None]:
+        """Notes errors that are the item's own.
+
+        Raises:
+            OSError: If the results of no item could be written, for example because the disk is full.
+        """
+        try:
+            yield
+        except OSError as error:
+            message = f"Cannot write the results of {item.path} to {self.outputs.folder}: {error}."
+            if error.errno not in NAME_ERRORS:
+                raise OSError(
+                    f"{message} Free some space, or choose another --output; the same command goes on where this one stopped."
+                ) from error
+            self._note_failure(number, ValueError(f"{message} Rename it."))
+        except (ValueError, MissingExtraError) as error:
+            self._note_failure(number, error)
 
     def _note_failure(self, number: int, error: Exception) -> None:
         self.failures.append((number, " ".join(str(error).split())))

@@ -7,20 +7,21 @@ are computed one band of rows at a time, so that the full-size logits of a large
 """
 
 import math
+import os
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..image_processing_sem import restore_map
+from ..image_processing_sem import MAX_BAND_VALUES, restore_map, upsample_rows
 from ..tasks import flip_logits, get_task
 
 
-MAX_BAND_VALUES = 2**24  # 64 MiB of float32
 MAX_MEMORY_VALUES = 2**26  # larger maps are in a temporary file
 
 
@@ -117,16 +118,6 @@ def match_depth_scale(tile: ViewLogits, whole: ViewLogits) -> ViewLogits:
     return ViewLogits(view, logits)
 
 
-def upsample_rows(logits: Tensor, size: tuple[int, int], start: int, stop: int) -> Tensor:
-    """Upsamples logits `(num_labels, h, w)` to `size` and returns rows `start` to `stop`; bilinear, as in post-processing."""
-    position = (torch.arange(start, stop, device=logits.device) + 0.5) * (logits.shape[1] / size[0]) - 0.5
-    position = position.clamp(min=0)
-    above = position.long().clamp(max=logits.shape[1] - 1)
-    below = (above + 1).clamp(max=logits.shape[1] - 1)
-    rows = torch.lerp(logits[:, above], logits[:, below], (position - above)[:, None])
-    return F.interpolate(rows[None], size=(stop - start, size[1]), mode="bilinear", align_corners=False)[0]
-
-
 @dataclass
 class MapCanvas:
     """The maps of one image, filled from top to bottom.
@@ -175,8 +166,31 @@ class MapCanvas:
 
 
 def allocate_map(shape: tuple[int, ...], dtype: torch.dtype, folder: Path | None) -> Tensor:
-    """Allocates an uninitialized map, in memory or, above `MAX_MEMORY_VALUES`, in an unnamed temporary file in `folder`."""
+    """Allocates an uninitialized map, in memory or, above `MAX_MEMORY_VALUES`, in an unnamed temporary file in `folder`.
+
+    Raises:
+        OSError: If the disk has no room for the file.
+    """
     if math.prod(shape) <= MAX_MEMORY_VALUES:
         return torch.empty(shape, dtype=dtype)
     with tempfile.TemporaryFile(dir=folder) as file:
-        return torch.from_numpy(np.memmap(file, torch.empty((), dtype=dtype).numpy().dtype, "w+", shape=shape))
+        num_bytes = math.prod(shape) * dtype.itemsize
+        try:
+            reserve(file, num_bytes)
+        except OSError as error:
+            raise OSError(
+                f"A map of this image needs a temporary file of {num_bytes / 1e6:.0f} MB in {folder or tempfile.gettempdir()}: {error}. Free some "
+                "space; the same command goes on where this one stopped."
+            ) from error
+        return torch.from_numpy(np.memmap(file, torch.empty((), dtype=dtype).numpy().dtype, "r+", shape=shape))
+
+
+def reserve(file: BinaryIO, num_bytes: int) -> None:
+    """Takes the room of a file on the disk; otherwise a full disk would end the process when its memory map is written to."""
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(file.fileno(), 0, num_bytes)
+    else:  # macOS, Windows
+        block = bytes(2**20)
+        for start in range(0, num_bytes, len(block)):
+            file.write(block[: num_bytes - start])
+        file.flush()

@@ -152,7 +152,7 @@ class VideoWriter:
     num_frames: int = 0
 
     def add(self, pixels: np.ndarray, time: int) -> None:
-        """Writes a frame, uint8 `(height, width, 3)`; height and width are even and the same for all frames."""
+        """Writes a frame, uint8 `(height, width, 3)` of even height and width; later frames are resized to the first."""
         av = require("av", EXTRA)
         if self.stream is None:
             self.stream = self.container.add_stream("libx264", rate=self.like.rate, options={"crf": "18"})
@@ -160,6 +160,8 @@ class VideoWriter:
             self.stream.pix_fmt = "yuv420p"
             self.stream.codec_context.time_base = self.like.time_base
         frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+        if pixels.shape[:2] != (self.stream.height, self.stream.width):  # the size of a video may change
+            frame = frame.reformat(self.stream.width, self.stream.height)
         frame.pts, frame.time_base = time, self.like.time_base
         self.container.mux(self.stream.encode(frame))
         self.num_frames += 1

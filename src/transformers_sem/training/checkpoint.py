@@ -11,6 +11,8 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, broadcast_object_list, patch_environment
 
+from ..utils.files import plain_disk_errors
+
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +33,9 @@ def save_checkpoint(accelerator: Accelerator, folder: Path, step: int, keep: int
     """Saves model, optimizer and everything registered with `accelerator`, and keeps the newest `keep` checkpoints.
 
     All ranks call it, and `folder` is visible to all of them.
+
+    Raises:
+        OSError: If it cannot be written, for example because the disk is full. Earlier checkpoints stay.
     """
     target, unfinished = folder / f"step_{step:06d}", folder / f"unfinished_{step:06d}"
     accelerator.wait_for_everyone()
@@ -39,10 +44,12 @@ def save_checkpoint(accelerator: Accelerator, folder: Path, step: int, keep: int
             shutil.rmtree(leftover)
         unfinished.mkdir(parents=True)
     accelerator.wait_for_everyone()
-    accelerator.save_state(str(unfinished))
+    with plain_disk_errors(folder):
+        accelerator.save_state(str(unfinished))
     accelerator.wait_for_everyone()  # save_state has no barrier at its end
     if accelerator.is_main_process:
-        write_manifest(unfinished)
+        with plain_disk_errors(folder):
+            write_manifest(unfinished)
         if target.exists():  # a broken one, which this run has reached again
             discard(target)
         unfinished.rename(target)

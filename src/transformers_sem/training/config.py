@@ -1,20 +1,21 @@
 """Settings of a training run, and the folder that the run writes to."""
 
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import yaml
-from filelock import FileLock, Timeout
+from filelock import FileLock
 from huggingface_hub.dataclasses import strict
 
 from ..configuration_sem import SEMConfig
 from ..data.benchmarks import Benchmark
 from ..evaluation.evaluator import SETTINGS_NAME
 from ..utils.errors import check_keys
-from ..utils.files import atomic_write
+from ..utils.files import atomic_write, lock_file
 from ..utils.settings import apply_overrides, read_settings
 
 
@@ -35,6 +36,7 @@ ZOOM_TOLERANCE = 0.05  # of the logarithm: [0.75, 1.35] is symmetric enough
 TRACKERS = ("tensorboard", "wandb", "trackio")
 LOCK_SECONDS = 30  # data workers of a killed process hold its lock until they notice
 WITHOUT_EFFECT_ON_WEIGHTS = (
+    "output_dir",
     "num_workers",
     "keep_in_memory",
     "log_every",
@@ -179,7 +181,10 @@ class TrainingConfig:
             raise ValueError(f"`image_std` is above 0; got {self.image_std}.")
 
     def validate_optimizer(self):
-        """Decays and norms are in their ranges."""
+        """Rates, decays and norms are in their ranges."""
+        for name in ("learning_rate", "decay_power", "weight_decay", "seed", "num_workers"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"`{name}` is 0 or more, and finite; got {getattr(self, name)}.")
         if not self.max_grad_norm > 0:
             raise ValueError(f"`max_grad_norm` is above 0 (.inf does not clip); got {self.max_grad_norm}.")
         if not 0 < self.layer_decay <= 1:
@@ -269,41 +274,52 @@ def lock_output_dir(folder: Path) -> FileLock:
     Raises:
         ValueError: If another process holds the lock.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / ".lock")
-    try:
-        lock.acquire(timeout=LOCK_SECONDS)
-    except Timeout as error:
-        raise ValueError(
-            f"One process trains in a folder at a time; another one holds {str(lock.lock_file)!r}. Wait for it or stop it; "
-            "ending its launcher is not enough."
-        ) from error
-    return lock
+    return lock_file(folder / ".lock", "One process trains in a folder at a time", LOCK_SECONDS)
 
 
-def claim_output_dir(config: TrainingConfig) -> None:
+def claim_output_dir(config: TrainingConfig, *, replace: bool = False) -> None:
     """Writes the settings to `output_dir`, or checks that the run to resume there has the same settings.
+
+    Args:
+        config (`TrainingConfig`): The settings.
+        replace (`bool`, *optional*, defaults to `False`): Whether to write the settings over others.
 
     Raises:
         ValueError: If the folder holds a run with other settings.
     """
     path = Path(config.output_dir) / SETTINGS_NAME
-    if not path.is_file():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_write(path) as unfinished:
-            unfinished.write_text(yaml.safe_dump(asdict(config), sort_keys=False))
-        return
-    earlier = asdict(TrainingConfig.load(path))
-    changed = [
-        f"{key} {earlier[key]!r} -> {value!r}"
-        for key, value in asdict(config).items()
-        if earlier[key] != value and key not in WITHOUT_EFFECT_ON_WEIGHTS
-    ]
-    if changed:
+    changed = changed_settings(config, path) if path.is_file() else []
+    if changed and not replace:
         raise ValueError(
             f"{config.output_dir!r} holds a run with other settings ({'; '.join(changed)}), which cannot be resumed with "
             "these. Choose another output_dir, or remove that folder."
         )
+    if changed or not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_write(path) as unfinished:
+            unfinished.write_text(yaml.safe_dump(asdict(config), sort_keys=False))
+
+
+def changed_settings(config: TrainingConfig, path: Path) -> list[str]:
+    """Returns the settings that differ from those in a file and that weights depend on, as "name old -> new"."""
+    earlier = asdict(TrainingConfig.load(path))
+    return [
+        f"{key} {earlier[key]!r} -> {value!r}"
+        for key, value in asdict(config).items()
+        if earlier[key] != value
+        and key not in WITHOUT_EFFECT_ON_WEIGHTS
+        and not is_same_path(key, earlier[key], value)
+    ]
+
+
+def is_same_path(key: str, first: str | None, second: str | None) -> bool:
+    """Returns whether two values of `data_dir` name one folder, relative to this one or not."""
+    return key == "data_dir" and None not in (first, second) and os.path.realpath(first) == os.path.realpath(second)
+
+
+def holds_weights(folder: Path) -> bool:
+    """Returns whether a run in a folder has reached its first checkpoint."""
+    return any(folder.glob("checkpoints/step_*")) or any(folder.rglob("*.safetensors"))
 
 
 def network_size(config: TrainingConfig) -> tuple[int, int]:

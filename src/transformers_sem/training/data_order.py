@@ -1,7 +1,9 @@
 """Data order and random numbers that depend on the seed and the position only, so that a run resumes exactly."""
 
 import signal
+import traceback
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -70,7 +72,8 @@ def seed_step(seed: int, step: int, rank: int) -> None:
 def ignore_signals(worker: int) -> None:
     """Ignores Ctrl-C and SIGTERM in a data worker: they reach the whole process group, and the current step needs its data.
 
-    Workers end when their iterator is closed. Closing it must not be left to interpreter exit, which sends SIGTERM.
+    Workers end when their iterator is freed, as `open_batches` does. That must not be left to the exit of the interpreter,
+    which sends SIGTERM and waits.
     """
     for signum in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signum, signal.SIG_IGN)
@@ -89,3 +92,35 @@ def build_train_loader(
         worker_init_fn=ignore_signals,
         pin_memory=torch.cuda.is_available(),
     )
+
+
+@contextmanager
+def open_batches(loader: DataLoader) -> Iterator[Iterator[dict]]:
+    """Yields the batches of a loader, and ends its workers afterwards, also after an error.
+
+    Args:
+        loader (`DataLoader`): As `Accelerator.prepare` returns it.
+
+    Raises:
+        ChildProcessError: If a worker was killed.
+    """
+    batches = iter(loader)
+    try:
+        yield batches
+    except BaseException as error:
+        free_frames(error)
+        if isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker"):
+            raise ChildProcessError(
+                f"A data worker ended: {error} Where memory is short, lower num_workers, or set keep_in_memory=false; the "
+                "same command goes on from the last checkpoint."
+            ) from None
+        raise
+    finally:
+        batches.close()
+
+
+def free_frames(error: BaseException | None) -> None:
+    """Frees the local variables of the frames of an error, which hold the iterator of a loader with its workers."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__context__

@@ -57,6 +57,8 @@ def load_trained_model(config: TrainingConfig, labels: dict) -> tuple[SEMForMult
             config.pretrained_model,
             ignore_mismatched_sizes=True,
             output_loading_info=True,
+            dtype=torch.float32,
+            use_safetensors=True,
             **{**labels, "task_id2label": names},
             **config.model,
         )
@@ -64,14 +66,24 @@ def load_trained_model(config: TrainingConfig, labels: dict) -> tuple[SEMForMult
         raise OSError(
             f"`pretrained_model` is the folder or Hub name of a trained SEM; got {config.pretrained_model!r}: {error}"
         ) from error
-    lost = {*info["missing_keys"], *(name for name, *_ in info["mismatched_keys"])}
-    new_tasks = [task for task in model.config.tasks if f"heads.{task}.classifier.bias" in lost]
-    for task, names in new_names.items():
+    absent = {*info["missing_keys"], *(name for name, *_ in info["mismatched_keys"])}
+    old_widths = trained.task_num_labels
+    other_tasks = {task for task, width in labels["task_num_labels"].items() if old_widths.get(task) != width}
+    lost = sorted(name for name in absent if not other_tasks & set(name.split(".")))
+    if lost and (not config.model or len(absent) == len(model.state_dict())):
+        raise ValueError(
+            f"The weights of `pretrained_model` {config.pretrained_model!r} do not match its config.json: {len(lost)} tensors "
+            f"are missing or have another shape, such as {lost[:3]}. Train or copy them again."
+        )
+    new_tasks = [task for task in model.config.tasks if f"heads.{task}.classifier.bias" in absent]
+    for task, class_names in new_names.items():
         trained_names = trained.class_names(task)
         if task in reordered:
-            model.reorder_classes(task, names)
+            model.reorder_classes(task, class_names)
         elif trained_names and task not in new_tasks:  # as many classes, but others
-            logger.warning("The head of %r starts anew: its classes were %s and are %s.", task, trained_names, names)
+            logger.warning(
+                "The head of %r starts anew: its classes were %s and are %s.", task, trained_names, class_names
+            )
             renew_classes(model, task)
             new_tasks.append(task)
     return model, new_tasks

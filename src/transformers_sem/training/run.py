@@ -1,7 +1,6 @@
 """A training run: builds the model, trains it, saves it, evaluates it."""
 
 from collections.abc import Iterable
-from contextlib import closing
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -23,13 +22,14 @@ from ..utils.environment import save_report
 from ..utils.errors import plain_errors
 from ..utils.extras import require
 from ..utils.files import save_trained
+from ..utils.loading import load_model
 from ..utils.processes import leave_cores
 from ..visualization.panels import save_panel
 from .accelerator import build_accelerator, choose_sharded_modules, start_trackers
 from .checkpoint import resume, save_checkpoint
-from .config import TrainingConfig, claim_output_dir, label_fields, lock_output_dir
+from .config import TrainingConfig, claim_output_dir, holds_weights, label_fields, lock_output_dir
 from .curves import CURVES_NAME, save_curves
-from .data_order import build_train_loader, seed_step
+from .data_order import build_train_loader, open_batches, seed_step
 from .history import History
 from .model import build_image_processor, build_model, decide_pretrained_backbone
 from .optimizer import NonFiniteGuard, OptimizerStep, build_average, build_optimizer
@@ -126,7 +126,7 @@ def train(
         image_processor=image_processor,
         rows=rows["validation"],
         num_images=config.num_snapshot_images,
-        benchmark=get_benchmark(config.dataset, config.data_dir),
+        benchmark=get_benchmark(config.dataset, config.data_dir, config.dataset_kwargs),
         accelerator=accelerator,
         history=run.history,
     )
@@ -143,7 +143,7 @@ def train(
         num_workers=config.num_workers,
     )
     bar = tqdm(initial=first_step, total=config.max_steps, desc="training", disable=not accelerator.is_main_process)
-    with bar, closing(iter(accelerator.prepare(loader))) as batches:
+    with bar, open_batches(accelerator.prepare(loader)) as batches:
         for step in range(first_step + 1, config.max_steps + 1):
             signum = run.step(step, islice(batches, config.gradient_accumulation_steps))
             bar.update()
@@ -174,7 +174,7 @@ def dry_run(config: TrainingConfig) -> None:
     """Prints what a run would do and measures one step of it; nothing is prepared, downloaded or written."""
     leave_cores(config.num_workers)
     with plain_errors():
-        benchmark = get_benchmark(config.dataset, config.data_dir)
+        benchmark = get_benchmark(config.dataset, config.data_dir, config.dataset_kwargs)
         accelerator = build_accelerator(config)
         num_rows = benchmark.count_rows(config.data_dir, **config.dataset_kwargs)["train"]
         model = build_model(replace(config, pretrained_backbone=False), benchmark)
@@ -191,7 +191,7 @@ def run_training(config: TrainingConfig) -> None:
     leave_cores(config.num_workers)
     with plain_errors():
         check_extra()
-        benchmark = get_benchmark(config.dataset, config.data_dir)
+        benchmark = get_benchmark(config.dataset, config.data_dir, config.dataset_kwargs)
         accelerator = build_accelerator(config)
         with accelerator.main_process_first():
             rows = benchmark.load(config.data_dir, **config.dataset_kwargs)
@@ -201,19 +201,20 @@ def run_training(config: TrainingConfig) -> None:
         config = decide_pretrained_backbone(config, benchmark)
         set_seed(config.seed)
         model = build_model(config, benchmark, constant)
-        if accelerator.is_main_process:
-            claim_output_dir(config)  # last: a run that cannot start claims no folder
+        image_processor = build_image_processor(config, model.config.backbone_config)
+        if accelerator.is_main_process:  # last: a run that cannot start claims no folder
             lock = lock_output_dir(output_dir)  # noqa: F841, held until the end
-    image_processor = build_image_processor(config, model.config.backbone_config)
+            claim_output_dir(config, replace=not holds_weights(output_dir))
     accelerator.print(format_plan(config, model, len(rows["train"]), accelerator.num_processes))
     accelerator.print(describe_labels(count_labels(rows["train"], model.config.tasks), len(rows["train"])))
     with plain_errors(), StopRequest(accelerator) as stop:
         weights = train(config, accelerator, model, image_processor, rows, stop)
-    if accelerator.is_main_process:
-        save_trained(model, image_processor, output_dir, weights)
-        save_report(output_dir / TRAINING_NAME, settings=config.describe())
-    accelerator.wait_for_everyone()
-    evaluate_trained(config, accelerator, image_processor, rows)
+    with plain_errors():
+        if accelerator.is_main_process:
+            save_trained(model, image_processor, output_dir, weights)
+            save_report(output_dir / TRAINING_NAME, settings=config.describe())
+        accelerator.wait_for_everyone()
+        evaluate_trained(config, accelerator, image_processor, rows)
     accelerator.end_training()
 
 
@@ -222,7 +223,7 @@ def evaluate_trained(
 ) -> None:
     """Evaluates the saved model of a run on all ranks and draws its predictions."""
     output_dir = Path(config.output_dir)
-    model = SEMForMultiTaskDensePrediction.from_pretrained(output_dir, local_files_only=True)
+    model = load_model(SEMForMultiTaskDensePrediction, output_dir, local_files_only=True)
     report_path, panel_path = output_dir / "evaluation.json", output_dir / "predictions.png"
     evaluation_config = EvaluationConfig(
         dataset=config.dataset,
@@ -232,8 +233,7 @@ def evaluate_trained(
         num_evaluation_images=config.num_evaluation_images,
         seed=config.seed,
     )
-    with plain_errors():
-        report = evaluate_and_report(evaluation_config, accelerator, model, image_processor, rows, report_path)
+    report = evaluate_and_report(evaluation_config, accelerator, model, image_processor, rows, report_path)
     accelerator.print(report)
     if accelerator.is_main_process:
         save_panel(panel_path, predict_rows(model, image_processor, rows["validation"], batch_size=4))

@@ -70,9 +70,9 @@ def git_commit() -> str | None:
 def run_git(*arguments: str) -> str | None:
     """Runs git in the folder of this file and returns its output; `None` if it fails or is not installed."""
     try:
-        result = subprocess.run(
-            ["git", *arguments], cwd=Path(__file__).parent, capture_output=True, text=True, check=True
-        )
+        # Without locks: one that is left behind, by a kill or on a full disk, would stop the user's own git.
+        command = ["git", "--no-optional-locks", *arguments]
+        result = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
         return None
     return result.stdout.strip()

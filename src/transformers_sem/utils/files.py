@@ -1,11 +1,14 @@
-"""Files that are written whole or not at all."""
+"""Files that are written whole or not at all, and locks of what one process writes at a time."""
 
+import hashlib
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.image_processing_base import ImageProcessingMixin
@@ -17,12 +20,66 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
     After an error or a kill `path` is as it was before.
     """
-    unfinished = path.with_name(f"unfinished_{path.name}")
+    # Neither the name of another file nor, as names have 255 bytes at most, too long.
+    digest = hashlib.sha256(os.fsencode(path.name)).hexdigest()[:12]
+    name = path.name if len(os.fsencode(path.name)) < 200 else path.suffix
+    unfinished = path.with_name(f"unfinished_{digest}_{name}")
     try:
         yield unfinished
         os.replace(unfinished, path)
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+def lock_file(path: Path, rule: str, seconds: float = 0) -> FileLock:
+    """Locks a file until the returned lock is released or this process ends. The file is created, and stays.
+
+    Args:
+        path (`Path`): The file, beside what it protects.
+        rule (`str`): What one process does at a time, for the error message.
+        seconds (`float`, *optional*, defaults to 0): How long to wait for another process.
+
+    Raises:
+        ValueError: If another process holds the lock.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=seconds)
+    except Timeout as error:
+        raise ValueError(
+            f"{rule}; another one holds {str(path)!r}. Wait for it or stop it; ending its launcher is not enough."
+        ) from error
+    return lock
+
+
+@contextmanager
+def locked(path: Path, rule: str) -> Iterator[None]:
+    """Holds the lock of [`lock_file`] in a `with` block."""
+    lock = lock_file(path, rule)
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
+def plain_disk_errors(folder: Path) -> Iterator[None]:
+    """Turns what libraries raise where they cannot write, such as on a full disk, into one error that says what to do.
+
+    Raises:
+        OSError: In place of theirs.
+    """
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        # torch's `inline_container.cc` writes archives
+        if isinstance(error, RuntimeError) and "inline_container" not in str(error):
+            raise
+        reason = str(error).strip().split("\n")[0].rstrip(".")
+        raise OSError(
+            f"Cannot write to {folder}: {reason}. Free some space; the same command goes on from the last checkpoint."
+        ) from error
 
 
 def save_trained(
@@ -38,11 +95,15 @@ def save_trained(
         image_processor (`ImageProcessingMixin`): Its image processor.
         folder (`Path`): Where `from_pretrained` will find both.
         weights (`dict[str, Tensor]`, *optional*): A state dict to save in place of the model's own.
+
+    Raises:
+        OSError: If they cannot be written, for example because the disk is full.
     """
     unfinished = folder / "unfinished_model"
     shutil.rmtree(unfinished, ignore_errors=True)
-    model.save_pretrained(unfinished, state_dict=weights)
-    image_processor.save_pretrained(unfinished)
-    for path in sorted(unfinished.iterdir()):
-        os.replace(path, folder / path.name)
-    unfinished.rmdir()
+    with plain_disk_errors(folder):
+        model.save_pretrained(unfinished, state_dict=weights)
+        image_processor.save_pretrained(unfinished)
+        for path in sorted(unfinished.iterdir()):
+            os.replace(path, folder / path.name)
+        unfinished.rmdir()

@@ -17,6 +17,7 @@ from .colors import colorize_map, colorize_maps
 
 
 FONT_SIZE = 16
+MAX_CELL_HEIGHT = 1024
 
 
 @dataclass
@@ -69,6 +70,8 @@ class VideoFrameRenderer:
     def render(self, prediction: Prediction, frames_per_second: int = 25) -> np.ndarray:
         """Draws a frame and, to its right, its predictions, as uint8 `(height, width, 3)` of even height and width."""
         maps = subsample_prediction(prediction, max_side=480).maps
+        if self.reference_maps and not same_size(maps, self.reference_maps[-1]):  # the size of a video may change
+            self.reference_maps.clear()
         if self.num_frames % frames_per_second == 0:
             self.reference_maps.append(maps)
         self.num_frames += 1
@@ -77,6 +80,11 @@ class VideoFrameRenderer:
             for task, values in maps.items()
         }
         return draw_side_by_side(to_channels_last(prediction.image), cells)
+
+
+def same_size(maps: dict[str, Tensor], others: dict[str, Tensor]) -> bool:
+    """Returns whether the maps of two images of the same tasks have the same sizes."""
+    return all(values.shape == others[task].shape for task, values in maps.items())
 
 
 def prediction_panel(predictions: list[Prediction]) -> Image.Image:
@@ -163,14 +171,15 @@ def draw_panel(
         rows (`Sequence[Sequence[np.ndarray | None]]`): uint8 images `(height, width, 3)`; `None` leaves a cell empty.
         row_titles (`Sequence[str]`): One per row.
         column_titles (`Sequence[str]`): One per column.
-        cell_width (`int`, *optional*, defaults to 224): Width of a cell in pixels; the height keeps the aspect ratio.
+        cell_width (`int`, *optional*, defaults to 224): Width of a cell in pixels; the height keeps the aspect ratio, up
+            to `MAX_CELL_HEIGHT`.
 
     Returns:
         `PIL.Image.Image`: the panel.
     """
     font = ImageFont.load_default(size=FONT_SIZE)
     margin, gap, header = 128, 6, 28
-    heights = [max(_cell_height(cell, cell_width) for cell in row if cell is not None) for row in rows]
+    heights = [max(_cell_size(cell, cell_width)[1] for cell in row if cell is not None) for row in rows]
     width = margin + len(column_titles) * (cell_width + gap)
     panel = Image.new("RGB", (width, header + sum(heights) + gap * len(rows)), "white")
     draw = ImageDraw.Draw(panel)
@@ -181,15 +190,16 @@ def draw_panel(
         draw.text((8, top + height / 2), title, "black", font, anchor="lm")
         for column, cell in enumerate(row):
             if cell is not None:
-                size = (cell_width, _cell_height(cell, cell_width))
-                resized = Image.fromarray(cell).resize(size, Image.Resampling.LANCZOS)
+                resized = Image.fromarray(cell).resize(_cell_size(cell, cell_width), Image.Resampling.LANCZOS)
                 panel.paste(resized, (margin + column * (cell_width + gap), top))
         top += height + gap
     return panel
 
 
-def _cell_height(cell: np.ndarray, cell_width: int) -> int:
-    return max(1, round(cell_width * cell.shape[0] / cell.shape[1]))
+def _cell_size(cell: np.ndarray, cell_width: int) -> tuple[int, int]:
+    """Returns width and height; a very high image is narrower than its cell, because panels would have endless rows."""
+    scale = min(cell_width / cell.shape[1], MAX_CELL_HEIGHT / cell.shape[0])
+    return max(1, round(cell.shape[1] * scale)), max(1, round(cell.shape[0] * scale))
 
 
 def draw_side_by_side(image: np.ndarray, cells: dict[str, np.ndarray], max_height: int = 720) -> np.ndarray:

@@ -9,7 +9,7 @@ from ...training.config import TrainingConfig, model_config, network_size
 
 def measure_cost(config: TrainingConfig) -> None:
     """Prints the cost of the encoder and of the whole model."""
-    benchmark = get_benchmark(config.dataset, config.data_dir)
+    benchmark = get_benchmark(config.dataset, config.data_dir, config.dataset_kwargs)
     height, width = network_size(config)
     model, image = build_without_weights(model_config(config, benchmark), (height, width))
     encoder = model.sem.backbone

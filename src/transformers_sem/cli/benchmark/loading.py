@@ -144,7 +144,7 @@ def compare_loading(sides: list[TransformedDataset], config: TrainingConfig, num
 
 def print_share(config: TrainingConfig, rate: float) -> None:
     """Prints which part of the rate of training on a GPU two workers reach."""
-    benchmark = get_benchmark(config.dataset, config.data_dir)
+    benchmark = get_benchmark(config.dataset, config.data_dir, config.dataset_kwargs)
     operations = count_multiply_accumulates(
         *build_without_weights(model_config(config, benchmark), network_size(config))
     )

@@ -77,7 +77,7 @@ def measure_metrics(config: TrainingConfig) -> None:
     specs = {task: TASKS[task] for task, metric in METRICS.items() if not metric.is_slow}
     _, labels = row_to_tensors(rows[0], specs)
     maps = {task: spec.kind.predict(torch.randn(1, spec.num_labels, height, width))[0] for task, spec in specs.items()}
-    benchmark = get_benchmark(config.dataset, config.data_dir)
+    benchmark = get_benchmark(config.dataset, config.data_dir, config.dataset_kwargs)
     model = SEMForMultiTaskDensePrediction(model_config(config, benchmark)).eval()
     image = torch.randn(1, 3, height, width)
     with torch.no_grad():

@@ -32,7 +32,7 @@ def model_loss(model: torch.nn.Module, batch: dict) -> torch.Tensor:
 
 def build_models(config: TrainingConfig) -> dict[str, tuple[torch.nn.Module, Callable]]:
     """Builds SEM, MTL and the bare encoder, each with the function of its loss."""
-    benchmark = get_benchmark(config.dataset, config.data_dir)
+    benchmark = get_benchmark(config.dataset, config.data_dir, config.dataset_kwargs)
     baseline_config = replace(config, model={**config.model, "use_decoder": False})
     model, baseline, whole = (
         SEMForMultiTaskDensePrediction(model_config(settings, benchmark))

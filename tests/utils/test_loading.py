@@ -1,0 +1,101 @@
+"""A model is loaded whole, in the wanted precision and within the size of its weights, or one line says what is wrong."""
+
+import json
+import os
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from transformers_sem import SEMForMultiTaskDensePrediction, SEMImageProcessor
+from transformers_sem.utils.loading import load_image_processor, load_model
+
+from ..tiny import tiny_config
+
+
+@pytest.fixture
+def folder(tmp_path):
+    SEMForMultiTaskDensePrediction(tiny_config(task_num_labels={"depth": 1, "normal": 3})).save_pretrained(tmp_path)
+    SEMImageProcessor().save_pretrained(tmp_path)
+    return tmp_path
+
+
+def load(folder, **kwargs):
+    return load_model(SEMForMultiTaskDensePrediction, folder, local_files_only=True, **kwargs)
+
+
+def change_json(path, **values):
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+
+def test_a_checkpoint_of_any_precision_is_loaded_in_the_wanted_one(folder):
+    SEMForMultiTaskDensePrediction.from_pretrained(folder, dtype=torch.bfloat16).save_pretrained(folder)
+    change_json(folder / "config.json", return_dict=False)
+    images = torch.zeros(1, 3, 64, 64)
+    for dtype in (torch.float32, torch.bfloat16):
+        model = load(folder, dtype=dtype)
+        assert model.dtype == dtype and not model.training
+        assert model(images).logits["depth"].dtype == dtype
+
+
+def test_weights_that_do_not_belong_to_the_configuration_are_refused(folder):
+    path = folder / "model.safetensors"
+    weights = load_file(path)
+    save_file({"something": torch.ones(3)}, path, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"do not match its config.json: \d+ tensors are missing or unexpected"):
+        load(folder)
+    name = next(name for name in weights if weights[name].ndim == 4)
+    save_file({**weights, name: torch.ones(3)}, path, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"must have the shape \(.*; it has \(3,\)"):
+        load(folder)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"hidden_size": 2**16}, "has [0-9]+ values, but the weights hold"),
+        ({"hidden_size": 2**40}, "`hidden_size` must be above 0 and at most"),
+        ({"quantization_config": {"bits": 4}}, "quant"),
+        ({"dtype": "float99"}, "`dtype`.*'float99'"),
+        ({"model_type": "vit"}, "model type is 'vit', not 'sem'"),
+        ({"task_id2label": ["a"]}, "task_id2label"),
+        ({"to_dict": 5}, "not callable"),
+    ],
+)
+def test_a_configuration_that_cannot_be_used_is_named(folder, values, message):
+    change_json(folder / "config.json", **values)
+    with pytest.raises(ValueError, match=message) as error:
+        load(folder)
+    assert str(folder) in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_folder_with_a_pipe_is_refused(folder):
+    os.mkfifo(folder / "generation_config.json")
+    with pytest.raises(ValueError, match=r"regular files.*generation_config\.json"):
+        load(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("rescale_factor", 0),
+        ("rescale_factor", "text"),
+        ("image_mean", "text"),
+        ("image_mean", [float("nan")] * 3),
+        ("image_std", [0, 0, 0]),
+        ("image_std", [[1]]),
+        ("pad_size", {"height": 30_000, "width": 30_000}),
+        ("pad_size", {"height": 0, "width": 5}),
+        ("size", ["a"]),
+        ("size", []),
+        ("do_normalize", [1]),
+        ("resample", 10**9),
+        ("device", "text"),
+        ("device", [1]),
+    ],
+)
+def test_image_processor_settings_that_cannot_be_used_are_named(folder, name, value):
+    change_json(folder / "preprocessor_config.json", **{name: value})
+    with pytest.raises(ValueError, match=f"preprocessor_config.json of .*`{name}`") as error:
+        load_image_processor(SEMImageProcessor, folder, local_files_only=True)
+    assert repr(value)[:5] in str(error.value)
