@@ -607,6 +607,12 @@ def test_loss_does_not_depend_on_the_order_of_the_tasks(model):
     assert_same(bases_of(twins[0]), bases_of(twins[1]), rtol=0, atol=1e-5)
 
 
+def test_a_depth_of_0_is_unknown(model):
+    images, depth = random_images(), random_labels({"depth": 1})["depth"]
+    zeros, expected = (model(images, labels={"depth": depth.nan_to_num(nan)}).loss for nan in (0.0, torch.nan))
+    assert depth.isnan().any() and torch.equal(zeros, expected)
+
+
 @pytest.mark.parametrize("task", ALL_TASKS)
 def test_a_batch_without_valid_labels_costs_nothing(task):
     model = build_model(task_num_labels={task: ALL_TASKS[task]})
@@ -922,6 +928,7 @@ IMAGES, LABELS = torch.zeros(2, 3, 64, 96), torch.zeros(2, 64, 96)
         (IMAGES, {"boundary": LABELS[:1]}, ["boundary", "(2, 64, 96)", "(1, 64, 96)"]),
         (IMAGES, {"semseg": LABELS}, ["semseg", "int64", "float32"]),
         (IMAGES, {"depth": LABELS[:, None].long()}, ["depth", "float32", "int64"]),
+        (IMAGES, {"depth": LABELS[:, None] + 2500}, ["at most 1000", "looks like millimetres"]),
     ],
     ids=lambda value: None if isinstance(value, torch.Tensor) else str(value)[:40],
 )

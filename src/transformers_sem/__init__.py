@@ -5,6 +5,7 @@ Importing the package registers its classes with transformers' Auto classes and 
 
 from .backbone_timm import SEMTimmBackbone
 from .configuration_sem import SEMConfig, SEMTimmBackboneConfig
+from .data.collation import collate_rows
 from .evaluation.boundary import boundary_counts, boundary_scores
 from .evaluation.evaluate_metric import MultiTaskMetric
 from .evaluation.metrics import METRICS, Metric, register_metric
@@ -39,6 +40,7 @@ __all__ = [
     "TaskSpec",
     "boundary_counts",
     "boundary_scores",
+    "collate_rows",
     "get_task",
     "multi_task_gain",
     "register_task",

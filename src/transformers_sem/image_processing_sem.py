@@ -30,7 +30,17 @@ from .backbone import pretraining_normalization
 from .configuration_sem import SEMConfig
 from .image_files import check_levels, load_image, to_pixel_tensor, to_upright, to_upright_rgb
 from .task_kinds import CLASS_IDS, METRES, TaskKind
-from .tasks import get_task, resize_label, to_label
+from .tasks import get_task, invalid_labels, resize_label, to_label
+
+
+class TaskLabels(dict):
+    """Labels `{task: tensor}` of a batch. A number or a slice selects images, so that `datasets` can split the batch by row."""
+
+    def __getitem__(self, key: str | int | slice) -> Tensor | dict[str, Tensor]:
+        """Returns the labels of a task or, for a number or slice, of all tasks of these images."""
+        if isinstance(key, (int, slice)):
+            return {task: labels[key] for task, labels in self.items()}
+        return super().__getitem__(key)
 
 
 MAX_EDGE = 10_000  # pixels: an image of that height and width takes 1.2 GB
@@ -38,14 +48,14 @@ MAX_BAND_VALUES = 2**24  # of logits that are resized at once: 64 MiB of float32
 
 
 class SEMBatchFeature(BatchFeature):
-    """A batch whose `labels` are a dictionary `{task: tensor}`."""
+    """A batch whose `labels` are [`TaskLabels`]."""
 
     def to(self, *args, **kwargs) -> "SEMBatchFeature":
         """Moves and casts the images; moves the labels without a cast, because bfloat16 metres lose centimetres."""
         super().to(*args, **kwargs)
         device = self["pixel_values"].device if isinstance(self["pixel_values"], Tensor) else None
         if device is not None and "labels" in self:
-            self["labels"] = {task: labels.to(device) for task, labels in self["labels"].items()}
+            self["labels"] = TaskLabels({task: labels.to(device) for task, labels in self["labels"].items()})
         return self
 
 
@@ -129,7 +139,8 @@ class SEMImageProcessor(TorchvisionBackend):
                 first or last or gray without channels, hold levels 0..255 (for values in [0, 1] set
                 `do_rescale=False`). Maps and target sizes are those of the upright image.
             maps (`dict[str, ImageInput]`, *optional*):
-                For each task one map per image, of the image's size, as [`~tasks.to_label`] reads them.
+                For each task one map per image, of the image's size, as [`~tasks.to_label`] reads them; `None` for an
+                image without a map.
             labels (`dict[str, list[torch.Tensor]]`, *optional*):
                 The same as labels that [`~tasks.to_label`] has returned. They are not checked again.
             **kwargs:
@@ -195,18 +206,20 @@ class SEMImageProcessor(TorchvisionBackend):
         if maps is not None:
             labels = {**(labels or {}), **{task: self._read_maps(task, maps[task], sizes) for task in maps}}
         if labels is not None:
-            batch["labels"] = {
-                task: self._stack(
-                    [
-                        self._preprocess_label(task, label.to(image.device), content_size, padded_size)
-                        for label, image, content_size, padded_size in zip(
-                            labels[task], images, content_sizes, padded_sizes, strict=True
-                        )
-                    ],
-                    return_tensors,
-                )
-                for task in labels
-            }
+            batch["labels"] = TaskLabels(
+                {
+                    task: self._stack(
+                        [
+                            self._preprocess_label(task, label.to(image.device), content_size, padded_size)
+                            for label, image, content_size, padded_size in zip(
+                                labels[task], images, content_sizes, padded_sizes, strict=True
+                            )
+                        ],
+                        return_tensors,
+                    )
+                    for task in labels
+                }
+            )
         return batch
 
     @staticmethod
@@ -258,13 +271,16 @@ class SEMImageProcessor(TorchvisionBackend):
     def _read_maps(task: str, maps: ImageInput, image_sizes: list[tuple[int, int]]) -> list[Tensor]:
         """Reads one label per image, of the size of the image."""
         num_channels = get_task(task).kind.num_channels
-        if not isinstance(maps, (list, tuple)):
+        if not isinstance(maps, Sequence):
             ndim = getattr(maps, "ndim", 0)  # 0 for a PIL image
             is_batch = ndim == 4 or (ndim == 3 and num_channels <= 1 and len(maps) == len(image_sizes))
             maps = list(maps) if is_batch else [maps]
         if len(maps) != len(image_sizes):
             raise ValueError(f"Give one {task} map per image; got {len(maps)} for {len(image_sizes)} images.")
-        labels = [to_label(task, task_map) for task_map in maps]
+        labels = [
+            invalid_labels(task, 1, size)[0] if task_map is None else to_label(task, task_map)
+            for task_map, size in zip(maps, image_sizes, strict=True)
+        ]
         for label, image_size in zip(labels, image_sizes, strict=True):
             if tuple(label.shape[-2:]) != image_size:
                 raise ValueError(

@@ -756,8 +756,8 @@ class SEMForMultiTaskDensePrediction(SEMPreTrainedModel):
                 Normalized images of any size not below one patch.
             labels (`dict[str, torch.Tensor]`, *optional*):
                 Labels of any subset of the tasks: `(batch_size, height, width)` ids with 255 invalid, or
-                `(batch_size, channels, height, width)` measurements with NaN invalid. Shapes and
-                dtypes are checked, values are not. In distributed training losses and bases are means over all ranks, so
+                `(batch_size, channels, height, width)` measurements with NaN invalid; depth that is not positive is
+                invalid too. Shapes and dtypes are checked, and on a CPU that depth is at most 1,000 m; other values are not. In distributed training losses and bases are means over all ranks, so
                 either every rank gives labels or none does; the ranks may have labels of different tasks.
             output_sem_states (`bool`, *optional*, defaults to `False`):
                 Whether to return [`SEMStates`].
@@ -765,7 +765,7 @@ class SEMForMultiTaskDensePrediction(SEMPreTrainedModel):
                 `output_hidden_states`, `output_attentions` and `return_dict`, as in every transformers model.
 
         Raises:
-            ValueError: If the model lacks one of the tasks, or a label has the wrong shape or dtype.
+            ValueError: If the model lacks one of the tasks, a label has the wrong shape or dtype, or depth another unit.
         """
         outputs = self.sem(pixel_values, output_sem_states, **{**kwargs, "return_dict": True})
         logits = {task: head(outputs.task_hidden_states[task]) for task, head in self.heads.items()}
@@ -835,6 +835,7 @@ class SEMForMultiTaskDensePrediction(SEMPreTrainedModel):
             )
         for task, label in labels.items():
             self._check_label(task, label, num_images, size)
+        labels = {task: get_task(task).kind.known_values(label) for task, label in labels.items()}
         if self.training and dist.is_available() and dist.is_initialized():
             missing = [task for task in self.config.tasks if task not in labels]
             labels = {**labels, **{t: invalid_labels(t, num_images, size, pixel_values.device) for t in missing}}

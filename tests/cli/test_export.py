@@ -12,7 +12,7 @@ from PIL import Image
 from transformers_sem import SEMForMultiTaskDensePrediction, SEMImageProcessor
 
 from ..tiny import tiny_config
-from .commands import run
+from .commands import error_line, run
 
 
 @pytest.mark.slow
@@ -85,7 +85,12 @@ def test_a_graph_holds_for_any_size_and_batch(tmp_path):
             logits.values(), session.run(None, {"pixel_values": images.numpy()}), strict=True
         ):
             np.testing.assert_allclose(exported, expected.numpy(), atol=1e-3)
-    assert (tmp_path / "model.onnx").stat().st_size < 1_000_000  # no records of where each node was traced
+    onnx = pytest.importorskip("onnx")
+    graph = onnx.load(tmp_path / "model.onnx", load_external_data=False).graph
+    assert (tmp_path / "model.onnx").stat().st_size < 1_000_000
+    records = [*graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer, graph]
+    assert not any(record.metadata_props or record.doc_string for record in records)  # where each node was traced
+    assert any(node.name.startswith("float32_") for node in graph.node)
 
 
 @pytest.mark.slow
@@ -103,3 +108,93 @@ def test_windows_are_exported_for_one_size(tmp_path):
     assert "64 x 90: largest difference" in exported.output
     settings = json.loads((tmp_path / "onnx" / "preprocessor_config.json").read_text())
     assert settings["do_resize"] and settings["size"] == {"height": 64, "width": 90}
+
+
+def test_options_that_do_not_go_together_are_refused_before_the_model_is_read(tmp_path):
+    pytest.importorskip("onnxruntime")
+    (tmp_path / "empty").mkdir()
+    rules = {
+        ("--output", tmp_path / "empty"): "--output must be a new folder",
+        ("--web", tmp_path / "empty"): "--web must be a new folder",
+        ("--output", tmp_path / "onnx", "--runtime", tmp_path / "empty"): "--runtime is for the page of --web",
+        ("--web", tmp_path / "page", "--runtime", tmp_path / "empty"): "npm install @huggingface/transformers",
+        (
+            "--output",
+            tmp_path / "onnx",
+            "--calibration",
+            tmp_path / "none",
+        ): "--calibration must be a folder of images",
+    }
+    for options, rule in rules.items():
+        assert rule in error_line(run("export", "--model", tmp_path / "no_model", *options))
+    assert [path.name for path in tmp_path.iterdir()] == ["empty"]
+
+
+def write_constant_graph(model, path, size, *, external_data=True):
+    """In the place of the export, which takes minutes: the graph of `zero`, whose logits are its biases."""
+    from ..export.graphs import save_constant_logits
+
+    save_constant_logits(path, {task: head.classifier.bias.tolist() for task, head in model.heads.items()})
+
+
+@pytest.fixture
+def zero(tmp_path):
+    """A model on scenes that predicts the same everywhere, because its last layers have no weights."""
+    model = SEMForMultiTaskDensePrediction(tiny_config(task_num_labels={"depth": 1, "normal": 3}))
+    for index, head in enumerate(model.heads.values(), start=1):
+        head.classifier.weight.data.zero_()
+        head.classifier.bias.data.fill_(index)
+    model.save_pretrained(tmp_path / "model")
+    SEMImageProcessor(size={"height": 32, "width": 64}).save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+def test_every_precision_is_written_compared_and_scored(zero, tmp_path, monkeypatch):
+    folder = pytest.importorskip("transformers_sem.export.folder")
+    monkeypatch.setattr(folder, "export_graph", write_constant_graph)
+    (tmp_path / "photos").mkdir()
+    Image.fromarray(np.zeros((32, 64, 3), np.uint8)).save(tmp_path / "photos" / "photo.png")
+    output = tmp_path / "onnx"
+    settings = ["dataset=scenes", "dataset_kwargs={num_train: 1, num_validation: 2, height: 32, width: 64}"]
+    options = ["--precisions", "fp16", "int8", "--calibration", tmp_path / "photos", "--evaluate", *settings]
+    result = run("export", "--model", zero, "--output", output, *options)
+    assert result.code == 0, result.errors
+    report = json.loads((output / "export.json").read_text())
+    graphs = report["graphs"]
+    assert {name: graph["file"] for name, graph in graphs.items()} == {
+        "fp32": "model.onnx",
+        "fp16": "model_fp16.onnx",
+        "int8": "model_int8.onnx",
+    }
+    assert all((output / graph["file"]).is_file() for graph in graphs.values())
+    assert list(graphs["fp32"]["largest_difference"]) == ["32 x 64", "17 x 35"]
+    assert graphs["fp32"]["largest_difference"]["32 x 64"] == 0
+    assert 0 < graphs["fp32"]["scores"]["depth/rmse"] < 10
+    for graph in graphs.values():
+        assert graph["scores"] == pytest.approx(graphs["fp32"]["scores"], abs=0.1)
+    assert "depth/rmse" in result.output and "model_int8.onnx: " in result.output
+    assert "commit" in report["environment"] and (output / "run_onnx.py").is_file()
+
+
+def test_a_page_has_the_layout_of_transformers_js(zero, tmp_path, monkeypatch):
+    folder = pytest.importorskip("transformers_sem.export.folder")
+    monkeypatch.setattr(folder, "export_graph", write_constant_graph)
+    result = run("export", "--model", zero, "--web", tmp_path / "page")
+    assert result.code == 0, result.errors
+    names = {
+        path.relative_to(tmp_path / "page").as_posix() for path in (tmp_path / "page").rglob("*") if path.is_file()
+    }
+    assert {"index.html", "page.js", "README.md", "config.json", "preprocessor_config.json", "export.json"} <= names
+    assert {"onnx/model.onnx", "onnx/model_fp16.onnx"} <= names and "run_onnx.py" not in names
+    config = json.loads((tmp_path / "page" / "config.json").read_text())
+    assert config["model_type"] == "sem" and config["transformers.js_config"] == {"dtype": "fp32"}
+    assert SEMForMultiTaskDensePrediction.config_class.from_pretrained(tmp_path / "page").tasks == ["depth", "normal"]
+
+
+def test_int8_of_convolutions_needs_images(tmp_path):
+    pytest.importorskip("onnxruntime")
+    backbone = {"model_name": "test_resnet", "out_indices": [1, 2, 3, 4]}
+    SEMForMultiTaskDensePrediction(tiny_config(backbone_config=backbone)).save_pretrained(tmp_path / "model")
+    SEMImageProcessor().save_pretrained(tmp_path / "model")
+    refused = run("export", "--model", tmp_path / "model", "--output", tmp_path / "onnx", "--precisions", "int8")
+    assert "Pass --calibration FOLDER" in error_line(refused) and not (tmp_path / "onnx").exists()

@@ -23,14 +23,13 @@ from ..tasks import get_task
 from ..utils.extras import require
 from ..utils.loading import load_image_processor, load_model
 from .point_cloud import FIELD_OF_VIEW
-from .results import PageResults, write_results
+from .results import TITLE, PageResults, write_results
 from .server import ALL_ADDRESSES, GONE, VisitorGate, bind, exit_at_once, make_folder, new_path, running
 
 
 gr = require("gradio", "demo")
 FastAPI = require("fastapi", "demo").FastAPI
 
-TITLE = "One image, all dense predictions"
 HERE = Path(__file__).parent
 INVITATION = "<div class='status'>Upload an image, paste one, or use your camera.</div>"
 MAX_SIDE = 1024
@@ -130,9 +129,9 @@ def image_input() -> gr.Image:
     return image
 
 
-def scripted_html(script: str, template: str, elem_id: str) -> gr.HTML:
-    """Returns a part of the page that a script in this folder draws from the part's value."""
-    code = (HERE / script).read_text(encoding="utf-8")
+def scripted_html(scripts: tuple[str, ...], template: str, elem_id: str) -> gr.HTML:
+    """Returns a part of the page that scripts in this folder, joined, draw from the part's value."""
+    code = "".join((HERE / script).read_text(encoding="utf-8") for script in scripts)
     return gr.HTML({}, html_template=template, js_on_load=code, elem_id=elem_id)
 
 
@@ -160,9 +159,10 @@ class Page:
                     self.status = gr.HTML(INVITATION, elem_id="status")
                     self.archive = gr.DownloadButton("Download all maps (zip)", visible=False, elem_id="archive")
             with gr.Column(visible=False, elem_id="results") as self.results:
-                self.table = scripted_html("pixel_values.js", "<div class='values'></div>", elem_id="values")
+                table_scripts = ("pixel_text.js", "pixel_values.js")
+                self.table = scripted_html(table_scripts, "<div class='values'></div>", elem_id="values")
                 self.sliders, self.legends = self.lay_out_maps(tasks)
-                self.cloud = scripted_html("point_cloud.js", POINTS_TEMPLATE, elem_id="points")
+                self.cloud = scripted_html(("point_cloud.js",), POINTS_TEMPLATE, elem_id="points")
             self.image.change(
                 self.show,
                 self.image,

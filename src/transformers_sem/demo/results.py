@@ -19,6 +19,7 @@ from ..visualization.colors import colorize_map
 from .point_cloud import FIELD_OF_VIEW, to_points, write_ply
 
 
+TITLE = "One image, all dense predictions"  # of the pages
 MAX_TABLE_SIDE = 320  # of the table of values that is sent to the browser; pointing is not more precise
 MAX_LEGEND_CLASSES = 12
 NUM_LEGEND_STEPS = 24

@@ -1,14 +1,13 @@
 """Export of a model to an ONNX graph, checked against the model with ONNX Runtime. Needs the extra `onnx`."""
 
 import gc
-import shutil
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
 
-import numpy as np
-import onnxruntime
+import onnx_ir as ir
 import torch
 from onnx_ir.passes import Sequential
 from onnx_ir.passes.common import (
@@ -23,14 +22,15 @@ from onnxscript.optimizer import fold_constants_ir
 from torch import Tensor, nn
 from torch.onnx import OnnxExporterError, ONNXProgram
 
-from ..image_processing_sem import SEMImageProcessor
-from ..modeling_sem import SEMForMultiTaskDensePrediction
+from ..modeling_sem import SEMForMultiTaskDensePrediction, SEMHierarchyAdaptiveAttention, SEMInterTaskModule
 from .functions import replace_by_calls
 
 
 TOLERANCE = 1e-3
 FIXED_SIZE = "Pass --size HEIGHT WIDTH for a graph of one image size"
-EXAMPLE = Path(__file__).with_name("run_onnx.py")
+FLOAT32_NODE = "float32_"  # how the names of nodes start that stay float32 in smaller graphs
+# Sampling points and EM iterations, which the model computes in float32 in any precision, and the last layer of the heads
+FLOAT32_MODULES = {SEMHierarchyAdaptiveAttention.__name__, SEMInterTaskModule.__name__, "classifier"}
 
 
 class Logits(nn.Module):
@@ -71,20 +71,38 @@ def paused_garbage_collection() -> Iterator[None]:
             gc.enable()
 
 
+def mark_float32(model: ir.Model) -> None:
+    """Names the nodes that stay float32 in smaller graphs, by the modules that they were traced in."""
+    for index, node in enumerate(model.graph.all_nodes()):
+        records = (node.metadata_props.get(f"pkg.torch.onnx.{key}", "") for key in ("class_hierarchy", "name_scopes"))
+        words = re.findall(r"\w+", " ".join(records))
+        node.name = f"{'' if FLOAT32_MODULES.isdisjoint(words) else FLOAT32_NODE}{node.op_type}_{index}"
+
+
+def clear_records(model: ir.Model) -> None:
+    """Drops the records of where nodes and values were traced, which are most of a file without its weights."""
+    ClearMetadataAndDocStringPass()(model)  # of nodes alone
+    values = [*model.graph.inputs, *model.graph.initializers.values()]
+    values += [value for node in model.graph.all_nodes() for value in node.outputs]
+    for value in values:
+        value.metadata_props.clear()
+
+
 def simplify(program: ONNXProgram) -> None:
     """Folds constants, computes what all tasks share once, and drops the records of where each node was traced.
 
     `optimize=True` of torch.onnx.export also matches rewrite rules, which takes minutes here and finds next to nothing.
     """
     InlinePass()(program.model)
+    mark_float32(program.model)  # while the records are there
     fold_constants_ir(program.model, onnx_shape_inference=False)
     Sequential(
         RemoveUnusedNodesPass(),
         RemoveUnusedFunctionsPass(),
         RemoveUnusedOpsetsPass(),
         CommonSubexpressionEliminationPass(),
-        ClearMetadataAndDocStringPass(),
     )(program.model)
+    clear_records(program.model)
 
 
 @torch.no_grad()
@@ -112,8 +130,17 @@ def trace(model: SEMForMultiTaskDensePrediction, size: tuple[int, int] | None) -
     return program
 
 
-def export_graph(model: SEMForMultiTaskDensePrediction, path: Path, size: tuple[int, int] | None) -> None:
+def export_graph(
+    model: SEMForMultiTaskDensePrediction, path: Path, size: tuple[int, int] | None, *, external_data: bool = True
+) -> None:
     """Writes the graph. Its batch size is free, and without `size` its height and width too.
+
+    Args:
+        model ([`SEMForMultiTaskDensePrediction`]): In evaluation mode.
+        path (`Path`): File to write.
+        size (`tuple[int, int]`, *optional*): Height and width of all images.
+        external_data (`bool`, *optional*, defaults to `True`): Whether the weights go to a second file, as those of more than
+            2 GB must.
 
     Raises:
         ValueError: If the encoder cannot be exported in this way.
@@ -131,64 +158,4 @@ def export_graph(model: SEMForMultiTaskDensePrediction, path: Path, size: tuple[
             "torch.export must be able to trace the encoder; for any image size ConvNeXt, ViT and DINOv2 work. "
             f"{FIXED_SIZE}. Its message: {str(error.__cause__ or error).splitlines()[0]}"
         ) from error
-    program.save(path, external_data=True)
-
-
-@torch.no_grad()
-def largest_difference(model: SEMForMultiTaskDensePrediction, path: Path, size: tuple[int, int]) -> float:
-    """Returns the largest absolute difference between the logits of ONNX Runtime and of the model, on an image of noise.
-
-    Raises:
-        ValueError: If ONNX Runtime cannot run the graph on an image of that size.
-    """
-    images = torch.randn(1, model.config.backbone_config.num_channels, *size)
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    try:
-        exported = session.run(model.config.tasks, {"pixel_values": images.numpy()})
-    except Exception as error:  # the classes of its errors are not public
-        raise ValueError(
-            f"ONNX Runtime cannot run the graph on {size[0]} x {size[1]} pixels; nothing was written. {FIXED_SIZE}. "
-            f"Its message: {error}"
-        ) from error
-    logits = [values.numpy() for values in model(images).logits.values()]
-    return max(float(np.abs(ours - theirs).max()) for ours, theirs in zip(logits, exported, strict=True))
-
-
-def export_folder(
-    model: SEMForMultiTaskDensePrediction,
-    image_processor: SEMImageProcessor,
-    folder: Path,
-    size: tuple[int, int] | None = None,
-) -> dict[tuple[int, int], float]:
-    """Writes graph, configurations and example to a folder, and compares the graph with the model.
-
-    Args:
-        model ([`SEMForMultiTaskDensePrediction`]): In evaluation mode.
-        image_processor ([`SEMImageProcessor`]): Of the model; with `size` it is set to resize to that size.
-        folder (`Path`): Existing, empty folder.
-        size (`tuple[int, int]`, *optional*): Height and width of all images; `None` leaves them free.
-
-    Returns:
-        `dict[tuple[int, int], float]`: the largest difference to the model for each image size that was compared.
-
-    Raises:
-        ValueError: If the encoder cannot be exported, or ONNX Runtime does not agree with the model.
-    """
-    path = folder / "model.onnx"
-    export_graph(model, path, size)
-    if size is not None:  # the example then resizes every image
-        image_processor.do_resize, image_processor.do_pad = True, False
-        image_processor.size = {"height": size[0], "width": size[1]}
-    image_processor.save_pretrained(folder)
-    model.config.save_pretrained(folder)
-    shutil.copy(EXAMPLE, folder)
-    height, width = image_processor.size["height"], image_processor.size["width"]
-    sizes = [size] if size else [(height, width), (height // 2 + 1, width // 2 + 3)]
-    differences = {compared: largest_difference(model, path, compared) for compared in sizes}
-    for compared, difference in differences.items():
-        if not difference <= TOLERANCE:
-            raise ValueError(
-                f"ONNX Runtime must agree with the model to {TOLERANCE:g}; on {compared[0]} x {compared[1]} pixels the "
-                f"difference is {difference:.2g}. Nothing was written. {FIXED_SIZE}."
-            )
-    return differences
+    program.save(path, external_data=external_data)

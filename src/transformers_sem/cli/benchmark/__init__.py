@@ -6,6 +6,7 @@
     transformers-sem benchmark data [--config vit_base_nyud_v2]
     transformers-sem benchmark train [--config swin_tiny_nyud_v2] [key=value ...]
     transformers-sem benchmark modes [--config vit_large_nyud_v2] output_dir=FOLDER [key=value ...]
+    transformers-sem benchmark export [--config quickstart] [key=value ...]
 
 `cost` counts parameters and multiply-accumulates for one image, of the encoder and of the whole model. Attention is counted in
 the same way in both. The model is built without weights, so this needs little memory.
@@ -17,6 +18,8 @@ and compares its rate with the rate that training on a GPU needs.
 the GPU if there is one. Settings such as batch_size=2 or mixed_precision=bf16 replace those of the configuration.
 `modes` times the forward pass and the training step of the encoder, MTL and SEM in every mode of the device: precision, memory
 format, attention, compilation. It appends each result to FOLDER/modes.jsonl.
+`export` times one image on the CPU in turns: in torch, eager and compiled, and in ONNX Runtime in fp32, fp16 and int8. The weights
+are random.
 """
 
 import argparse
@@ -26,6 +29,7 @@ from ...training.config import TrainingConfig
 from ...utils.errors import plain_errors
 from ..arguments import command_parser, find_recipe
 from .cost import measure_cost
+from .latency import measure_latency
 from .loading import measure_loading
 from .metrics import measure_boundaries, measure_metrics
 from .modes import measure_modes
@@ -39,6 +43,7 @@ MEASUREMENTS = {  # {measurement: (function, recipe)}
     "data": (measure_loading, "vit_base_nyud_v2"),
     "train": (measure_training_step, "swin_tiny_nyud_v2"),
     "modes": (measure_modes, "vit_large_nyud_v2"),
+    "export": (measure_latency, "quickstart"),
 }
 
 
