@@ -93,7 +93,7 @@ class MultiTaskDensePredictionPipeline(Pipeline):
 
     def _forward(self, model_inputs: dict[str, Any]) -> dict[str, Tensor]:
         # A model that has just been trained is in training mode, where every forward pass moves the bases
-        outputs = self.model.eval()(pixel_values=model_inputs["pixel_values"])
+        outputs = self.model.eval()(pixel_values=model_inputs["pixel_values"], return_dict=True)
         return {"target_size": model_inputs["target_size"], **outputs.logits}
 
     def postprocess(self, model_outputs: dict[str, Tensor], return_images: bool = False) -> dict[str, dict]:
