@@ -524,6 +524,21 @@ def test_labels_are_what_to_label_reads():
     assert_same(labels["normal"][0], to_label("normal", image))
 
 
+@pytest.mark.parametrize("name", ["do_reduce_labels", "do_center_crop"])
+def test_arguments_of_other_processors_that_would_have_no_effect_are_refused(name):
+    with pytest.raises(ValueError, match=f"SEMImageProcessor has no `{name}`"):
+        SEMImageProcessor(**{name: True})
+    processor = SEMImageProcessor(**{name: False})
+    with pytest.raises(ValueError, match=f"SEMImageProcessor has no `{name}`"):
+        processor(np.zeros((8, 8, 3), np.uint8), **{name: True})
+
+
+def test_segmentation_maps_are_called_maps():
+    image = np.zeros((8, 8, 3), np.uint8)
+    with pytest.raises(ValueError, match="no `segmentation_maps`.*maps={task"):
+        SEMImageProcessor()(image, segmentation_maps=image[..., 0])
+
+
 def test_large_predictions_are_computed_in_bands(monkeypatch):
     """The same values, and never all logits at the size of the image."""
     processor = SEMImageProcessor(**PAD_ONLY, pad_size=size_of(32, 64))

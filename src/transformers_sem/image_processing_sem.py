@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import functional as tvF
-from transformers import AutoImageProcessor, PreTrainedConfig
+from transformers import PreTrainedConfig
 from transformers.image_processing_backends import TorchvisionBackend
 from transformers.image_processing_base import BatchFeature
 from transformers.image_processing_outputs import SemanticSegmentationPostProcessorOutput
@@ -27,9 +27,8 @@ from transformers.image_utils import (
 from transformers.processing_utils import ImagesKwargs, Unpack
 
 from .backbone import pretraining_normalization
-from .configuration_sem import SEMConfig
 from .image_files import check_levels, load_image, to_pixel_tensor, to_upright, to_upright_rgb
-from .task_kinds import CLASS_IDS, METRES, TaskKind
+from .task_kinds import CLASS_IDS, METRES, UNIT_VECTORS, TaskKind
 from .tasks import get_task, invalid_labels, resize_label, to_label
 
 
@@ -43,6 +42,12 @@ class TaskLabels(dict):
         return super().__getitem__(key)
 
 
+# Arguments of other processors of transformers that would have no effect here, and what to do instead
+OTHER_ARGUMENTS = {
+    "do_reduce_labels": "Give class ids from 0, and 255 for pixels without a class.",
+    "do_center_crop": "Crop images and maps before.",
+    "segmentation_maps": "Give `maps={task: ...}`.",
+}
 MAX_EDGE = 10_000  # pixels: an image of that height and width takes 1.2 GB
 MAX_BAND_VALUES = 2**24  # of logits that are resized at once: 64 MiB of float32
 
@@ -102,6 +107,7 @@ class SEMImageProcessor(TorchvisionBackend):
     do_convert_rgb = True
 
     def __init__(self, **kwargs: Unpack[ImagesKwargs]):
+        _refuse_other_arguments(kwargs)
         check_settings(kwargs)
         super().__init__(**kwargs)
 
@@ -154,6 +160,7 @@ class SEMImageProcessor(TorchvisionBackend):
             ValueError: If there is no image, an image cannot be read or leaves open which value is white, images of a batch
                 have several sizes that nothing brings to one, or a map's task, number, size, shape or values do not fit.
         """
+        _refuse_other_arguments(kwargs)
         for name, value in (("maps", maps), ("labels", labels)):
             if value is not None and not isinstance(value, dict):
                 raise ValueError(f"`{name}` is {{task: {name}}}; got {type(value).__name__}.")
@@ -326,6 +333,11 @@ class SEMImageProcessor(TorchvisionBackend):
         Raises:
             ValueError: If there are not as many target sizes as images.
         """
+        if not isinstance(outputs.get("logits"), Mapping):
+            raise ValueError(
+                f"The output has the fields {list(outputs)}; `logits` of several tasks are those of "
+                "SEMForMultiTaskDensePrediction. Load the model as such, or use the post-processing of one task."
+            )
         predicted = {
             task: self._predict(get_task(task).kind, logits, target_sizes) for task, logits in outputs.logits.items()
         }
@@ -338,18 +350,21 @@ class SEMImageProcessor(TorchvisionBackend):
         target_sizes: list[tuple[int, int]] | Tensor | None = None,
         return_segmentation_scores: bool = False,
     ) -> list[Tensor] | list[SemanticSegmentationPostProcessorOutput]:
-        """Returns the class ids `(height, width)` of each image, of the first task that predicts class ids.
+        """Returns the class ids `(height, width)` of each image.
 
         Args:
-            outputs (`SEMMultiTaskOutput`):
-                Output of [`SEMForMultiTaskDensePrediction`].
+            outputs (`SemanticSegmenterOutput` or `SEMMultiTaskOutput`):
+                Output of the model. Of several tasks, the first one that predicts class ids is taken.
             target_sizes (`list[tuple[int, int]]`, *optional*):
                 Original (height, width) of each image.
             return_segmentation_scores (`bool`, *optional*, defaults to `False`):
                 Whether to return for each image a [`SemanticSegmentationPostProcessorOutput`] with the logits beside the
                 ids.
+
+        Raises:
+            ValueError: If no task predicts class ids, or there are not as many target sizes as images.
         """
-        logits = self._logits_of(outputs, CLASS_IDS)
+        logits = _maps_of(outputs, CLASS_IDS, "logits")
         ids = self._predict(CLASS_IDS, logits, target_sizes)
         if not return_segmentation_scores:
             return ids
@@ -361,28 +376,37 @@ class SEMImageProcessor(TorchvisionBackend):
     def post_process_depth_estimation(
         self, outputs, target_sizes: list[tuple[int, int]] | Tensor | None = None
     ) -> list[dict[str, Tensor]]:
-        """Returns `{"predicted_depth": (height, width)}` in metres of each image, of the first task that predicts metres.
+        """Returns `{"predicted_depth": (height, width)}` in metres of each image.
 
         Args:
-            outputs (`SEMMultiTaskOutput`):
-                Output of [`SEMForMultiTaskDensePrediction`].
+            outputs (`DepthEstimatorOutput` or `SEMMultiTaskOutput`):
+                Output of the model. Of several tasks, the first one that predicts metres is taken.
             target_sizes (`list[tuple[int, int]]`, *optional*):
                 Original (height, width) of each image.
-        """
-        depths = self._predict(METRES, self._logits_of(outputs, METRES), target_sizes)
-        return [{"predicted_depth": depth} for depth in depths]
 
-    @staticmethod
-    def _logits_of(outputs, kind: TaskKind) -> Tensor:
-        """Returns the logits of the first task of a kind."""
-        if isinstance(outputs.logits, Tensor):
-            return outputs.logits
-        for task, logits in outputs.logits.items():
-            if get_task(task).kind is kind:
-                return logits
-        raise ValueError(
-            f"None of the tasks {list(outputs.logits)} predicts {kind.values}; use post_process_dense_prediction."
-        )
+        Raises:
+            ValueError: If no task predicts metres, or there are not as many target sizes as images.
+        """
+        depth = _maps_of(outputs, METRES, "predicted_depth")
+        depth = depth.unsqueeze(1) if depth.ndim == 3 else depth
+        return [{"predicted_depth": metres} for metres in self._predict(METRES, depth, target_sizes)]
+
+    def post_process_normal_estimation(
+        self, outputs, target_sizes: list[tuple[int, int]] | Tensor | None = None
+    ) -> list[dict[str, Tensor]]:
+        """Returns `{"normals": (3, height, width)}` of each image: unit vectors (x right, y down, z forward).
+
+        Args:
+            outputs (`SEMNormalEstimatorOutput` or `SEMMultiTaskOutput`):
+                Output of the model. Of several tasks, the first one that predicts unit vectors is taken.
+            target_sizes (`list[tuple[int, int]]`, *optional*):
+                Original (height, width) of each image.
+
+        Raises:
+            ValueError: If no task predicts unit vectors, or there are not as many target sizes as images.
+        """
+        normals = _maps_of(outputs, UNIT_VECTORS, "normals")
+        return [{"normals": vectors} for vectors in self._predict(UNIT_VECTORS, normals, target_sizes)]
 
     def _predict(self, kind: TaskKind, logits: Tensor, target_sizes) -> list[Tensor]:
         """Returns the prediction for each image at its original size."""
@@ -402,6 +426,26 @@ class SEMImageProcessor(TorchvisionBackend):
         content_sizes, padded_sizes = self.plan_sizes(sizes)
         cropped = map(crop_logits, logits, content_sizes, padded_sizes)
         return list(zip(cropped, sizes, strict=True))
+
+
+def _refuse_other_arguments(kwargs: dict) -> None:
+    for name, remedy in OTHER_ARGUMENTS.items():
+        if kwargs.get(name) is not None and kwargs[name] is not False:
+            raise ValueError(f"SEMImageProcessor has no `{name}`. {remedy}")
+
+
+def _maps_of(outputs, kind: TaskKind, field: str) -> Tensor:
+    """Returns the maps of a model for one task, or those of the first task of a kind."""
+    maps = outputs.get(field, outputs.get("logits"))
+    if isinstance(maps, Tensor):
+        return maps
+    for task, logits in (maps or {}).items():
+        if get_task(task).kind is kind:
+            return logits
+    raise ValueError(
+        f"An output with `{field}`, or with a task that predicts {kind.values}, is expected; got {list(maps or outputs)}. "
+        "Use post_process_dense_prediction, or the post-processing of that task."
+    )
 
 
 def _flatten(images: ImageInput) -> list:
@@ -517,9 +561,6 @@ def upsample_rows(logits: Tensor, size: tuple[int, int], start: int, stop: int) 
     below = (above + 1).clamp(max=logits.shape[1] - 1)
     rows = torch.lerp(logits[:, above], logits[:, below], (position - above)[:, None])
     return F.interpolate(rows[None], size=(stop - start, size[1]), mode="bilinear", align_corners=False)[0]
-
-
-AutoImageProcessor.register(SEMConfig, image_processor_classes={"torchvision": SEMImageProcessor}, exist_ok=True)
 
 
 __all__ = ["SEMImageProcessor"]

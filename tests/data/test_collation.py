@@ -8,6 +8,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from transformers_sem import SEMForMultiTaskDensePrediction, SEMImageProcessor, collate_rows
+from transformers_sem.data.transforms import row_to_tensors
 
 from ..samples import random_labels
 from ..tiny import tiny_config
@@ -72,3 +73,10 @@ def test_rows_may_have_labels_of_different_tasks():
 def test_images_of_several_sizes_are_refused():
     with pytest.raises(ValueError, match=r"one size; got \(height, width\) \[\(4, 6\), \(5, 6\)\]"):
         collate_rows([{"pixel_values": torch.rand(3, height, 6)} for height in (4, 5)])
+
+
+def test_images_of_rows_are_read_as_the_image_processor_reads_them():
+    image = Image.fromarray(np.full((4, 5), 40_000, np.uint16))
+    pixels, _ = row_to_tensors({"image": image}, [])
+    assert_same(pixels, SEMImageProcessor().read_image(image))
+    assert pixels.unique().tolist() == [156]

@@ -23,6 +23,11 @@ from .row_format import LABEL_MAP
 logger = logging.getLogger(__name__)
 
 
+def same_classes(names: Sequence[str], others: Sequence[str]) -> bool:
+    """Returns whether two lists hold the same class names, each once, in any order."""
+    return sorted(names) == sorted(others) and len(set(names)) == len(names)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Benchmark:
     """A dataset with its tasks, classes and evaluation protocol.
