@@ -249,14 +249,14 @@ def test_the_wheel_brings_what_is_not_python():
 
 IMPORT = """
 import transformers_sem
-from transformers import AutoBackbone, AutoConfig, AutoImageProcessor, AutoModel, AutoModelForSemanticSegmentation
+from transformers import AutoBackbone, AutoConfig, AutoImageProcessor, AutoModel, AutoModelForUniversalSegmentation
 from transformers.pipelines import PIPELINE_REGISTRY
 
 config = AutoConfig.for_model("sem")
 assert type(config) is transformers_sem.SEMConfig
 for auto_class, model_class in [
     (AutoModel, transformers_sem.SEMModel),
-    (AutoModelForSemanticSegmentation, transformers_sem.SEMForMultiTaskDensePrediction),
+    (AutoModelForUniversalSegmentation, transformers_sem.SEMForMultiTaskDensePrediction),
 ]:
     assert auto_class._model_mapping[type(config)] is model_class
 assert AutoBackbone._model_mapping[type(config.backbone_config)] is transformers_sem.SEMTimmBackbone

@@ -19,7 +19,7 @@ from transformers import pipeline
 from transformers_sem import SEMConfig, SEMForMultiTaskDensePrediction, SEMImageProcessor
 from transformers_sem import MultiTaskDensePredictionPipeline
 SEMConfig.register_for_auto_class()
-SEMForMultiTaskDensePrediction.register_for_auto_class("AutoModelForSemanticSegmentation")
+SEMForMultiTaskDensePrediction.register_for_auto_class("AutoModelForUniversalSegmentation")
 SEMImageProcessor.register_for_auto_class("AutoImageProcessor")
 config = SEMConfig(backbone_config={backbone}, hidden_size=16, num_attention_heads=2, num_bases=4,
                    decoder_hidden_sizes=[16, 16, 8, 8], decoder_num_attention_heads=[2, 2, 1, 1])
@@ -38,9 +38,9 @@ with torch.no_grad():
 """
 WITHOUT_THE_PACKAGE = "import sys; sys.modules['transformers_sem'] = None\n"
 LOAD_CODE = """
-from transformers import AutoConfig, AutoImageProcessor, AutoModelForSemanticSegmentation
+from transformers import AutoConfig, AutoImageProcessor, AutoModelForUniversalSegmentation
 folder = {folder!r} + "/model"
-model = AutoModelForSemanticSegmentation.from_pretrained(folder, trust_remote_code=True)
+model = AutoModelForUniversalSegmentation.from_pretrained(folder, trust_remote_code=True)
 assert type(model).__module__.startswith("transformers_modules"), type(model)
 assert AutoConfig.from_pretrained(folder, trust_remote_code=True).tasks == ["semseg", "depth", "normal", "boundary"]
 assert AutoImageProcessor.from_pretrained(folder, trust_remote_code=True).size["width"] == 96
@@ -53,8 +53,8 @@ assert predict(numpy.zeros((30, 40, 3), numpy.uint8))["predictions"]["depth"].sh
 """
 LOAD_PACKAGE = """
 import transformers_sem
-from transformers import AutoModelForSemanticSegmentation
-model = AutoModelForSemanticSegmentation.from_pretrained({folder!r} + "/model")
+from transformers import AutoModelForUniversalSegmentation
+model = AutoModelForUniversalSegmentation.from_pretrained({folder!r} + "/model")
 assert type(model) is transformers_sem.SEMForMultiTaskDensePrediction
 """
 

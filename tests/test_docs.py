@@ -96,6 +96,13 @@ def test_use_a_model(repository, user_folder):
     assert names["result"]["images"]["depth"].size == Image.open("normal.png").size == (80, 48)
 
 
+def test_from_other_models(repository, user_folder):
+    names = run_python(repository / "docs" / "from_other_models.md")
+    torch.testing.assert_close(names["same_depth"], names["depth"])
+    assert names["normals"].shape == (3, 48, 80) and set(names["everything"]) == set(names["prediction"])
+    assert names["model"].heads["semseg"].classifier.out_channels == 2 and names["loss"] > 0
+
+
 def test_add_a_task(repository, user_folder):
     names = run_python(repository / "docs" / "add_a_task.md")
     assert names["config"].tasks == ["depth", "albedo"] and set(names["outputs"].losses) == {"depth", "albedo"}

@@ -1,10 +1,13 @@
 """Images of any form become the same upright pixels, and what is damaged or ambiguous is refused."""
 
+import os
+from contextlib import ExitStack
+
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
-from transformers_sem.image_files import read_image_file, to_upright_rgb
+from transformers_sem.image_files import read_image_file, to_upright_rgb, without_pillow_limit
 
 
 RED, BLUE = (250, 10, 20), (10, 20, 250)
@@ -72,6 +75,42 @@ def test_images_may_exceed_the_limit_of_pillow(tmp_path, monkeypatch, recwarn):
     assert Image.MAX_IMAGE_PIXELS == 20 and not recwarn
     with pytest.raises(ValueError, match=r"photo.png: an image has at most 0 million pixels; got 12 x 8. Shrink it"):
         read_image_file(tmp_path / "photo.png", max_pixels=50)
+
+
+def test_threads_restore_the_limit_of_pillow(tmp_path):
+    """Another thread may start to read before the first one ends."""
+    limit, first, second = Image.MAX_IMAGE_PIXELS, ExitStack(), ExitStack()
+    first.enter_context(without_pillow_limit())
+    second.enter_context(without_pillow_limit())
+    first.close()
+    assert Image.MAX_IMAGE_PIXELS is None
+    second.close()
+    assert limit == Image.MAX_IMAGE_PIXELS
+
+
+@pytest.mark.parametrize("name", [b"zTXt", b"iCCP", b"eXIf"])
+def test_damaged_texts_and_profiles_are_ignored(tmp_path, name):
+    texts, exif = PngImagePlugin.PngInfo(), Image.Exif()
+    texts.add_text("comment", "text" * 1000, zip=True)
+    exif[0x010F] = "camera"
+    red_above_blue().save(tmp_path / "photo.png", pnginfo=texts, exif=exif, icc_profile=b"x" * 500)
+    content = bytearray((tmp_path / "photo.png").read_bytes())
+    content[content.index(name) + 12] ^= 255
+    (tmp_path / "photo.png").write_bytes(content)
+    assert is_red_above_blue(read_image_file(tmp_path / "photo.png"))
+
+
+def test_an_upright_image_is_not_turned_again(tmp_path):
+    save_rotated(tmp_path / "photo.jpg", 6)
+    upright = to_upright_rgb(Image.open(tmp_path / "photo.jpg"))
+    assert is_red_above_blue(to_upright_rgb(upright)) and upright.size == (12, 8)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_a_pipe_is_refused(tmp_path):
+    os.mkfifo(tmp_path / "photo.jpg")
+    with pytest.raises(ValueError, match="no regular file"):
+        read_image_file(tmp_path / "photo.jpg")
 
 
 def write(content):

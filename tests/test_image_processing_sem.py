@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from PIL import Image
+from PIL import Image, ImageOps
 from transformers import AutoImageProcessor
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
@@ -83,6 +83,80 @@ def test_grey_arrays_become_rgb(kind):
     gray = random_image()[..., 0]
     pixel_values = SEMImageProcessor(do_resize=False)(kind(gray[None]), return_tensors="pt")["pixel_values"]
     torch.testing.assert_close(pixel_values, normalized(np.repeat(gray[..., None], 3, axis=-1))[None])
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        lambda image: image[::2, ::-1],
+        lambda image: image[..., ::-1][..., ::-1],
+        lambda image: image.astype(">f4"),
+        lambda image: image.astype(np.int32),
+        lambda image: torch.from_numpy(image).double(),
+    ],
+    ids=["negative strides", "from OpenCV", "byte order", "int32", "double"],
+)
+def test_layouts_of_arrays(image):
+    pixels = random_image()
+    expected = normalized(pixels[::2, ::-1] if image(pixels).shape[0] == 20 else pixels)[None]
+    pixel_values = SEMImageProcessor(do_resize=False)(image(pixels), return_tensors="pt")["pixel_values"]
+    torch.testing.assert_close(pixel_values, expected)
+
+
+def test_gray_arrays_without_channels():
+    gray = random_image()[..., 0]
+    processor = SEMImageProcessor(do_resize=False)
+    expected = processor(Image.fromarray(gray), return_tensors="pt")["pixel_values"]
+    assert_same(processor(gray, return_tensors="pt")["pixel_values"], expected)
+    assert_same(processor([gray, gray], return_tensors="pt")["pixel_values"][1:], expected)
+
+
+@pytest.mark.parametrize(
+    ("image", "words"),
+    [
+        (random_image() / 255, "levels 0..255, which are rescaled to [0, 1]; got 0 to 1. Pass do_rescale=False"),
+        (np.full((6, 7, 3), np.nan), "got nan to nan"),
+        (np.full((6, 7, 3), -1.0), "got -1 to -1"),
+        (random_image().astype(np.uint16) * 257, "uint8 levels 0..255; got torch.uint16"),
+        (np.ones((6, 7, 3), dtype=bool), "got torch.bool from 1 to 1"),
+        (np.full((6, 7, 3), 256), "got torch.int64 from 256 to 256"),
+        (np.zeros((6, 7, 2), dtype=np.uint8), "1, 3 or 4 channels"),
+        (np.zeros((0, 5, 3), dtype=np.uint8), "at least one pixel; got uint8 (0, 5, 3)"),
+        (np.zeros((6, 7, 3), dtype=object), "holds numbers; got object"),
+        (Image.new("F", (4, 5)), "floating-point values"),
+        ([], "empty list"),
+        (np.zeros((0, 4, 5, 3), dtype=np.uint8), "empty list"),
+        (
+            [random_image(6, 7), random_image(7, 6)],
+            "one size; got (height, width) [(6, 7), (7, 6)]. Set do_resize=True",
+        ),
+        (None, "got NoneType"),
+    ],
+    ids=lambda value: value[:30] if isinstance(value, str) else "image",
+)
+def test_images_that_cannot_be_read_are_refused(image, words):
+    with pytest.raises(ValueError) as error:
+        SEMImageProcessor(do_resize=False)(image, return_tensors="pt")
+    assert words in str(error.value)
+
+
+def test_values_in_0_to_1_without_rescaling():
+    image = random_image()
+    processor = SEMImageProcessor(do_resize=False)
+    pixel_values = processor(image / 255, do_rescale=False, return_tensors="pt")["pixel_values"]
+    torch.testing.assert_close(pixel_values, normalized(image)[None])
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_images_are_turned_upright(tmp_path, orientation):
+    exif, path = Image.Exif(), tmp_path / "photo.png"
+    exif[0x0112] = orientation
+    Image.fromarray(random_image()).save(path, exif=exif)
+    upright = ImageOps.exif_transpose(Image.open(path))
+    processor = SEMImageProcessor(do_resize=False)
+    expected = processor(np.asarray(upright), return_tensors="pt")["pixel_values"]
+    for image in (Image.open(path), str(path), path, Image.open(path).convert("RGB"), processor.read_image(path)):
+        assert_same(processor(image, return_tensors="pt")["pixel_values"], expected)
 
 
 def test_the_default_size_is_the_papers():
@@ -448,6 +522,21 @@ def test_labels_are_what_to_label_reads():
     image = Image.fromarray(np.full((40, 60, 3), (128, 128, 0), dtype=np.uint8))
     labels = SEMImageProcessor(do_resize=False)(random_image(), maps={"normal": image}, return_tensors="pt")["labels"]
     assert_same(labels["normal"][0], to_label("normal", image))
+
+
+@pytest.mark.parametrize("name", ["do_reduce_labels", "do_center_crop"])
+def test_arguments_of_other_processors_that_would_have_no_effect_are_refused(name):
+    with pytest.raises(ValueError, match=f"SEMImageProcessor has no `{name}`"):
+        SEMImageProcessor(**{name: True})
+    processor = SEMImageProcessor(**{name: False})
+    with pytest.raises(ValueError, match=f"SEMImageProcessor has no `{name}`"):
+        processor(np.zeros((8, 8, 3), np.uint8), **{name: True})
+
+
+def test_segmentation_maps_are_called_maps():
+    image = np.zeros((8, 8, 3), np.uint8)
+    with pytest.raises(ValueError, match="no `segmentation_maps`.*maps={task"):
+        SEMImageProcessor()(image, segmentation_maps=image[..., 0])
 
 
 def test_large_predictions_are_computed_in_bands(monkeypatch):

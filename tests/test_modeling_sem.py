@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import (
     AutoConfig,
     AutoModel,
-    AutoModelForSemanticSegmentation,
+    AutoModelForUniversalSegmentation,
     ConvNextConfig,
     Dinov2Config,
     DINOv3ViTConfig,
@@ -607,6 +607,12 @@ def test_loss_does_not_depend_on_the_order_of_the_tasks(model):
     assert_same(bases_of(twins[0]), bases_of(twins[1]), rtol=0, atol=1e-5)
 
 
+def test_a_depth_of_0_is_unknown(model):
+    images, depth = random_images(), random_labels({"depth": 1})["depth"]
+    zeros, expected = (model(images, labels={"depth": depth.nan_to_num(nan)}).loss for nan in (0.0, torch.nan))
+    assert depth.isnan().any() and torch.equal(zeros, expected)
+
+
 @pytest.mark.parametrize("task", ALL_TASKS)
 def test_a_batch_without_valid_labels_costs_nothing(task):
     model = build_model(task_num_labels={task: ALL_TASKS[task]})
@@ -922,6 +928,7 @@ IMAGES, LABELS = torch.zeros(2, 3, 64, 96), torch.zeros(2, 64, 96)
         (IMAGES, {"boundary": LABELS[:1]}, ["boundary", "(2, 64, 96)", "(1, 64, 96)"]),
         (IMAGES, {"semseg": LABELS}, ["semseg", "int64", "float32"]),
         (IMAGES, {"depth": LABELS[:, None].long()}, ["depth", "float32", "int64"]),
+        (IMAGES, {"depth": LABELS[:, None] + 2500}, ["at most 1000", "looks like millimetres"]),
     ],
     ids=lambda value: None if isinstance(value, torch.Tensor) else str(value)[:40],
 )
@@ -971,9 +978,9 @@ def test_auto_classes_load_a_checkpoint(tmp_path):
     model = trained_model(task_num_labels=dict(reversed(NYUD_TASKS.items())))
     model.save_pretrained(tmp_path)
     images = random_images()
-    segmentation = AutoModelForSemanticSegmentation.from_pretrained(tmp_path)
-    assert isinstance(segmentation, SEMForMultiTaskDensePrediction)
-    assert_same(segmentation(images).logits, model(images).logits, **UNALIGNED)
+    whole = AutoModelForUniversalSegmentation.from_pretrained(tmp_path)
+    assert type(whole) is SEMForMultiTaskDensePrediction
+    assert_same(whole(images).logits, model(images).logits, **UNALIGNED)
     base = AutoModel.from_pretrained(tmp_path)
     assert isinstance(base, SEMModel)
     assert_same(bases_of(base), bases_of(model))
@@ -1224,6 +1231,16 @@ def test_convolutions_of_patches_equal_those_of_torch(arguments, size):
         for output, module in ((found, patches), (expected, plain))
     ]
     torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-4)
+
+
+def test_input_embeddings_are_the_first_layer_of_the_encoder():
+    """As DPT's; adapters let gradients flow back to its output."""
+    model = build_model(use_decoder=False)
+    layer = model.get_input_embeddings()
+    assert isinstance(layer, torch.nn.Conv2d) and layer is model.sem.get_input_embeddings() and layer.in_channels == 3
+    assert model.get_output_embeddings() is None
+    model.requires_grad_(False).enable_input_require_grads()
+    assert next(iter(model(random_images()).logits.values())).requires_grad
 
 
 def test_images_take_the_precision_of_the_model():

@@ -1,3 +1,5 @@
+import base64
+import importlib
 import threading
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -10,6 +12,7 @@ from PIL import Image
 from transformers import pipeline
 
 from transformers_sem import SEMForMultiTaskDensePrediction, SEMImageProcessor, pipeline_sem
+from transformers_sem.image_files import read_image_file
 
 from .tiny import tiny_config
 
@@ -65,14 +68,69 @@ def test_all_input_types_give_the_same_predictions(predict, tmp_path):
         assert_equal(predict(image)["predictions"], expected)
 
 
-def test_images_are_read_from_urls(predict, tmp_path):
-    Image.fromarray(random_pixels()).save(tmp_path / "photo.png")
+def test_images_are_read_from_urls_as_from_files(predict, tmp_path):
+    Image.fromarray(random_pixels()[..., 0].astype(np.uint16) * 250).save(tmp_path / "photo.png")
+    (tmp_path / "photo.eps").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n")
     handler = partial(SimpleHTTPRequestHandler, directory=str(tmp_path))
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        result = predict(f"http://127.0.0.1:{server.server_port}/photo.png", timeout=20)
+        address = f"http://127.0.0.1:{server.server_port}"
+        result = predict(f"{address}/photo.png", timeout=20)
+        for name, words in (("photo.eps", "not an image of JPEG"), ("absent.png", "404")):
+            with pytest.raises(ValueError, match=f"Cannot read {address}/{name}: .*{words}"):
+                predict(f"{address}/{name}", timeout=20)
         server.shutdown()
-    assert_equal(result["predictions"], predict(random_pixels())["predictions"])
+    assert_equal(result["predictions"], predict(tmp_path / "photo.png")["predictions"])
+    text = base64.b64encode((tmp_path / "photo.png").read_bytes()).decode()
+    assert_equal(predict(f"data:image/png;base64,{text}")["predictions"], result["predictions"])
+
+
+def image_files(folder):
+    """One image in files of many modes, orientations and depths, and with damaged metadata."""
+    pixels, exif = random_pixels(), Image.Exif()
+    image, mask = Image.fromarray(pixels), Image.fromarray(pixels[..., 0])
+    exif[0x0112], exif[0x010F] = 6, "camera"
+    exif.get_ifd(0x8769)[0x9003] = "2020:01:01 00:00:00"
+    for mode in ("1", "L", "P", "LA", "RGBA"):
+        converted = image.convert(mode)
+        if mode in ("LA", "RGBA"):
+            converted.putalpha(mask)
+        converted.save(folder / f"{mode}.png", exif=exif)
+    image.convert("P").save(folder / "transparent.png", transparency=7)
+    image.convert("CMYK").save(folder / "CMYK.jpg")
+    Image.fromarray(pixels[..., 0].astype(np.uint16) * 200).save(folder / "16_bits.png", exif=exif)
+    Image.fromarray(pixels[..., 0].astype(np.uint16) * 200).save(
+        folder / "16_bits.tif", exif=exif, compression="tiff_lzw"
+    )
+    for orientation in range(1, 9):
+        exif[0x0112] = orientation
+        image.save(folder / f"orientation_{orientation}.jpg", exif=exif)
+    content = bytearray((folder / "orientation_6.jpg").read_bytes())
+    offset = content.index(b"\x87\x69")  # the pointer to a part of the metadata
+    content[offset + 8 : offset + 12] = b"\xff\xff\xff\xff"
+    (folder / "damaged.jpg").write_bytes(content)
+    return sorted(folder.iterdir())
+
+
+def test_a_file_has_the_same_pixels_everywhere(predict, tmp_path):
+    onnx = pytest.importorskip("onnxruntime") and importlib.import_module("transformers_sem.export.run_onnx")
+    processor = SEMImageProcessor(do_resize=False)
+    files = image_files(tmp_path)
+    assert len(files) == 18
+    for path in files:
+        read = read_image_file(path)
+        assert (read.size == (50, 70)) == (
+            path.stem not in ("transparent", "CMYK", *map("orientation_{}".format, range(1, 5)))
+        )
+        expected = processor(np.asarray(read), return_tensors="pt")["pixel_values"]
+        for image in (path, str(path), Image.open(path), np.asarray(onnx.read_rgb(path))):
+            found = processor(image, return_tensors="pt")["pixel_values"]
+            torch.testing.assert_close(found, expected, rtol=0, atol=0, msg=path.name)
+        resized = predict.image_processor(read, return_tensors="pt")["pixel_values"]
+        for image in (str(path), Image.open(path), {"image": Image.open(path)}):
+            inputs = predict.preprocess(image)
+            torch.testing.assert_close(inputs["pixel_values"], resized, rtol=0, atol=0, msg=path.name)
+            assert inputs["target_size"].tolist() == [[read.height, read.width]]
 
 
 def test_predictions_are_upright(predict, tmp_path):

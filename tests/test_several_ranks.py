@@ -95,6 +95,19 @@ def shard(model, **options):
     return fully_shard(model, **options)
 
 
+def test_input_embeddings_of_a_sharded_encoder_are_sharded_with_it(tmp_path):
+    """accelerate shards the input embeddings unless they are sharded, and FSDP2 refuses a layer inside of a sharded module."""
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/group", rank=0, world_size=1)
+    try:
+        model, mesh = build_model(), init_device_mesh("cpu", (1,))
+        fully_shard(model.sem.backbone, mesh=mesh)
+        assert model.get_input_embeddings() is model.sem.backbone
+        fully_shard(model, mesh=mesh)
+        assert model.get_input_embeddings() is model.sem.backbone
+    finally:
+        dist.destroy_process_group()
+
+
 def compiled(model):
     return DistributedDataParallel(torch.compile(model, backend="eager", fullgraph=True))
 

@@ -112,8 +112,24 @@ def test_a_black_and_white_image_is_a_mask():
     ],
     ids=["F", "float32", "float64", "1HW", "HW1", "tensor"],
 )
-def test_metres_are_read(value):
-    assert_same(to_label("depth", value), torch.from_numpy(DISTANCES)[None])
+def test_metres_are_read_and_0_is_unknown(value):
+    assert_same(to_label("depth", value), torch.tensor([[[np.nan, 1.5, np.nan], [2.0, 9.9, 0.1]]]))
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        np.array([[2500, 0]], dtype=np.uint16),
+        np.array([[2, 0]], dtype=np.uint8),
+        torch.tensor([[2500, 0]]),
+        np.array([[2500.0, 0.0]]),
+        Image.fromarray(np.array([[2500, 0]], dtype=np.uint16)).convert("F"),  # as `datasets.Image(mode="F")` reads it
+    ],
+    ids=["uint16", "uint8", "int64", "float", "F"],
+)
+def test_other_units_than_metres_are_refused(value):
+    with pytest.raises(ValueError, match=r"at most 1000; got .* up to 25?0?0?, which looks like millimetres\. Divide"):
+        to_label("depth", value)
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
@@ -121,6 +137,29 @@ def test_an_integer_image_of_depth_is_refused(dtype):
     """Its unit is anybody's guess: millimetres would become kilometres."""
     with pytest.raises(ValueError, match="metres.*floating-point image"):
         to_label("depth", Image.fromarray(np.array([[3, 0], [7, 1]], dtype=dtype)))
+
+
+def test_a_saliency_image_of_0_and_255_is_a_mask():
+    mask = np.array([[0, 255], [255, 0]], dtype=np.uint8)
+    assert to_label("saliency", Image.fromarray(mask)).tolist() == [[0, 1], [1, 0]]
+    assert to_label("saliency", Image.fromarray(mask).convert("P")).tolist() == [[0, 1], [1, 0]]
+    assert to_label("saliency", Image.fromarray(np.full((1, 2), 255, dtype=np.uint8))).tolist() == [[255, 255]]
+
+
+@pytest.mark.parametrize("task", ["saliency", "boundary"])
+@pytest.mark.parametrize("dtype", [np.uint8, np.int64, np.float32])
+def test_an_array_of_0_and_255_is_refused(task, dtype):
+    with pytest.raises(ValueError, match="PIL image"):
+        to_label(task, np.array([[0, 255], [255, 0]], dtype=dtype))
+    assert to_label(task, np.array([[0, 1], [255, 0]], dtype=dtype if task == "saliency" else np.float32)).max() == 255
+
+
+def test_images_of_maps_are_upright():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    buffer = BytesIO()
+    Image.fromarray(np.array([[0, 1, 2]], dtype=np.uint8)).save(buffer, "PNG", exif=exif)
+    assert to_label("semseg", Image.open(buffer)).tolist() == [[0], [1], [2]]
 
 
 def test_a_boundary_image_is_a_probability():

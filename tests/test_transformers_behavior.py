@@ -319,6 +319,31 @@ def test_low_rank_adapters_of_the_encoder(backbone, tmp_path):
     torch.testing.assert_close(loaded(pixel_values=images).logits, model(pixel_values=images).logits)
 
 
+@pytest.mark.parametrize("trained", [["heads"], ["heads", "auxiliary_heads", "inter_task"]], ids=str)
+def test_an_adapter_file_holds_all_that_has_moved(trained, tmp_path):
+    """The bases move where peft saves them, with `inter_task`, and nowhere else."""
+    peft = pytest.importorskip("peft")
+    base = SEMForMultiTaskDensePrediction(build_config("timm"))
+    state = copy.deepcopy(base.state_dict())
+    lora = peft.LoraConfig(r=2, target_modules=["q_proj", "v_proj"], modules_to_save=trained)
+    model = peft.get_peft_model(base, lora).train()
+    optimizer = torch.optim.SGD([value for value in model.parameters() if value.requires_grad], lr=0.1)
+    images = torch.randn(2, 3, 64, 64)
+    model(pixel_values=images, labels=labels_of()).loss.backward()
+    optimizer.step()
+    moved = [
+        name
+        for name, value in model.named_buffers()
+        if "initial_bases" in name and not any(torch.equal(value, old) for old in state.values())
+    ]
+    assert bool(moved) == ("inter_task" in trained) and all("modules_to_save" in name for name in moved)
+    model.eval().save_pretrained(tmp_path)
+    fresh = SEMForMultiTaskDensePrediction(build_config("timm"))
+    fresh.load_state_dict(state)
+    loaded = peft.PeftModel.from_pretrained(fresh, tmp_path).eval()
+    torch.testing.assert_close(loaded(pixel_values=images).logits, model(pixel_values=images).logits)
+
+
 class Scenes(torch.utils.data.Dataset):
     """Eight images and their labels, in the format of the image processor."""
 

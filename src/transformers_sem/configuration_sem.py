@@ -3,6 +3,7 @@
 import inspect
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any, Literal
 
@@ -11,9 +12,11 @@ from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.backbone_utils import BackboneConfigMixin
 
+from .task_kinds import CLASS_IDS, TaskKind
 from .tasks import NYUD_V2_TASKS, describe_widths, get_task
 
 
+STANDARD_CLASS_FIELDS = ("num_labels", "id2label", "label2id")  # of every transformers configuration
 # Arguments of timm's models that describe a network. Others would load files, reach the network or run code.
 MODEL_KWARGS = """
 img_size patch_size window_size embed_dim embed_dims dims depth depths num_heads mlp_ratio mlp_ratios head_dim
@@ -159,6 +162,11 @@ class SEMConfig(PreTrainedConfig):
             Number of output channels of each task, in order. `None` is NYUD-v2: 40 classes, depth, normals, boundaries.
         task_id2label (`dict[str, dict[int, str]]`, *optional*):
             Class names of the tasks that have classes.
+        num_labels, id2label, label2id (*optional*):
+            As in every transformers configuration: number and names of the classes of `segmentation_task`, the first task of
+            class ids. They set `task_num_labels` and `task_id2label`, and are filled in from there.
+        first_task (`str`, *optional*):
+            Task to put first, so that the Auto classes and pipelines for one task choose it among tasks of its kind.
         task_loss_weights (`dict[str, float]`, *optional*):
             Weight of each task in the loss. Missing entries are taken from the task table.
         task_loss_weighting (`str`, *optional*, defaults to `"fixed"`):
@@ -250,10 +258,14 @@ class SEMConfig(PreTrainedConfig):
         self.backbone_config = _build_backbone_config(self.backbone_config)
         for field in ("offset_strides", "decoder_hidden_sizes", "decoder_num_attention_heads", "sr_ratios"):
             setattr(self, field, list(getattr(self, field)))  # JSON has lists, no tuples
-        if self.task_num_labels is None:
+        has_widths = self.task_num_labels is not None
+        if not has_widths:
             self.task_num_labels = {task.name: task.num_labels for task in NYUD_V2_TASKS}
         self._restore_task_order(kwargs.pop("tasks", None))
+        self._move_to_front(kwargs.pop("first_task", None))
         self._fill_in_from_task_table()
+        self._read_standard_classes(kwargs.pop("num_labels", None), has_widths)
+        self._write_standard_classes()
         super().__post_init__(**kwargs)
 
     @classmethod
@@ -268,8 +280,13 @@ class SEMConfig(PreTrainedConfig):
                 f"{config_dict['attn_implementation']!r}. Pass another one to from_pretrained()."
             )
         known = {field.name for field in fields(cls)} - {field.name for field in fields(PreTrainedConfig)}
-        changes = {name: kwargs.pop(name) for name in sorted(known & set(kwargs))}
+        changes = {name: kwargs.pop(name) for name in sorted({*known, "first_task"} & set(kwargs))}
+        classes = {name: kwargs.pop(name, None) for name in STANDARD_CLASS_FIELDS}
         config_dict = dict(config_dict)
+        if any(value is not None for value in classes.values()):
+            changes |= cls.from_dict(config_dict, **changes)._with_classes(**classes)
+        if {"task_num_labels", "task_id2label", "first_task"} & set(changes):
+            config_dict = {name: value for name, value in config_dict.items() if name not in STANDARD_CLASS_FIELDS}
         if "task_num_labels" in changes:
             config_dict.pop("tasks", None)
             widths, new_widths = config_dict.get("task_num_labels") or {}, changes["task_num_labels"] or {}
@@ -287,6 +304,64 @@ class SEMConfig(PreTrainedConfig):
                 f"`tasks` orders the tasks of `task_num_labels`, {list(self.task_num_labels)}; got {tasks}."
             )
         self.task_num_labels = {task: self.task_num_labels[task] for task in tasks}
+
+    def _move_to_front(self, task: str | None) -> None:
+        if task is None:
+            return
+        if task not in self.task_num_labels:
+            raise ValueError(f"`first_task` is one of the tasks {list(self.task_num_labels)}; got {task!r}.")
+        self.task_num_labels = {task: self.task_num_labels[task], **self.task_num_labels}
+
+    def _read_standard_classes(self, num_labels: int | None, has_widths: bool) -> None:
+        """Gives `num_labels`, `id2label` and `label2id` to `segmentation_task`. Placeholder names are not read."""
+        if self.id2label is not None and _is_placeholder(self.id2label):
+            self.id2label = self.label2id = None
+        if num_labels is None and not self.id2label and not self.label2id:
+            return
+        new = self._with_classes(num_labels, self.id2label, self.label2id)
+        names, new_names = (
+            fields.get(self.segmentation_task) for fields in (self.task_id2label, new["task_id2label"])
+        )
+        widths_differ = has_widths and new["task_num_labels"] != self.task_num_labels
+        if widths_differ or (names is not None and new_names not in (None, names)):
+            raise ValueError(
+                f"`num_labels`, `id2label` and `label2id` describe the classes of {self.segmentation_task!r}, which "
+                "`task_num_labels` and `task_id2label` describe otherwise. Give only the latter."
+            )
+        self.task_num_labels = new["task_num_labels"]
+        self.task_id2label = {**self.task_id2label, **new["task_id2label"]}
+
+    def _with_classes(self, num_labels: int | None, id2label: dict | None, label2id: dict | None) -> dict[str, dict]:
+        """Returns `task_num_labels` and `task_id2label` with other classes of `segmentation_task`."""
+        task = self.segmentation_task
+        if task is None:
+            raise ValueError(
+                f"`num_labels`, `id2label` and `label2id` describe a task of class ids; this model has the tasks "
+                f"{self.tasks}. Set `task_num_labels` and `task_id2label` instead."
+            )
+        names = {int(id): name for id, name in (id2label or {}).items()}
+        names = names or {int(id): name for name, id in (label2id or {}).items()}
+        num_labels = len(names) if num_labels is None else num_labels
+        ids = {name: id for id, name in names.items()}
+        if (names and len(names) != num_labels) or any(
+            ids.get(name) != int(id) for name, id in (label2id or {}).items()
+        ):
+            raise ValueError(
+                f"`num_labels`, `id2label` and `label2id` describe the same classes; got {num_labels}, {id2label} and "
+                f"{label2id}. Give one of them."
+            )
+        others = {other: self.task_id2label[other] for other in self.task_id2label if other != task}
+        return {
+            "task_num_labels": {**self.task_num_labels, task: num_labels},
+            "task_id2label": {**others, task: names} if names else others,
+        }
+
+    def _write_standard_classes(self) -> None:
+        """Fills in `id2label` and `label2id`, in which transformers' pipelines look up names."""
+        task = self.segmentation_task
+        if task is not None and self.task_num_labels[task] in get_task(task).widths:  # others are refused later
+            names = self.task_id2label.get(task) or _placeholders(self.task_num_labels[task])
+            self.id2label, self.label2id = dict(names), {name: id for id, name in names.items()}
 
     def _fill_in_from_task_table(self) -> None:
         specs = {name: get_task(name) for name in self.task_num_labels}
@@ -307,6 +382,25 @@ class SEMConfig(PreTrainedConfig):
     def tasks(self) -> list[str]:
         """Names of the tasks, in order."""
         return list(self.task_num_labels)
+
+    @property
+    def segmentation_task(self) -> str | None:
+        """The first task of class ids, which `id2label` names the classes of; `None` if there is none."""
+        return self.first_task_of(CLASS_IDS)
+
+    def class_names(self, task: str) -> list[str]:
+        """Returns the class names of a task in the order of the ids; an empty list unless every class has one."""
+        names = self.task_id2label.get(task, {})
+        return [names[id] for id in sorted(names)] if len(names) == self.task_num_labels.get(task) else []
+
+    def rename_classes(self, task: str, names: Sequence[str]) -> None:
+        """Sets the class names of a task, from id 0."""
+        self.task_id2label = {**self.task_id2label, task: dict(enumerate(names))}
+        self._write_standard_classes()
+
+    def first_task_of(self, kind: TaskKind) -> str | None:
+        """Returns the first task of a kind, or `None`."""
+        return next((task for task in self.tasks if get_task(task).kind is kind), None)
 
     def to_dict(self) -> dict:
         """Returns the configuration as a dictionary, with the order of the tasks in the list `tasks`."""
@@ -329,6 +423,19 @@ class SEMConfig(PreTrainedConfig):
                     f"`task_id2label[{task!r}]` must name the ids 0 to {num_labels - 1}, one per label of the head; got "
                     f"{len(names)} names, {sorted(names)}."
                 )
+        self._check_standard_classes()
+
+    def _check_standard_classes(self) -> None:
+        """Checks that `id2label` and `num_labels` have not been set to other classes than those of the head."""
+        task = self.segmentation_task
+        if task is None:
+            return
+        width, names = self.task_num_labels[task], self.task_id2label.get(task) or _placeholders(self.num_labels)
+        if self.num_labels != width or self.id2label != names:
+            raise ValueError(
+                f"`id2label` and `num_labels` are those of {task!r}, {width} classes; got {self.num_labels} other names. Set "
+                "`task_num_labels` and `task_id2label`, or pass `id2label` to from_pretrained()."
+            )
 
     def _check_numbers(self) -> None:
         for field in ("hidden_size", "num_attention_heads", "mlp_ratio", "num_bases", "em_temperature"):
@@ -396,6 +503,15 @@ class SEMConfig(PreTrainedConfig):
             raise ValueError(f"`bases_momentum` is 0 to 1; got {self.bases_momentum}.")
 
 
+def _placeholders(num_labels: int) -> dict[int, str]:
+    """The names of transformers for classes without names."""
+    return {id: f"LABEL_{id}" for id in range(num_labels)}
+
+
+def _is_placeholder(id2label: dict) -> bool:
+    return {int(id): name for id, name in id2label.items()} == _placeholders(len(id2label))
+
+
 def _build_backbone_config(backbone_config: dict | PreTrainedConfig | None) -> PreTrainedConfig:
     """Builds the configuration from a dictionary; without a `model_type` it is that of a timm encoder."""
     if isinstance(backbone_config, PreTrainedConfig):
@@ -408,10 +524,6 @@ def _build_backbone_config(backbone_config: dict | PreTrainedConfig | None) -> P
         raise ValueError(f"`backbone_config.model_type` is a name; got {model_type!r}.")
     check_numbers("backbone_config", backbone_config, MAX_WIDTH)
     return AutoConfig.for_model(**backbone_config)
-
-
-AutoConfig.register(SEMConfig.model_type, SEMConfig, exist_ok=True)
-AutoConfig.register(SEMTimmBackboneConfig.model_type, SEMTimmBackboneConfig, exist_ok=True)
 
 
 __all__ = ["SEMConfig", "SEMTimmBackboneConfig"]

@@ -111,7 +111,7 @@ def _read(file: Path | BytesIO, name: str, max_pixels: int = MAX_PIXELS) -> Imag
 
 
 def _decode(file: Path | BytesIO, max_pixels: int) -> Image.Image:
-    with _without_pillow_limit(), Image.open(file, formats=IMAGE_FORMATS) as image:
+    with without_pillow_limit(), Image.open(file, formats=IMAGE_FORMATS) as image:
         if image.width * image.height > max_pixels:
             raise ValueError(
                 f"an image has at most {max_pixels // 10**6} million pixels; got {image.width:,} x "
@@ -140,7 +140,7 @@ _limit_lock, _num_readers, _pillow_limit = threading.Lock(), 0, None
 
 
 @contextmanager
-def _without_pillow_limit() -> Iterator[None]:
+def without_pillow_limit() -> Iterator[None]:
     """Disables Pillow's own size limit, which warns and raises at sizes that today's cameras have.
 
     The limit belongs to the process. It is restored when the last thread has read its image.

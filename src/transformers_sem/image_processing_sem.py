@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import functional as tvF
-from transformers import AutoImageProcessor, PreTrainedConfig
+from transformers import PreTrainedConfig
 from transformers.image_processing_backends import TorchvisionBackend
 from transformers.image_processing_base import BatchFeature
 from transformers.image_processing_outputs import SemanticSegmentationPostProcessorOutput
@@ -27,25 +27,40 @@ from transformers.image_utils import (
 from transformers.processing_utils import ImagesKwargs, Unpack
 
 from .backbone import pretraining_normalization
-from .configuration_sem import SEMConfig
 from .image_files import check_levels, load_image, to_pixel_tensor, to_upright, to_upright_rgb
-from .task_kinds import CLASS_IDS, METRES, TaskKind
-from .tasks import get_task, resize_label, to_label
+from .task_kinds import CLASS_IDS, METRES, UNIT_VECTORS, TaskKind
+from .tasks import get_task, invalid_labels, resize_label, to_label
 
 
+class TaskLabels(dict):
+    """Labels `{task: tensor}` of a batch. A number or a slice selects images, so that `datasets` can split the batch by row."""
+
+    def __getitem__(self, key: str | int | slice) -> Tensor | dict[str, Tensor]:
+        """Returns the labels of a task or, for a number or slice, of all tasks of these images."""
+        if isinstance(key, (int, slice)):
+            return {task: labels[key] for task, labels in self.items()}
+        return super().__getitem__(key)
+
+
+# Arguments of other processors of transformers that would have no effect here, and what to do instead
+OTHER_ARGUMENTS = {
+    "do_reduce_labels": "Give class ids from 0, and 255 for pixels without a class.",
+    "do_center_crop": "Crop images and maps before.",
+    "segmentation_maps": "Give `maps={task: ...}`.",
+}
 MAX_EDGE = 10_000  # pixels: an image of that height and width takes 1.2 GB
 MAX_BAND_VALUES = 2**24  # of logits that are resized at once: 64 MiB of float32
 
 
 class SEMBatchFeature(BatchFeature):
-    """A batch whose `labels` are a dictionary `{task: tensor}`."""
+    """A batch whose `labels` are [`TaskLabels`]."""
 
     def to(self, *args, **kwargs) -> "SEMBatchFeature":
         """Moves and casts the images; moves the labels without a cast, because bfloat16 metres lose centimetres."""
         super().to(*args, **kwargs)
         device = self["pixel_values"].device if isinstance(self["pixel_values"], Tensor) else None
         if device is not None and "labels" in self:
-            self["labels"] = {task: labels.to(device) for task, labels in self["labels"].items()}
+            self["labels"] = TaskLabels({task: labels.to(device) for task, labels in self["labels"].items()})
         return self
 
 
@@ -92,6 +107,7 @@ class SEMImageProcessor(TorchvisionBackend):
     do_convert_rgb = True
 
     def __init__(self, **kwargs: Unpack[ImagesKwargs]):
+        _refuse_other_arguments(kwargs)
         check_settings(kwargs)
         super().__init__(**kwargs)
 
@@ -129,7 +145,8 @@ class SEMImageProcessor(TorchvisionBackend):
                 first or last or gray without channels, hold levels 0..255 (for values in [0, 1] set
                 `do_rescale=False`). Maps and target sizes are those of the upright image.
             maps (`dict[str, ImageInput]`, *optional*):
-                For each task one map per image, of the image's size, as [`~tasks.to_label`] reads them.
+                For each task one map per image, of the image's size, as [`~tasks.to_label`] reads them; `None` for an
+                image without a map.
             labels (`dict[str, list[torch.Tensor]]`, *optional*):
                 The same as labels that [`~tasks.to_label`] has returned. They are not checked again.
             **kwargs:
@@ -143,6 +160,7 @@ class SEMImageProcessor(TorchvisionBackend):
             ValueError: If there is no image, an image cannot be read or leaves open which value is white, images of a batch
                 have several sizes that nothing brings to one, or a map's task, number, size, shape or values do not fit.
         """
+        _refuse_other_arguments(kwargs)
         for name, value in (("maps", maps), ("labels", labels)):
             if value is not None and not isinstance(value, dict):
                 raise ValueError(f"`{name}` is {{task: {name}}}; got {type(value).__name__}.")
@@ -195,18 +213,20 @@ class SEMImageProcessor(TorchvisionBackend):
         if maps is not None:
             labels = {**(labels or {}), **{task: self._read_maps(task, maps[task], sizes) for task in maps}}
         if labels is not None:
-            batch["labels"] = {
-                task: self._stack(
-                    [
-                        self._preprocess_label(task, label.to(image.device), content_size, padded_size)
-                        for label, image, content_size, padded_size in zip(
-                            labels[task], images, content_sizes, padded_sizes, strict=True
-                        )
-                    ],
-                    return_tensors,
-                )
-                for task in labels
-            }
+            batch["labels"] = TaskLabels(
+                {
+                    task: self._stack(
+                        [
+                            self._preprocess_label(task, label.to(image.device), content_size, padded_size)
+                            for label, image, content_size, padded_size in zip(
+                                labels[task], images, content_sizes, padded_sizes, strict=True
+                            )
+                        ],
+                        return_tensors,
+                    )
+                    for task in labels
+                }
+            )
         return batch
 
     @staticmethod
@@ -258,13 +278,16 @@ class SEMImageProcessor(TorchvisionBackend):
     def _read_maps(task: str, maps: ImageInput, image_sizes: list[tuple[int, int]]) -> list[Tensor]:
         """Reads one label per image, of the size of the image."""
         num_channels = get_task(task).kind.num_channels
-        if not isinstance(maps, (list, tuple)):
+        if not isinstance(maps, Sequence):
             ndim = getattr(maps, "ndim", 0)  # 0 for a PIL image
             is_batch = ndim == 4 or (ndim == 3 and num_channels <= 1 and len(maps) == len(image_sizes))
             maps = list(maps) if is_batch else [maps]
         if len(maps) != len(image_sizes):
             raise ValueError(f"Give one {task} map per image; got {len(maps)} for {len(image_sizes)} images.")
-        labels = [to_label(task, task_map) for task_map in maps]
+        labels = [
+            invalid_labels(task, 1, size)[0] if task_map is None else to_label(task, task_map)
+            for task_map, size in zip(maps, image_sizes, strict=True)
+        ]
         for label, image_size in zip(labels, image_sizes, strict=True):
             if tuple(label.shape[-2:]) != image_size:
                 raise ValueError(
@@ -310,6 +333,11 @@ class SEMImageProcessor(TorchvisionBackend):
         Raises:
             ValueError: If there are not as many target sizes as images.
         """
+        if not isinstance(outputs.get("logits"), Mapping):
+            raise ValueError(
+                f"The output has the fields {list(outputs)}; `logits` of several tasks are those of "
+                "SEMForMultiTaskDensePrediction. Load the model as such, or use the post-processing of one task."
+            )
         predicted = {
             task: self._predict(get_task(task).kind, logits, target_sizes) for task, logits in outputs.logits.items()
         }
@@ -322,18 +350,21 @@ class SEMImageProcessor(TorchvisionBackend):
         target_sizes: list[tuple[int, int]] | Tensor | None = None,
         return_segmentation_scores: bool = False,
     ) -> list[Tensor] | list[SemanticSegmentationPostProcessorOutput]:
-        """Returns the class ids `(height, width)` of each image, of the first task that predicts class ids.
+        """Returns the class ids `(height, width)` of each image.
 
         Args:
-            outputs (`SEMMultiTaskOutput`):
-                Output of [`SEMForMultiTaskDensePrediction`].
+            outputs (`SemanticSegmenterOutput` or `SEMMultiTaskOutput`):
+                Output of the model. Of several tasks, the first one that predicts class ids is taken.
             target_sizes (`list[tuple[int, int]]`, *optional*):
                 Original (height, width) of each image.
             return_segmentation_scores (`bool`, *optional*, defaults to `False`):
                 Whether to return for each image a [`SemanticSegmentationPostProcessorOutput`] with the logits beside the
                 ids.
+
+        Raises:
+            ValueError: If no task predicts class ids, or there are not as many target sizes as images.
         """
-        logits = self._logits_of(outputs, CLASS_IDS)
+        logits = _maps_of(outputs, CLASS_IDS, "logits")
         ids = self._predict(CLASS_IDS, logits, target_sizes)
         if not return_segmentation_scores:
             return ids
@@ -345,28 +376,37 @@ class SEMImageProcessor(TorchvisionBackend):
     def post_process_depth_estimation(
         self, outputs, target_sizes: list[tuple[int, int]] | Tensor | None = None
     ) -> list[dict[str, Tensor]]:
-        """Returns `{"predicted_depth": (height, width)}` in metres of each image, of the first task that predicts metres.
+        """Returns `{"predicted_depth": (height, width)}` in metres of each image.
 
         Args:
-            outputs (`SEMMultiTaskOutput`):
-                Output of [`SEMForMultiTaskDensePrediction`].
+            outputs (`DepthEstimatorOutput` or `SEMMultiTaskOutput`):
+                Output of the model. Of several tasks, the first one that predicts metres is taken.
             target_sizes (`list[tuple[int, int]]`, *optional*):
                 Original (height, width) of each image.
-        """
-        depths = self._predict(METRES, self._logits_of(outputs, METRES), target_sizes)
-        return [{"predicted_depth": depth} for depth in depths]
 
-    @staticmethod
-    def _logits_of(outputs, kind: TaskKind) -> Tensor:
-        """Returns the logits of the first task of a kind."""
-        if isinstance(outputs.logits, Tensor):
-            return outputs.logits
-        for task, logits in outputs.logits.items():
-            if get_task(task).kind is kind:
-                return logits
-        raise ValueError(
-            f"None of the tasks {list(outputs.logits)} predicts {kind.values}; use post_process_dense_prediction."
-        )
+        Raises:
+            ValueError: If no task predicts metres, or there are not as many target sizes as images.
+        """
+        depth = _maps_of(outputs, METRES, "predicted_depth")
+        depth = depth.unsqueeze(1) if depth.ndim == 3 else depth
+        return [{"predicted_depth": metres} for metres in self._predict(METRES, depth, target_sizes)]
+
+    def post_process_normal_estimation(
+        self, outputs, target_sizes: list[tuple[int, int]] | Tensor | None = None
+    ) -> list[dict[str, Tensor]]:
+        """Returns `{"normals": (3, height, width)}` of each image: unit vectors (x right, y down, z forward).
+
+        Args:
+            outputs (`SEMNormalEstimatorOutput` or `SEMMultiTaskOutput`):
+                Output of the model. Of several tasks, the first one that predicts unit vectors is taken.
+            target_sizes (`list[tuple[int, int]]`, *optional*):
+                Original (height, width) of each image.
+
+        Raises:
+            ValueError: If no task predicts unit vectors, or there are not as many target sizes as images.
+        """
+        normals = _maps_of(outputs, UNIT_VECTORS, "normals")
+        return [{"normals": vectors} for vectors in self._predict(UNIT_VECTORS, normals, target_sizes)]
 
     def _predict(self, kind: TaskKind, logits: Tensor, target_sizes) -> list[Tensor]:
         """Returns the prediction for each image at its original size."""
@@ -386,6 +426,26 @@ class SEMImageProcessor(TorchvisionBackend):
         content_sizes, padded_sizes = self.plan_sizes(sizes)
         cropped = map(crop_logits, logits, content_sizes, padded_sizes)
         return list(zip(cropped, sizes, strict=True))
+
+
+def _refuse_other_arguments(kwargs: dict) -> None:
+    for name, remedy in OTHER_ARGUMENTS.items():
+        if kwargs.get(name) is not None and kwargs[name] is not False:
+            raise ValueError(f"SEMImageProcessor has no `{name}`. {remedy}")
+
+
+def _maps_of(outputs, kind: TaskKind, field: str) -> Tensor:
+    """Returns the maps of a model for one task, or those of the first task of a kind."""
+    maps = outputs.get(field, outputs.get("logits"))
+    if isinstance(maps, Tensor):
+        return maps
+    for task, logits in (maps or {}).items():
+        if get_task(task).kind is kind:
+            return logits
+    raise ValueError(
+        f"An output with `{field}`, or with a task that predicts {kind.values}, is expected; got {list(maps or outputs)}. "
+        "Use post_process_dense_prediction, or the post-processing of that task."
+    )
 
 
 def _flatten(images: ImageInput) -> list:
@@ -501,9 +561,6 @@ def upsample_rows(logits: Tensor, size: tuple[int, int], start: int, stop: int) 
     below = (above + 1).clamp(max=logits.shape[1] - 1)
     rows = torch.lerp(logits[:, above], logits[:, below], (position - above)[:, None])
     return F.interpolate(rows[None], size=(stop - start, size[1]), mode="bilinear", align_corners=False)[0]
-
-
-AutoImageProcessor.register(SEMConfig, image_processor_classes={"torchvision": SEMImageProcessor}, exist_ok=True)
 
 
 __all__ = ["SEMImageProcessor"]

@@ -94,4 +94,25 @@ class SEMMultiTaskOutput(ModelOutput):
     sem_states: SEMStates | None = None
 
 
-__all__ = ["SEMModelOutput", "SEMMultiTaskOutput", "SEMStates"]
+@dataclass
+class SEMNormalEstimatorOutput(ModelOutput):
+    """Output of [`SEMForNormalEstimation`], with the fields of transformers' models of normals.
+
+    Args:
+        loss (`torch.FloatTensor` of shape `()`, *optional*):
+            Loss, where labels are given, as the multi-task model weights it.
+        normals (`torch.FloatTensor` of shape `(batch_size, 3, height / 4, width / 4)`):
+            Normals (x right, y down, z forward) before they are brought to unit length.
+        hidden_states (`tuple[torch.FloatTensor]`, *optional*):
+            Hidden states of the encoder, with `output_hidden_states=True`.
+        attentions (`tuple[torch.FloatTensor]`, *optional*):
+            Attentions of the encoder, with `output_attentions=True`, if the encoder returns them.
+    """
+
+    loss: torch.FloatTensor | None = None
+    normals: torch.FloatTensor | None = None
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    attentions: tuple[torch.FloatTensor, ...] | None = None
+
+
+__all__ = ["SEMModelOutput", "SEMMultiTaskOutput", "SEMNormalEstimatorOutput", "SEMStates"]

@@ -9,7 +9,7 @@ iterations.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from fractions import Fraction
 
 import torch
@@ -17,21 +17,21 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from timm.layers import LayerNorm2d
 from torch import Tensor, nn
-from transformers import AutoBackbone, AutoModel, AutoModelForSemanticSegmentation, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.modeling_outputs import BackboneOutput
+from transformers.modeling_outputs import BackboneOutput, DepthEstimatorOutput, SemanticSegmenterOutput
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, logging
 from transformers.utils.generic import can_return_tuple, maybe_autocast
 
 from .backbone import build_backbone, inspect_backbone, load_backbone_weights, parameters_to_buffers
-from .backbone_timm import SEMTimmBackbone
-from .configuration_sem import SEMConfig, SEMTimmBackboneConfig
+from .configuration_sem import SEMConfig
 from .layers import SEMMLP, Padding, SEMConvBlock, SEMPatchConv2d, record, record_states, resize, to_map, to_tokens
 from .losses import mean_over_ranks
-from .modeling_outputs import SEMModelOutput, SEMMultiTaskOutput, SEMStates
+from .modeling_outputs import SEMModelOutput, SEMMultiTaskOutput, SEMNormalEstimatorOutput, SEMStates
+from .task_kinds import CLASS_IDS, METRES, UNIT_VECTORS, TaskKind
 from .tasks import get_task, invalid_labels
 
 
@@ -477,6 +477,29 @@ class SEMTaskHead(SEMConvBlock):
         return self.classifier(super().forward(feature_map))
 
 
+class SEMTaskHeads(nn.Module):
+    """The layers `heads`, one per task, each on the features of its task.
+
+    It is no `nn.ModuleDict`, which `modules_to_save` of peft cannot hold.
+    """
+
+    def __init__(self, heads: dict[str, nn.Module]):
+        super().__init__()
+        for task, head in heads.items():
+            self.add_module(task, head)
+
+    def __getitem__(self, task: str) -> nn.Module:
+        return self.get_submodule(task)
+
+    def items(self) -> Iterator[tuple[str, nn.Module]]:
+        """Returns tasks and heads, as `nn.ModuleDict` does."""
+        return self.named_children()
+
+    def forward(self, task_maps: dict[str, Tensor]) -> dict[str, Tensor]:
+        """`{task: (B, C, H, W)}` -> logits `{task: (B, num_labels, H, W)}`."""
+        return {task: head(task_maps[task]) for task, head in self.items()}
+
+
 class SEMPreTrainedModel(PreTrainedModel):
     """Weight initialization and loading of pretrained weights."""
 
@@ -499,9 +522,16 @@ class SEMPreTrainedModel(PreTrainedModel):
         # test_training_starts_on_the_uniform_grid fails. `init.*` keeps loaded weights in any case.
         return False
 
-    def get_input_embeddings(self) -> None:
-        """Returns `None`: the model has no embedding table."""
-        return None
+    def get_input_embeddings(self) -> nn.Module | None:
+        """Returns the first layer of the encoder, which reads the pixels, as vision models of transformers do."""
+        backbone = self.base_model.backbone
+        # accelerate shards what this method returns, and FSDP2 refuses a layer inside of a module that it has sharded
+        if dist.is_available():
+            from torch.distributed.fsdp import FSDPModule
+
+            if isinstance(backbone, FSDPModule):
+                return backbone
+        return next((module for module in backbone.modules() if isinstance(module, (nn.Conv2d, nn.Linear))), None)
 
     @classmethod
     def from_pretrained_backbone(cls, config: SEMConfig, source: str | None = None) -> "SEMPreTrainedModel":
@@ -633,12 +663,13 @@ class SEMModel(SEMPreTrainedModel):
     def update_initial_bases(self, stage_bases: list[Tensor | None]) -> None:
         """Moves mu^(0) of every stage towards the consensus bases of this batch, in training only.
 
+        The bases of a module whose weights are frozen stay, as those of a model with adapters, which are saved without it.
         It is called here and not in the inter-task module, because gradient checkpointing may run that module twice.
         """
         if not self.training:
             return
         for stage, bases in zip(self.decoder.stages, stage_bases, strict=True):
-            if bases is not None:
+            if bases is not None and stage.inter_task.project_in.weight.requires_grad:
                 initial_bases = stage.inter_task.initial_bases
                 initial_bases.copy_(moving_average(initial_bases, mean_over_images(bases), self.bases_momentum))
 
@@ -723,16 +754,17 @@ class SEMForMultiTaskDensePrediction(SEMPreTrainedModel):
     """
 
     def __init__(self, config: SEMConfig):
+        config.validate()  # after its construction somebody may have set `num_labels`, which the heads would not follow
         super().__init__(config)
         self.sem = SEMModel(config)
         in_channels = self.sem.output_channels
         hidden_channels = in_channels if config.use_decoder else config.hidden_size
-        self.heads = nn.ModuleDict(
+        self.heads = SEMTaskHeads(
             {task: SEMTaskHead(in_channels, hidden_channels, width) for task, width in config.task_num_labels.items()}
         )
         self.auxiliary_heads = None
         if config.use_decoder and config.use_auxiliary_heads:
-            self.auxiliary_heads = nn.ModuleDict(
+            self.auxiliary_heads = SEMTaskHeads(
                 {task: SEMPatchConv2d(config.hidden_size, width, 1) for task, width in config.task_num_labels.items()}
             )
         self.task_log_variances = None
@@ -756,8 +788,8 @@ class SEMForMultiTaskDensePrediction(SEMPreTrainedModel):
                 Normalized images of any size not below one patch.
             labels (`dict[str, torch.Tensor]`, *optional*):
                 Labels of any subset of the tasks: `(batch_size, height, width)` ids with 255 invalid, or
-                `(batch_size, channels, height, width)` measurements with NaN invalid. Shapes and
-                dtypes are checked, values are not. In distributed training losses and bases are means over all ranks, so
+                `(batch_size, channels, height, width)` measurements with NaN invalid; depth that is not positive is
+                invalid too. Shapes and dtypes are checked, and on a CPU that depth is at most 1,000 m; other values are not. In distributed training losses and bases are means over all ranks, so
                 either every rank gives labels or none does; the ranks may have labels of different tasks.
             output_sem_states (`bool`, *optional*, defaults to `False`):
                 Whether to return [`SEMStates`].
@@ -765,15 +797,13 @@ class SEMForMultiTaskDensePrediction(SEMPreTrainedModel):
                 `output_hidden_states`, `output_attentions` and `return_dict`, as in every transformers model.
 
         Raises:
-            ValueError: If the model lacks one of the tasks, or a label has the wrong shape or dtype.
+            ValueError: If the model lacks one of the tasks, a label has the wrong shape or dtype, or depth another unit.
         """
         outputs = self.sem(pixel_values, output_sem_states, **{**kwargs, "return_dict": True})
-        logits = {task: head(outputs.task_hidden_states[task]) for task, head in self.heads.items()}
+        logits = self.heads(outputs.task_hidden_states)
         auxiliary_logits = None
         if self.auxiliary_heads is not None and (self.training or labels is not None):
-            auxiliary_logits = {
-                task: head(outputs.intra_task_hidden_states[task]) for task, head in self.auxiliary_heads.items()
-            }
+            auxiliary_logits = self.auxiliary_heads(outputs.intra_task_hidden_states)
         loss, losses = None, None
         if labels is not None:
             labels = self.prepare_labels(labels, pixel_values)
@@ -787,6 +817,33 @@ class SEMForMultiTaskDensePrediction(SEMPreTrainedModel):
             attentions=outputs.attentions,
             sem_states=outputs.sem_states,
         )
+
+    def class_layers(self, task: str) -> list[nn.Module]:
+        """Returns the layers whose output channels are the labels of a task: those of the head and of its auxiliary head."""
+        layers = [self.heads[task].classifier]
+        return layers if self.auxiliary_heads is None else [*layers, self.auxiliary_heads[task]]
+
+    @torch.no_grad()
+    def reorder_classes(self, task: str, names: Sequence[str]) -> None:
+        """Gives the classes of a task other ids, those of `names`; what the model recognizes stays the same.
+
+        Args:
+            task (`str`): A task with class names.
+            names (`Sequence[str]`): The names of its classes, in the new order.
+
+        Raises:
+            ValueError: If the model has other classes, or two of one name.
+        """
+        ids = {name: id for id, name in self.config.task_id2label.get(task, {}).items()}
+        if sorted(ids) != sorted(names) or len(ids) != self.config.task_num_labels[task]:
+            raise ValueError(
+                f"`names` are the class names of {task!r} in another order; got {list(names)} for {list(ids)}."
+            )
+        order = [ids[name] for name in names]
+        for layer in self.class_layers(task):
+            layer.weight.copy_(layer.weight[order])
+            layer.bias.copy_(layer.bias[order])
+        self.config.rename_classes(task, names)
 
     def compute_loss(
         self, logits: dict[str, Tensor], auxiliary_logits: dict[str, Tensor] | None, labels: dict[str, Tensor]
@@ -835,13 +892,14 @@ class SEMForMultiTaskDensePrediction(SEMPreTrainedModel):
             )
         for task, label in labels.items():
             self._check_label(task, label, num_images, size)
+        labels = {task: get_task(task).kind.known_values(label) for task, label in labels.items()}
         if self.training and dist.is_available() and dist.is_initialized():
             missing = [task for task in self.config.tasks if task not in labels]
             labels = {**labels, **{t: invalid_labels(t, num_images, size, pixel_values.device) for t in missing}}
         return labels
 
     def _check_label(self, task: str, label: Tensor, num_images: int, size: tuple[int, int]) -> None:
-        if task not in self.heads:
+        if task not in self.config.task_num_labels:
             raise ValueError(f"`labels` has the task {task!r}, which this model lacks; it has {self.config.tasks}.")
         if not isinstance(label, Tensor):
             raise ValueError(
@@ -858,9 +916,142 @@ class SEMForMultiTaskDensePrediction(SEMPreTrainedModel):
             raise ValueError(f"Labels of {task} must be {spec.dtype}; got {label.dtype}.")
 
 
-AutoBackbone.register(SEMTimmBackboneConfig, SEMTimmBackbone, exist_ok=True)
-AutoModel.register(SEMConfig, SEMModel, exist_ok=True)
-AutoModelForSemanticSegmentation.register(SEMConfig, SEMForMultiTaskDensePrediction, exist_ok=True)
+class SEMForSingleTask(SEMForMultiTaskDensePrediction):
+    """Base of the classes that return one task, with all weights of [`SEMForMultiTaskDensePrediction`].
+
+    The other tasks are computed too: in SEM every task helps every other. Where several tasks of a model are of the `kind`
+    of the class, the first one is returned; `from_pretrained(..., first_task=...)` puts another one first.
+    """
+
+    kind: TaskKind
+
+    def __init__(self, config: SEMConfig):
+        task = config.first_task_of(self.kind)
+        if task is None:
+            raise ValueError(
+                f"{type(self).__name__} returns {self.kind.values}, which none of the tasks {config.tasks} of this model "
+                "predicts. Load it as SEMForMultiTaskDensePrediction."
+            )
+        super().__init__(config)
+        self.task = task
+
+    def predict_all(
+        self, pixel_values: torch.FloatTensor, labels: Tensor | None, **kwargs: Unpack[TransformersKwargs]
+    ) -> SEMMultiTaskOutput:
+        """Predicts every task; `labels` are those of the task that the class returns."""
+        labels = None if labels is None else {self.task: labels}
+        return super().forward(pixel_values, labels, **{**kwargs, "return_dict": True})
 
 
-__all__ = ["SEMForMultiTaskDensePrediction", "SEMModel", "SEMPreTrainedModel"]
+class SEMForSemanticSegmentation(SEMForSingleTask):
+    """SEM as a model of semantic segmentation, for `AutoModelForSemanticSegmentation` and `"image-segmentation"`."""
+
+    kind = CLASS_IDS
+
+    @can_return_tuple
+    def forward(
+        self, pixel_values: torch.FloatTensor, labels: Tensor | None = None, **kwargs: Unpack[TransformersKwargs]
+    ) -> SemanticSegmenterOutput:
+        r"""Predicts the first task of class ids.
+
+        Args:
+            pixel_values (`torch.FloatTensor` of shape `(batch_size, num_channels, height, width)`):
+                Normalized images of any size not below one patch.
+            labels (`torch.LongTensor` of shape `(batch_size, height, width)`, *optional*):
+                Class ids, 255 invalid.
+            **kwargs:
+                `output_hidden_states`, `output_attentions` and `return_dict`, as in every transformers model.
+
+        Returns:
+            `SemanticSegmenterOutput`: `logits` of shape `(batch_size, num_labels, height / 4, width / 4)` and, with labels,
+            `loss`, as the multi-task model weights it.
+        """
+        outputs = self.predict_all(pixel_values, labels, **kwargs)
+        return SemanticSegmenterOutput(
+            loss=outputs.loss,
+            logits=outputs.logits[self.task],
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+
+class SEMForDepthEstimation(SEMForSingleTask):
+    """SEM as a model of depth estimation, for `AutoModelForDepthEstimation` and `"depth-estimation"`."""
+
+    kind = METRES
+
+    @can_return_tuple
+    def forward(
+        self, pixel_values: torch.FloatTensor, labels: Tensor | None = None, **kwargs: Unpack[TransformersKwargs]
+    ) -> DepthEstimatorOutput:
+        r"""Predicts the first task of metres.
+
+        Args:
+            pixel_values (`torch.FloatTensor` of shape `(batch_size, num_channels, height, width)`):
+                Normalized images of any size not below one patch.
+            labels (`torch.FloatTensor` of shape `(batch_size, height, width)` or `(batch_size, 1, height, width)`, *optional*):
+                Metres, NaN invalid.
+            **kwargs:
+                `output_hidden_states`, `output_attentions` and `return_dict`, as in every transformers model.
+
+        Returns:
+            `DepthEstimatorOutput`: `predicted_depth` in metres, float32 of shape `(batch_size, height / 4, width / 4)`, and,
+            with labels, `loss`, as the multi-task model weights it.
+        """
+        if labels is not None and labels.ndim == 3:
+            labels = labels.unsqueeze(1)
+        outputs = self.predict_all(pixel_values, labels, **kwargs)
+        return DepthEstimatorOutput(
+            loss=outputs.loss,
+            predicted_depth=self.kind.predict(outputs.logits[self.task]),
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+
+class SEMForNormalEstimation(SEMForSingleTask):
+    """SEM as a model of surface normals, for `AutoModelForNormalEstimation`."""
+
+    kind = UNIT_VECTORS
+
+    @can_return_tuple
+    def forward(
+        self, pixel_values: torch.FloatTensor, labels: Tensor | None = None, **kwargs: Unpack[TransformersKwargs]
+    ) -> SEMNormalEstimatorOutput:
+        r"""Predicts the first task of unit vectors.
+
+        Args:
+            pixel_values (`torch.FloatTensor` of shape `(batch_size, num_channels, height, width)`):
+                Normalized images of any size not below one patch.
+            labels (`torch.FloatTensor` of shape `(batch_size, 3, height, width)`, *optional*):
+                Unit vectors (x right, y down, z forward), NaN invalid.
+            **kwargs:
+                `output_hidden_states`, `output_attentions` and `return_dict`, as in every transformers model.
+        """
+        outputs = self.predict_all(pixel_values, labels, **kwargs)
+        return SEMNormalEstimatorOutput(
+            loss=outputs.loss,
+            normals=outputs.logits[self.task],
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+
+# The class that each Auto class of transformers loads; they share all weights, and a model is saved as any of them
+AUTO_MODELS = {
+    "AutoModel": SEMModel,
+    "AutoModelForDepthEstimation": SEMForDepthEstimation,
+    "AutoModelForNormalEstimation": SEMForNormalEstimation,
+    "AutoModelForSemanticSegmentation": SEMForSemanticSegmentation,
+    "AutoModelForUniversalSegmentation": SEMForMultiTaskDensePrediction,
+}
+
+
+__all__ = [
+    "SEMForDepthEstimation",
+    "SEMForMultiTaskDensePrediction",
+    "SEMForNormalEstimation",
+    "SEMForSemanticSegmentation",
+    "SEMModel",
+    "SEMPreTrainedModel",
+]

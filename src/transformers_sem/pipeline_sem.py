@@ -11,11 +11,12 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from transformers import AutoModelForSemanticSegmentation, Pipeline
+from transformers import AutoModelForUniversalSegmentation, Pipeline
 from transformers.pipelines import PIPELINE_REGISTRY
 
 from .image_files import load_image
-from .modeling_sem import SEMMultiTaskOutput
+from .modeling_outputs import SEMMultiTaskOutput
+from .modeling_sem import SEMForSingleTask
 from .tasks import get_task
 
 
@@ -37,13 +38,21 @@ def find_image(value: str | Path | ImageArray | dict[str, Any], timeout: float |
 
 
 class MultiTaskDensePredictionPipeline(Pipeline):
-    """Predicts all tasks of a [`SEMForMultiTaskDensePrediction`] model for images of any size."""
+    """Predicts all tasks of a [`SEMForMultiTaskDensePrediction`] model for images of any size, in evaluation mode."""
 
     _load_image_processor = True
     _load_processor = False
     _load_tokenizer = False
     _load_feature_extractor = False
     _load_video_processor = False
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        if isinstance(self.model, SEMForSingleTask):
+            raise ValueError(
+                f"The pipeline predicts all tasks, but {type(self.model).__name__} returns one. Load the model as "
+                "SEMForMultiTaskDensePrediction, or use the pipeline of its task."
+            )
 
     def __call__(self, inputs, **kwargs) -> dict[str, dict] | list[dict[str, dict]]:
         """Predicts all tasks of one or several images.
@@ -83,7 +92,8 @@ class MultiTaskDensePredictionPipeline(Pipeline):
         }
 
     def _forward(self, model_inputs: dict[str, Any]) -> dict[str, Tensor]:
-        outputs = self.model(pixel_values=model_inputs["pixel_values"])
+        # A model that has just been trained is in training mode, where every forward pass moves the bases
+        outputs = self.model.eval()(pixel_values=model_inputs["pixel_values"], return_dict=True)
         return {"target_size": model_inputs["target_size"], **outputs.logits}
 
     def postprocess(self, model_outputs: dict[str, Tensor], return_images: bool = False) -> dict[str, dict]:
@@ -101,12 +111,14 @@ class MultiTaskDensePredictionPipeline(Pipeline):
         return {"predictions": predictions, "images": images}
 
 
-PIPELINE_REGISTRY.register_pipeline(
-    PIPELINE_TAG,
-    pipeline_class=MultiTaskDensePredictionPipeline,
-    pt_model=AutoModelForSemanticSegmentation,  # the Auto class that [`SEMForMultiTaskDensePrediction`] is registered with
-    type="image",
-)
+# Custom code of a checkpoint registers it only where there is none, so that it does not replace that of the package
+if __name__.startswith("transformers_sem.") or PIPELINE_TAG not in PIPELINE_REGISTRY.get_supported_tasks():
+    PIPELINE_REGISTRY.register_pipeline(
+        PIPELINE_TAG,
+        pipeline_class=MultiTaskDensePredictionPipeline,
+        pt_model=AutoModelForUniversalSegmentation,  # the Auto class of [`SEMForMultiTaskDensePrediction`]
+        type="image",
+    )
 
 
 __all__ = ["MultiTaskDensePredictionPipeline"]

@@ -21,6 +21,8 @@ from .losses import INVALID_ID, unit_length
 
 
 INVALID_COLOR = (60, 60, 60)
+# Laser scanners reach some hundred metres; larger depths have another unit.
+MAX_DEPTH = 1000.0
 MAX_CLASSES_WITH_PRIOR = 10  # of a head that starts at the shares of its classes
 # The magma colormap of matplotlib (CC0) at ten evenly spaced points; colors in between are interpolated.
 MAGMA = ("000004", "180f3d", "440f76", "721f81", "9e2f7f", "cd4071", "f1605d", "fd9668", "feca8d", "fcfdbf")
@@ -215,6 +217,31 @@ def start_at_shares(mean_label: Tensor, num_labels: int) -> Tensor:
     return mean_label.clamp(min=1e-4).log()
 
 
+def check_metres(depth: Tensor) -> None:
+    """Checks that depth is floating point, and not so large that it must have another unit.
+
+    Raises:
+        ValueError: If it is not.
+    """
+    largest = depth.nan_to_num(posinf=0.0).amax().item() if depth.numel() else 0.0
+    if not depth.is_floating_point() or largest > MAX_DEPTH:
+        raise ValueError(
+            f"Depth is floating-point metres, at most {MAX_DEPTH:g}; got {depth.dtype} up to {largest:g}, which looks like "
+            "millimetres. Divide millimetres by 1000."
+        )
+
+
+def known_metres(depth: Tensor) -> Tensor:
+    """Returns depth with NaN where it is not positive: sensors write 0 where they see nothing.
+
+    Raises:
+        ValueError: If a depth on a CPU is larger than `MAX_DEPTH`. On a GPU the check would have to wait for it.
+    """
+    if depth.device.type == "cpu" and not torch.compiler.is_compiling():
+        check_metres(depth)
+    return depth.where(depth > 0, torch.nan)
+
+
 def negate_x(vectors: Tensor) -> Tensor:
     """Mirrors vectors of shape `(3, height, width)`: left becomes right."""
     return torch.cat([-vectors[:1], vectors[1:]])
@@ -269,6 +296,8 @@ class TaskKind:
         zoom_values (`Callable`, *optional*): `(values, zoom) -> values`, what enlarging an image does to the values.
         measure_zoom (`Callable`, *optional*): `(values, reference) -> zoom`, the inverse; `None` where a zoom changes no
             values.
+        known_values (`Callable`, *optional*): Marks values of labels that stand for "unknown" as invalid, pixel by pixel, and
+            raises a `ValueError` for values that must have another unit.
         project_values (`Callable`, *optional*): Brings decoded or interpolated values back to the allowed ones.
         colorize (`Callable`): Map -> uint8 `(height, width, 3)`, for people.
         color_key (`str`, *optional*): How to read the colors.
@@ -292,6 +321,7 @@ class TaskKind:
     flip_values: Callable[[Tensor], Tensor] = keep_values
     zoom_values: Callable[[Tensor, float], Tensor] = keep_values
     measure_zoom: Callable[[Tensor, Tensor], float] | None = None
+    known_values: Callable[[Tensor], Tensor] = keep_values
     project_values: Callable[[Tensor], Tensor] = keep_values
     colorize: Callable[[np.ndarray], np.ndarray]
     color_key: str = ""
@@ -308,6 +338,12 @@ class TaskKind:
         low, high = self.value_range
         in_range = (labels >= low - self.tolerance) & (labels <= high + self.tolerance) & labels.isfinite()
         return in_range | self.is_invalid(labels)
+
+
+def is_black_and_white(labels: Tensor) -> bool:
+    """Returns whether the only values of a map are 0 and 255, and both occur."""
+    is_white = labels == INVALID_ID
+    return bool(is_white.any() and not is_white.all() and (is_white | (labels == 0)).all())
 
 
 CLASS_IDS = TaskKind(
@@ -348,6 +384,7 @@ METRES = TaskKind(
     prepare_mean=F.relu,
     zoom_values=divide_by_zoom,
     measure_zoom=ratio_of_means,
+    known_values=known_metres,
     colorize=colorize_depth,
     color_key="near is bright, far is dark",
     encode=encode_millimetres,

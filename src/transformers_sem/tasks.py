@@ -20,8 +20,9 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from .image_files import to_upright
 from .losses import balanced_binary_cross_entropy, balanced_cross_entropy, cross_entropy, l1, unit_vector_l1
-from .task_kinds import CLASS_IDS, METRES, PROBABILITY, UNIT_VECTORS, TaskKind
+from .task_kinds import CLASS_IDS, METRES, PROBABILITY, UNIT_VECTORS, TaskKind, is_black_and_white
 
 
 def describe_widths(widths: range) -> str:
@@ -149,13 +150,16 @@ def to_label(task: str, value: Image.Image | np.ndarray | Tensor) -> Tensor:
         task (`str`): Name of the task.
         value (`PIL.Image.Image`, `np.ndarray` or `torch.Tensor`): An image, whose 8-bit levels stand for the
             `value_range` of the kind (RGB for normals, gray for boundaries), or an array or tensor of the values
-            themselves, channels first or last.
+            themselves, channels first or last. A saliency image of 0 and 255 alone is a mask of 0 and 1. A depth of 0 is
+            unknown and becomes NaN.
 
     Returns:
         `torch.Tensor` of shape `(height, width)` or `(num_channels, height, width)`, of the `dtype` of the task.
 
     Raises:
-        ValueError: If the map has another number of channels, or values that the kind does not allow.
+        ValueError: If the map has another number of channels, or values that the kind does not allow: depth in whole
+            numbers or above 1,000 m, for example, which has another unit. An array of 0 and 255 alone is refused for
+            saliency and boundaries, because 255 may be white or invalid.
     """
     spec = get_task(task)
     values = _image_values(value, spec) if isinstance(value, Image.Image) else value
@@ -173,7 +177,12 @@ def to_label(task: str, value: Image.Image | np.ndarray | Tensor) -> Tensor:
             f"A {task} map holds {_rule(spec)}; got values from {labels.min().item()} to "
             f"{labels.max().item()} ({labels.dtype})."
         )
-    return spec.kind.project_values(labels.to(spec.dtype))
+    if spec.kind is PROBABILITY and is_black_and_white(labels):
+        raise ValueError(
+            f"A {task} map holds {_rule(spec)}; got an array of 0 and 255 alone, where 255 may be white. Divide a mask by 255, or "
+            "pass it as a PIL image; pass a map whose 255 is invalid as `labels` of the image processor."
+        )
+    return spec.kind.project_values(spec.kind.known_values(labels).to(spec.dtype))
 
 
 def _rule(spec: TaskSpec) -> str:
@@ -188,13 +197,15 @@ def _has_levels(spec: TaskSpec) -> bool:
 
 
 def _image_values(image: Image.Image, spec: TaskSpec) -> np.ndarray:
-    values = np.asarray(image)
+    values = np.asarray(to_upright(image))
     if not spec.dtype.is_floating_point or values.dtype.kind == "f":
-        return values
+        # no dataset of this package stores saliency that is invalid in some pixels and 0 in all others
+        is_mask = spec.kind is PROBABILITY and values.dtype == np.uint8 and is_black_and_white(torch.tensor(values))
+        return values // 255 if is_mask else values
     if not _has_levels(spec):
         raise ValueError(
             f"A map of {_rule(spec)} is a floating-point image (mode F); got mode {image.mode}. Convert it to the unit "
-            "first and pass an array."
+            "first, such as millimetres / 1000, and pass an array."
         )
     low, high = spec.kind.value_range
     return low + values.astype(np.float32) / 255 * (high - low) if values.dtype == np.uint8 else values

@@ -212,6 +212,22 @@ def test_missing_and_broken_files_are_named(root):
         check_files(source)
 
 
+def test_frames_may_lack_maps_where_that_is_allowed(root):
+    file_of(root, "disparity", NAME, "disparity.png").unlink()
+    file_of(root, "gtFine", IDS["train"][0], "gtFine_labelIds.png").unlink()
+    with pytest.raises(FileNotFoundError, match="2 are missing"):
+        check_files(find_source(root))
+    (root / "dataset.yaml").write_text("allow_missing: true\n")
+    rows = get_benchmark("cityscapes").load(str(root))
+    assert rows["validation"][0]["depth"] is None and rows["validation"][0]["derived"] == []
+    assert rows["train"][0]["semseg"] is None and rows["train"][0]["depth"] is not None
+    file_of(
+        root, "camera", IDS["train"][0], "camera.json"
+    ).unlink()  # without it, depth would be that of another camera
+    with pytest.raises(FileNotFoundError, match="1 are missing.*camera.json"):
+        check_files(find_source(root))
+
+
 def test_a_map_of_another_size_is_refused(root):
     PILImage.fromarray(np.zeros((4, 5), np.uint16)).save(file_of(root, "disparity", NAME, "disparity.png"))
     source = find_source(root)
@@ -231,6 +247,8 @@ def test_number_of_classes_is_chosen_by_dataset_kwargs(root):
         benchmark.load(str(root))
     with pytest.raises(ValueError, match=r"Cityscapes has 19 or 7 classes; got num_classes=8"):
         get_benchmark("cityscapes", root, {"num_classes": 8})
+    with pytest.raises(ValueError, match=r"got num_classes=\[7\]"):
+        get_benchmark("cityscapes", root, {"num_classes": [7]})
     with pytest.raises(ValueError, match=r"Unknown fields \['num_classes'\] of NYUDv2"):
         get_benchmark("nyud_v2", root, kwargs)
 

@@ -2,6 +2,7 @@ import io
 import os
 import struct
 import tarfile
+import time
 import zlib
 from pathlib import Path
 
@@ -134,9 +135,9 @@ def test_ids_of_any_integer_type(tmp_path):
 
 def test_lists(tmp_path):
     path = tmp_path / "train.txt"
-    for text in ("b\na\n\n", "\ufeffb\r\na\r\n"):
+    for text in ("b 1\na\n\n", "\ufeffb 1 \r\n\ta\r\n"):
         path.write_text(text, encoding="utf-8")
-        assert read_list(path) == ["b", "a"]
+        assert read_list(path) == ["b 1", "a"]
     for text, message in {
         "": "at least one id",
         "a\nb\na\n": r"listed once; .*repeats \['a'\]",
@@ -147,6 +148,15 @@ def test_lists(tmp_path):
         path.write_text(text)
         with pytest.raises(ValueError, match=message):
             read_list(path)
+
+
+def test_a_long_list_with_a_repetition_is_refused_at_once(tmp_path):
+    path = tmp_path / "train.txt"
+    path.write_text("\n".join([*map(str, range(30_000)), "7"]))
+    start = time.perf_counter()
+    with pytest.raises(ValueError, match=r"repeats \['7'\]"):
+        read_list(path)
+    assert time.perf_counter() - start < 5
 
 
 def test_roots(tmp_path):

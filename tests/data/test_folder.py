@@ -236,6 +236,28 @@ def test_broken_description(root):
             find_source(root)
 
 
+def test_a_mask_of_0_and_255_has_two_classes(root, prepare):
+    """The usual mask: its white would be taken for pixels without a class, and nothing would be learned."""
+    for path in (root / "parsing").iterdir():
+        PILImage.fromarray(make_maps(path.stem)["boundary"]).save(path)
+    with pytest.raises(DatasetGenerationError) as error:
+        prepare()
+    assert "write 'classes: {0: ..., 255: ...}' in dataset.yaml, or 'ignored: 255'" in str(error.value.__cause__)
+    text = SETTINGS.replace("[background, head]", "{0: background, 255: head}")
+    (root / "dataset.yaml").write_text(text)
+    row = prepare()["train"][0]
+    np.testing.assert_array_equal(np.asarray(row["parsing"]), make_maps(row["id"])["boundary"] // 255)
+
+
+def test_classes_without_a_label_are_named(root, caplog):
+    (root / "dataset.yaml").write_text(
+        SETTINGS.replace("classes: [background, head]", "classes: [background, head, tail]")
+    )
+    get_benchmark("folder", root).load(str(root))
+    assert "No training label of parsing has the classes ['tail']" in caplog.text
+    assert "semseg" not in caplog.text
+
+
 def test_no_description(root):
     (root / "dataset.yaml").unlink()
     with pytest.raises(FileNotFoundError, match="Pass the folder that has images/ and dataset.yaml"):

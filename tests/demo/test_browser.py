@@ -59,7 +59,7 @@ def start(command, port, folder, **environment):
             cwd=folder,
             env={**os.environ, "HF_HUB_OFFLINE": "1", "TMPDIR": str(folder), **environment},
         )
-    for _ in range(240):
+    for _ in range(600):
         time.sleep(0.5)
         if "The page is at" in (folder / "log.txt").read_text():
             return process

@@ -608,3 +608,47 @@ def test_a_model_without_a_run_has_the_defaults(tmp_path):
 def test_a_wrong_setting_is_named(tmp_path, override, words):
     with pytest.raises((ValueError, StrictDataclassError), match=words):
         EvaluationConfig.load(tmp_path, [override])
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Class names
+
+
+def model_of(names):
+    config = tiny_config(
+        task_num_labels={"semseg": 3}, task_id2label={"semseg": dict(enumerate(names))}, use_decoder=False
+    )
+    return SEMForMultiTaskDensePrediction(config).eval()
+
+
+def benchmark_of(names):
+    return replace(BENCHMARK, tasks=["semseg"], class_names={"semseg": names}, task_metric_kwargs={})
+
+
+def test_classes_in_another_order_get_the_ids_of_the_data(caplog):
+    model, images = model_of(["wall", "floor", "lamp"]), torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        before = model(images).logits["semseg"]
+        evaluating.match_classes(model, benchmark_of(["wall", "floor", "lamp"]), ["semseg"])
+        assert not caplog.messages and torch.equal(model(images).logits["semseg"], before)
+        evaluating.match_classes(model, benchmark_of(["lamp", "wall", "floor"]), ["semseg"])
+        torch.testing.assert_close(model(images).logits["semseg"], before[:, [2, 0, 1]])
+    assert model.config.id2label == model.config.task_id2label["semseg"] == {0: "lamp", 1: "wall", 2: "floor"}
+    assert "'semseg'" in caplog.text and "another order" in caplog.text
+
+
+@pytest.mark.parametrize("names", [["wall", "floor", "chair"], ["wall", "wall", "floor"]])
+def test_other_classes_are_not_evaluated(names):
+    with pytest.raises(ValueError, match=r"'semseg' are \['wall', 'floor', 'lamp'\]; the data has \['wall'.*one name"):
+        evaluating.match_classes(model_of(["wall", "floor", "lamp"]), benchmark_of(names), ["semseg"])
+
+
+def test_the_scores_use_the_ids_of_the_data(rows, model, image_processor, evaluate, plain):
+    """The rows name their classes; a model that has learned them in another order has the same scores."""
+    names = CLASS_NAMES["semseg"]
+    shuffled, config = [*names[1:], names[0]], deepcopy(model.config)
+    config.rename_classes("semseg", names)
+    twin = SEMForMultiTaskDensePrediction(config)
+    twin.load_state_dict(model.state_dict())
+    twin.reorder_classes("semseg", shuffled)
+    assert evaluate(model=twin.eval())[0]["scores"] == plain[0]["scores"]

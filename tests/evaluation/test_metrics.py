@@ -163,9 +163,9 @@ def random_distances(size):
 
 def slow_depth_scores(prediction, label):
     pairs = [
-        (max(value, 0) or 1e-9, max(truth, 0) or 1e-9)
+        (max(value, 0) or 1e-9, truth)
         for value, truth in zip(prediction.flatten().tolist(), label.flatten().tolist(), strict=True)
-        if not np.isnan(truth)
+        if truth > 0  # NaN and 0 are unknown
     ]
     errors = np.array([value - truth for value, truth in pairs])
     truths = np.array([truth for _, truth in pairs])
@@ -178,6 +178,26 @@ def slow_depth_scores(prediction, label):
         **{f"delta{power}": np.mean(ratios < 1.25**power) for power in (1, 2, 3)},
         "scale": np.mean([value for value, _ in pairs]) / np.mean(truths),
     }
+
+
+def test_depth_that_is_not_positive_is_unknown():
+    prediction, label = torch.tensor([[1.0, 2.0, 3.0, 4.0]]), torch.tensor([[[2.0, 0.0, -1.0, np.nan]]])
+    statistics = depth_statistics(prediction, label, num_labels=1)
+    assert (statistics["num_valid"], statistics["relative_error"]) == (1, 0.5)
+
+
+def test_depth_of_another_unit_is_refused():
+    for label in (torch.tensor([[[2500.0]]]), torch.tensor([[[2500]]])):
+        with pytest.raises(ValueError, match="looks like millimetres"):
+            depth_statistics(torch.ones(1, 1), label, num_labels=1)
+
+
+@pytest.mark.parametrize("task", ["saliency", "boundary"])
+def test_a_label_of_8_bits_is_not_invalid_where_it_is_white(task):
+    label = np.array([[0, 255], [255, 0]], dtype=np.uint8)
+    with pytest.raises(ValueError, match="8-bit map of 0 and 255 alone, where 255 is white"):
+        score(task, [torch.zeros(2, 2)], [label])
+    score(task, [torch.zeros(2, 2)], [label.astype(np.int64 if task == "saliency" else np.float32)])
 
 
 @pytest.mark.parametrize("attempt", range(3))

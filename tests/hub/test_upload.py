@@ -377,9 +377,12 @@ WITHOUT_THE_PACKAGE = """
 import sys
 sys.modules["transformers_sem"] = None
 import numpy
-from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForSemanticSegmentation, pipeline
+import transformers
+from transformers import pipeline
 name = "me/tiny"
-for auto_class in (AutoModel, AutoModelForSemanticSegmentation, AutoConfig, AutoImageProcessor):
+heads = ("DepthEstimation", "NormalEstimation", "SemanticSegmentation", "UniversalSegmentation")
+for auto_class in ("AutoConfig", "AutoImageProcessor", "AutoModel", *(f"AutoModelFor{head}" for head in heads)):
+    auto_class = getattr(transformers, auto_class)
     part = auto_class.from_pretrained(name, trust_remote_code=True)
     assert type(part).__module__.startswith("transformers_modules"), type(part)
 predict = pipeline(model=name, trust_remote_code=True)

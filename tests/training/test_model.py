@@ -14,8 +14,14 @@ from transformers_sem import SEMForMultiTaskDensePrediction, SEMImageProcessor, 
 from transformers_sem.data.benchmarks import get_benchmark
 from transformers_sem.evaluation.constant_predictor import ConstantPredictor, fit_constant
 from transformers_sem.task_kinds import start_at_shares
-from transformers_sem.training.config import TrainingConfig
-from transformers_sem.training.model import build_image_processor, build_model, decide_pretrained_backbone, init_heads
+from transformers_sem.training.config import TrainingConfig, label_fields
+from transformers_sem.training.model import (
+    build_image_processor,
+    build_model,
+    decide_pretrained_backbone,
+    init_heads,
+    load_trained_model,
+)
 
 from ..tiny import TINY_BACKBONE, tiny_config
 
@@ -85,6 +91,32 @@ def test_only_new_heads_of_a_trained_model_start_there(tmp_path):
     assert model.heads["depth"].classifier.bias.tolist() == [0.0]
     assert model.heads["normal"].classifier.bias.tolist() == [2.0, 2.0, 2.0]
     assert not model.heads["semseg"].classifier.bias.any()  # 15 classes
+
+
+def test_heads_follow_the_names_of_the_classes(tmp_path, caplog):
+    """The same names in another order keep their weights; as many other names start anew, and both are said."""
+    names = get_benchmark("scenes").class_names["semseg"]
+    widths, order = {"semseg": len(names)}, [*range(1, len(names)), 0]
+    trained = SEMForMultiTaskDensePrediction(
+        tiny_config(
+            task_num_labels=widths, task_id2label={"semseg": {new: names[old] for new, old in enumerate(order)}}
+        )
+    )
+    trained.save_pretrained(tmp_path)
+    config = TrainingConfig(dataset="scenes", tasks=["semseg"], pretrained_model=str(tmp_path))
+    model = build_model(config, get_benchmark("scenes"))
+    assert model.config.class_names("semseg") == names
+    for layer, old in zip(model.class_layers("semseg"), trained.class_layers("semseg"), strict=True):
+        assert torch.equal(layer.weight[order], old.weight) and torch.equal(layer.bias[order], old.bias)
+    assert "starts anew" not in caplog.text
+
+    trained.config.rename_classes("semseg", [f"other {name}" for name in names])
+    trained.save_pretrained(tmp_path)
+    model, new_tasks = load_trained_model(config, label_fields(config, get_benchmark("scenes")))
+    assert new_tasks == ["semseg"] and model.config.class_names("semseg") == names
+    for layer, old in zip(model.class_layers("semseg"), trained.class_layers("semseg"), strict=True):
+        assert not torch.isin(layer.weight, old.weight).any() and not layer.bias.any()
+    assert "'semseg' starts anew" in caplog.text
 
 
 @pytest.fixture

@@ -36,6 +36,18 @@ def test_the_second_request_ends_the_process(request_to_stop, monkeypatch):
     assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGINT
 
 
+def test_a_forked_process_neither_prints_nor_ends(request_to_stop, capfd, monkeypatch):
+    monkeypatch.setattr(stopping, "SECONDS_OF_ONE_REQUEST", -1.0)
+    with request_to_stop:
+        child = os.fork()
+        if child == 0:
+            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), signal.SIGTERM)
+            os._exit(0)
+        assert os.waitpid(child, 0)[1] == 0
+    assert "Stopping" not in capfd.readouterr().err
+
+
 def test_leaving_prints_the_step_and_the_checkpoints(request_to_stop, tmp_path, capsys):
     with pytest.raises(SystemExit) as exit_info:
         request_to_stop.leave(signal.SIGTERM, 12, tmp_path / "step_000012")

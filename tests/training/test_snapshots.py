@@ -6,6 +6,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from datasets import Dataset, Features
+from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from transformers_sem import SEMForMultiTaskDensePrediction, SEMImageProcessor
@@ -13,7 +14,7 @@ from transformers_sem.data.benchmarks import BENCHMARKS
 from transformers_sem.data.row_format import FEATURES, encode_row
 from transformers_sem.data.scenes import render_scene
 from transformers_sem.training.history import History, read_history
-from transformers_sem.training.snapshots import Snapshots
+from transformers_sem.training.snapshots import Snapshots, log_evaluation
 
 from ..samples import random_labels
 from ..tiny import TINY_BACKBONE, tiny_config
@@ -133,6 +134,18 @@ def test_tensorboard_shows_what_is_logged(model, rows, tmp_path):
     events = EventAccumulator(str(tmp_path / "logs")).Reload()
     assert [event.step for event in events.Images("validation/predictions")] == [20]
     assert [event.step for event in events.Scalars("validation/depth/rmse")] == [20]
+
+
+def test_trackers_get_the_final_evaluation(tmp_path):
+    accelerator = Accelerator(cpu=True, log_with="tensorboard", project_dir=tmp_path)
+    accelerator.init_trackers("logs")
+    (tmp_path / "evaluation.json").write_text('{"scores": {"depth/rmse": 0.5}}')
+    Image.new("RGB", (8, 6)).save(tmp_path / "predictions.png")
+    log_evaluation(accelerator, tmp_path / "evaluation.json", tmp_path / "predictions.png", 30)
+    accelerator.end_training()
+    events = EventAccumulator(str(tmp_path / "logs")).Reload()
+    assert [(event.step, event.value) for event in events.Scalars("evaluation/depth/rmse")] == [(30, 0.5)]
+    assert [(event.step, event.width) for event in events.Images("evaluation/predictions")] == [(30, 8)]
 
 
 def test_images_are_spread_over_the_rows(snapshots, rows):

@@ -9,6 +9,7 @@ from typing import Any
 
 import datasets
 import numpy as np
+import pyarrow.compute as pc
 import pyarrow.dataset
 import pyarrow.parquet as pq
 from datasets.exceptions import DatasetGenerationError
@@ -20,6 +21,11 @@ from .row_format import LABEL_MAP
 
 
 logger = logging.getLogger(__name__)
+
+
+def same_classes(names: Sequence[str], others: Sequence[str]) -> bool:
+    """Returns whether two lists hold the same class names, each once, in any order."""
+    return sorted(names) == sorted(others) and len(set(names)) == len(names)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,6 +130,8 @@ class Benchmark:
             rows = builder.as_dataset()
         self._check_classes(rows["train"].features, data_dir)
         warn_of_shared_ids(rows)
+        if self.builder is folder.Folder:
+            warn_of_absent_classes(rows["train"], self.class_names)
         return rows
 
     def count_rows(self, data_dir: str | None = None, **kwargs) -> dict[str, int]:
@@ -177,6 +185,17 @@ class Benchmark:
                     f"{data_dir} holds other {task} classes than {self.builder.__name__} with {len(names)}; pass the folder of "
                     "that dataset, prepared with these classes."
                 )
+
+
+def warn_of_absent_classes(rows: datasets.Dataset, class_names: dict[str, list[str]]) -> None:
+    """Warns of classes that occur in no label of the training rows, which a model cannot learn."""
+    for task, names in class_names.items():
+        present = pc.unique(pc.list_flatten(rows.data.column(f"{task}_classes"))).to_pylist()
+        absent = [name for index, name in enumerate(names) if index not in present]
+        if absent:
+            logger.warning(
+                "No training label of %s has the classes %s; check their ids in dataset.yaml.", task, absent
+            )
 
 
 def warn_of_shared_ids(rows: datasets.DatasetDict) -> None:

@@ -24,7 +24,7 @@ import numpy as np
 
 from ..losses import INVALID_ID
 from .files import FrameReader, existing_patterns, find_file, find_root, read_ids, read_image, read_rgb
-from .sources import Frame, Maps, Source, SourceBuilder, SourceConfig
+from .sources import Frame, Maps, Source, SourceBuilder, SourceConfig, drop_missing
 
 
 # The id in `labelIds` of the classes that are scored, by category, in the order of `labelTrainIds`; other ids are void.
@@ -47,10 +47,10 @@ SPLITS = {"train": "train", "validation": "val"}
 FILES = {
     "image": ("leftImg8bit/{}_leftImg8bit.png",),
     "semseg": ("gtFine/{}_gtFine_labelIds.png", "gtFine/{}_gtFine_labelTrainIds.png"),
-    "disparity": ("disparity/{}_disparity.png",),
+    "depth": ("disparity/{}_disparity.png",),
     "camera": ("camera/{}_camera.json",),
 }
-COLUMNS = {"image": "image", "semseg": "semseg", "disparity": "depth"}
+COLUMNS = ("image", "semseg", "depth")
 BASELINE, FOCAL_LENGTH = 0.209313, 2262.52  # of the most frequent camera, in metres and pixels
 MAX_DEPTH = 80.0
 DEPTH = f"baseline * fx / disparity, unknown beyond {MAX_DEPTH:g} m"
@@ -69,7 +69,7 @@ def choose_classes(num_classes: int) -> dict[str, list[str]]:
     Raises:
         ValueError: If it is another number.
     """
-    if num_classes not in CLASS_NAMES:
+    if num_classes not in [*CLASS_NAMES]:
         raise ValueError(
             f"Cityscapes has {' or '.join(map(str, CLASS_NAMES))} classes; got num_classes={num_classes!r}. Pass one of these."
         )
@@ -89,31 +89,32 @@ def find_source(data_dir: str | Path | None, num_classes: int = NUM_CLASSES) -> 
         num_classes: 19 classes, or their 7 categories.
 
     Raises:
-        ValueError: If there is no such number of classes.
+        ValueError: If there is no such number of classes, or `dataset.yaml` cannot be read.
         FileNotFoundError: If there is no such folder, it has no maps, or a split has no images.
         OSError: If an archive cannot be unpacked.
     """
     class_names = choose_classes(num_classes)
     root = find_root(data_dir, is_root, RULE)
     patterns = existing_patterns(root, FILES)
-    if not {"semseg", "disparity"} & set(patterns):
+    if not {"semseg", "depth"} & set(patterns):
         raise FileNotFoundError(
             f"Cityscapes needs gtFine/ or disparity/ beside leftImg8bit/; {root} has neither. Unpack gtFine_trainvaltest.zip or "
             "disparity_trainvaltest.zip there."
         )
     depth = {"depth": DEPTH if "camera" in patterns else WITHOUT_CAMERA}
-    return Source(
+    source = Source(
         title="Cityscapes",
         variant="the folders of the official archives",
         root=root,
         frames={split: find_frames(root, folder, patterns) for split, folder in SPLITS.items()},
-        columns=[column for key, column in COLUMNS.items() if key in patterns],
+        columns=[column for column in COLUMNS if column in patterns],
         class_names=class_names,
-        derived=depth if "disparity" in patterns else {},
+        derived=depth if "depth" in patterns else {},
         read=partial(read_frame, num_classes=num_classes),
         official_sizes=OFFICIAL_SIZES,
         terms=TERMS,
     )
+    return drop_missing(source)
 
 
 def find_frames(root: Path, split: str, patterns: dict[str, tuple[str, ...]]) -> list[Frame]:
@@ -212,9 +213,9 @@ def read_frame(frame: Frame, num_classes: int) -> Maps:
     readers = {
         "image": read_rgb,
         "semseg": partial(read_semseg, num_classes=num_classes),
-        "disparity": partial(read_depth, camera=frame.get("camera")),
+        "depth": partial(read_depth, camera=frame.get("camera")),
     }
-    maps = {COLUMNS[key]: reader.read(frame[key], read) for key, read in readers.items() if key in frame}
+    maps = {column: reader.read(frame[column], read) for column, read in readers.items() if frame.get(column)}
     reader.finish()
     return {**maps, "image": Path(frame["image"]).read_bytes()}
 

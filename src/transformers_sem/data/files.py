@@ -3,6 +3,7 @@
 import hashlib
 import os
 import tarfile
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from io import BytesIO
@@ -13,9 +14,10 @@ from typing import Any
 import datasets
 import numpy as np
 import scipy.io
-from PIL import Image, ImageOps
+from PIL import Image
 from tqdm.auto import tqdm
 
+from ..image_files import to_upright
 from ..task_kinds import unit_vectors_to_rgb
 from ..utils.extras import MissingExtraError, require
 
@@ -99,7 +101,7 @@ def read_image(path: str, palette: bool = False) -> np.ndarray:
             )
         if image.mode == "P" and not palette:
             raise ValueError("it must be gray or RGB; got a palette, save it without one")
-        return np.asarray(ImageOps.exif_transpose(image))  # rotated by its EXIF orientation, as `datasets` does
+        return np.asarray(to_upright(image))  # rotated by its EXIF orientation, as `datasets` does
 
 
 def read_npy(path: str) -> np.ndarray:
@@ -324,7 +326,8 @@ def read_list(path: Path) -> list[str]:
     if not path.is_file():
         raise FileNotFoundError(f"A split needs the list {path}, which does not exist; write one id per line.")
     # Bytes that are not text become ids without files, which are reported.
-    names = path.read_text(encoding="utf-8-sig", errors="replace").split()
+    names = path.read_text(encoding="utf-8-sig", errors="replace").splitlines()
+    names = [name.strip() for name in names if name.strip()]
     if not names:
         raise ValueError(f"A split needs at least one id, and {path} is empty; write one id per line.")
     outside = [
@@ -334,7 +337,7 @@ def read_list(path: Path) -> list[str]:
     ]
     if outside:
         raise ValueError(f"An id is a plain name; {path} has {outside[:5]}. Take them off the list.")
-    repeated = sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []
+    repeated = sorted(name for name, count in Counter(names).items() if count > 1)
     if repeated:
         raise ValueError(f"An id is listed once; {path} repeats {repeated[:5]}. Take the repetitions off the list.")
     return names

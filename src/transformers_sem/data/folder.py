@@ -16,7 +16,7 @@ Any of the tasks is optional. `dataset.yaml` names those that the folder has, an
     tasks:
       semseg:
         classes: [road, building, tree]  # ids 0, 1, 2 in the files; or {7: road, 11: building}
-        ignored: 255                     # the id of pixels without a class; 255 by default
+        ignored: 255                     # the id of pixels without a class; 255 by default, unless it is a class
       depth:
         unit: millimetre                 # or metre (default), centimetre, or a number: the metres of one unit
       normal:
@@ -38,7 +38,7 @@ import datasets
 import numpy as np
 
 from ..losses import INVALID_ID
-from ..task_kinds import CLASS_IDS, METRES, PROBABILITY, UNIT_VECTORS
+from ..task_kinds import CLASS_IDS, MAX_DEPTH, METRES, PROBABILITY, UNIT_VECTORS
 from ..tasks import TASKS, get_task
 from ..utils.settings import parse_yaml
 from .files import FrameReader, check_depth, find_root, read_gray, read_list, read_normals, read_rgb, read_values
@@ -54,8 +54,6 @@ DEFAULT_UNIT, DEFAULT_AXES = "metre", "right-down-forward"
 # Signs that convert the axes of the files to ours: x right, y down, z forward.
 AXES = {DEFAULT_AXES: (1, 1, 1), "right-up-backward": (1, -1, -1)}
 SETTINGS = {CLASS_IDS: ("classes", "ignored"), METRES: ("unit",), UNIT_VECTORS: ("axes",)}
-# Laser scanners reach some hundred metres; larger depths have another unit.
-MAX_DEPTH = 1000.0
 VALIDATION_STEP = 10
 Settings = dict[str, dict[str, Any]]
 
@@ -130,7 +128,7 @@ def check_settings(task: str, values: dict[str, Any]) -> None:
     if not isinstance(values, dict) or set(values) - set(known):
         raise ValueError(f"The settings of {task} are {list(known) or 'none'}; got {values!r}.")
     if kind is CLASS_IDS:
-        check_classes(task, values.get("classes"), values.get("ignored", INVALID_ID))
+        check_classes(task, values.get("classes"), values.get("ignored"))
     unit = values.get("unit", DEFAULT_UNIT)
     is_known = unit in UNITS if isinstance(unit, str) else is_number(unit) and 0 < unit < float("inf")
     if not is_known:
@@ -159,7 +157,7 @@ def check_classes(task: str, classes: Any, ignored: Any) -> None:
             f"The classes of {task} are 1 to {INVALID_ID} distinct names, as in 'classes: [road, tree]' or "
             f"'classes: {{7: road}}'; got {classes!r}. Put names that YAML does not read as text, such as yes, in quotes."
         )
-    ids = [*by_id, ignored]
+    ids = [*by_id, INVALID_ID if ignored is None else ignored]
     if not all(is_number(index) and index in range(65536) for index in ids) or ignored in by_id:
         raise ValueError(
             f"The ids of {task} are whole numbers 0..65535, and none of them is the ignored one; got {list(by_id)} and "
@@ -238,7 +236,7 @@ def build_reader(task: str, settings: dict[str, Any]) -> Callable[[str], np.ndar
     spec = get_task(task)
     if spec.kind is CLASS_IDS:
         ids = tuple(number_classes(settings["classes"]))
-        return partial(read_classes, ids=ids, ignored=settings.get("ignored", INVALID_ID))
+        return partial(read_classes, ids=ids, ignored=settings.get("ignored"))
     if spec.kind is METRES:
         return partial(read_metres, unit=settings.get("unit", DEFAULT_UNIT))
     if spec.kind is UNIT_VECTORS:
@@ -248,11 +246,23 @@ def build_reader(task: str, settings: dict[str, Any]) -> Callable[[str], np.ndar
     return partial(read_map, num_channels=spec.kind.num_channels)
 
 
-def read_classes(path: str, ids: tuple[int, ...], ignored: int) -> np.ndarray:
-    """Reads class ids and renumbers them: 0, 1, ... in the order of `ids`, 255 where ignored, uint8 `(height, width)`."""
+def read_classes(path: str, ids: tuple[int, ...], ignored: int | None) -> np.ndarray:
+    """Reads class ids and renumbers them: 0, 1, ... in the order of `ids`, 255 where ignored, uint8 `(height, width)`.
+
+    Args:
+        path: The file.
+        ids: The ids of the classes in the file.
+        ignored: The id of pixels without a class; `None` for 255, unless that is a class.
+    """
     labels = read_values(path, palette=True)
     if labels.dtype.kind not in "iu" or labels.ndim != 2:
         raise ValueError(f"ids must be whole numbers (height, width); got {labels.dtype} {labels.shape}")
+    if ignored is None and ids == (0, 1) and set(np.unique(labels)) == {0, INVALID_ID}:
+        raise ValueError(
+            f"ids of two classes must be 0 and 1; got a mask of 0 and 255: write 'classes: {{0: ..., 255: ...}}' in {SETTINGS_NAME}, "
+            "or 'ignored: 255' if 255 marks pixels without a class"
+        )
+    ignored = INVALID_ID if ignored is None else ignored
     unknown = np.setdiff1d(labels, [*ids, ignored])
     if len(unknown) > 0:
         raise ValueError(

@@ -6,6 +6,7 @@ import numpy as np
 from PIL import Image
 
 from ..evaluation.boundary import thin
+from ..image_files import to_upright_rgb
 from .files import BrokenFrameError
 
 
@@ -29,7 +30,7 @@ def shrink_maps(maps: Maps, factor: int) -> Maps:
     if factor == 1:
         return maps
     image = maps["image"]
-    picture = Image.open(BytesIO(image)).convert("RGB") if isinstance(image, bytes) else Image.fromarray(image)
+    picture = to_upright_rgb(Image.open(BytesIO(image))) if isinstance(image, bytes) else Image.fromarray(image)
     width, height = (edge // factor * factor for edge in picture.size)
     if not min(width, height):
         raise BrokenFrameError(

@@ -19,6 +19,7 @@ from torchvision.transforms.v2 import functional
 from torchvision.tv_tensors import TVTensor
 from tqdm.auto import tqdm
 
+from ..image_files import to_upright_rgb
 from ..task_kinds import CLASS_IDS
 from ..tasks import invalid_labels, to_label
 from .labels import Label
@@ -49,7 +50,7 @@ def row_to_tensors(row: dict[str, Any], tasks: Iterable[str]) -> tuple[Tensor, L
             f"A row needs an image and the columns {tasks}; it lacks {missing or ['image']} and has {present}. The map of a "
             "task that an image has no label of is None."
         )
-    image = functional.pil_to_tensor(row["image"].convert("RGB"))
+    image = functional.pil_to_tensor(to_upright_rgb(row["image"]))
     labels = {task: Label(read_label(task, row[task], tuple(image.shape[-2:])), task) for task in tasks}
     for task, label in labels.items():
         if label.shape[-2:] != image.shape[-2:]:

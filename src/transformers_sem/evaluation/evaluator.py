@@ -2,9 +2,10 @@
 
 import hashlib
 import json
+import logging
 import shutil
 from collections import deque
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, field, fields
@@ -23,7 +24,7 @@ from datasets.fingerprint import Hasher
 from huggingface_hub.dataclasses import strict
 from torch import Tensor
 
-from ..data.benchmarks import Benchmark, get_benchmark
+from ..data.benchmarks import Benchmark, get_benchmark, same_classes
 from ..data.transforms import read_row
 from ..image_processing_sem import SEMImageProcessor
 from ..modeling_sem import SEMForMultiTaskDensePrediction
@@ -41,6 +42,7 @@ from .statistics_folder import StatisticsFolder
 from .sums import MetricSums, Sums, format_report, main_scores, scores_of
 
 
+logger = logging.getLogger(__name__)
 MODEL, CONSTANT = "model", "constant"  # whose statistics they are
 TRAINING_NAME = "training.json"  # what a training notes beside the weights
 SETTINGS_NAME = "training.yaml"
@@ -331,7 +333,9 @@ def evaluate_and_report(
         validation = rows["validation"]
         if config.num_evaluation_images is not None:
             validation = validation.select(range(min(config.num_evaluation_images, len(validation))))
-        constant = fit_constant(rows["train"], scored_widths(model, benchmark, validation), accelerator)
+        widths = scored_widths(model, benchmark, validation)
+        match_classes(model, benchmark, widths)
+        constant = fit_constant(rows["train"], widths, accelerator)
         cached = cached_constant_scores(constant, validation, benchmark)
         (constant_scores,) = broadcast_object_list([cached.read()])  # the same on ranks with other caches
         evaluation = Evaluation(
@@ -426,6 +430,25 @@ def scored_widths(
             "it was trained on."
         )
     return scored
+
+
+def match_classes(model: SEMForMultiTaskDensePrediction, benchmark: Benchmark, tasks: Iterable[str]) -> None:
+    """Gives the classes of some tasks of a model the ids that the data has for the same names.
+
+    Raises:
+        ValueError: If a class of the model has another name than those of the data.
+    """
+    for task in tasks:
+        names, expected = model.config.class_names(task), list(benchmark.class_names.get(task, ()))
+        if not names or not expected or names == expected:
+            continue
+        if not same_classes(names, expected):
+            raise ValueError(
+                f"A model is evaluated on the classes it has learned. Those of {task!r} are {names}; the data has {expected}. "
+                "Choose the dataset that it was trained on, or give one class one name in both."
+            )
+        model.reorder_classes(task, expected)
+        logger.warning("The model has the classes of %r in another order; it is evaluated in that of the data.", task)
 
 
 def name_classes(class_scores: dict[str, list[float]], task_id2label: dict[str, dict]) -> dict[str, dict[str, float]]:

@@ -15,12 +15,13 @@ import torch
 from torch import Tensor
 
 from ..losses import INVALID_ID
+from ..task_kinds import check_metres
 from ..tasks import get_task
 from .boundary import boundary_statistics, summed_scores
 
 
 SALIENCY_THRESHOLDS = torch.arange(1, 20, dtype=torch.float64) / 20  # 0.05 ... 0.95
-MIN_DEPTH = 1e-9  # metres; values that are not positive are replaced by it, so that logarithms and ratios exist
+MIN_DEPTH = 1e-9  # metres; predictions that are not positive are replaced by it, so that logarithms and ratios exist
 DEPTH_RATIOS = (1.25, 1.25**2, 1.25**3)
 ANGLES = (11.25, 22.5, 30.0)  # degrees
 BINS_PER_DEGREE = 100  # the median angle is known to 0.01 degrees
@@ -139,17 +140,19 @@ def depth_statistics(prediction: Tensor, label: Tensor, num_labels: int) -> dict
 
     Args:
         prediction (`torch.Tensor` of shape `(height, width)`): Metres.
-        label (`torch.Tensor` of shape `(1, height, width)`): Metres, NaN invalid.
+        label (`torch.Tensor` of shape `(1, height, width)`): Metres; NaN and values that are not positive are invalid.
         num_labels (`int`): Unused; every metric has this signature.
 
     Raises:
-        ValueError: If sizes differ, or the prediction holds NaN or infinity.
+        ValueError: If sizes differ, the prediction holds NaN or infinity, or the label is not in metres: whole numbers, or
+            more than 1,000.
     """
     _check_shapes(prediction, label, (), (1,))
     _check_finite(prediction)
-    valid = label[0].isfinite()
+    check_metres(label)
+    valid = label[0].isfinite() & (label[0] > 0)
     prediction, label = (to_double(values[valid]) for values in (prediction, label[0]))
-    prediction, label = (torch.where(values > 0, values, MIN_DEPTH) for values in (prediction, label))
+    prediction = torch.where(prediction > 0, prediction, MIN_DEPTH)
     error = prediction - label
     ratio = torch.maximum(prediction / label, label / prediction)
     return {

@@ -11,6 +11,8 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor
 
+from ..losses import INVALID_ID
+from ..task_kinds import PROBABILITY, is_black_and_white
 from ..tasks import get_task
 from .metrics import METRICS, metric_of, task_of
 
@@ -64,6 +66,13 @@ class MetricSums:
     def _call(self, task: str, prediction: Tensor, reference: Tensor) -> Callable[[], dict[str, Tensor]]:
         metric = METRICS[task]
         pair = as_map(prediction), as_map(reference)
+        # Labels of the image processor are never 8-bit, nor are label maps of PASCAL-Context, where 255 is a class
+        is_8_bit = pair[1].dtype == torch.uint8 and get_task(task).kind is PROBABILITY
+        if is_8_bit and is_black_and_white(pair[1]):
+            raise ValueError(
+                f"A {task} label holds values from 0 to 1, {INVALID_ID} invalid; got an 8-bit map of 0 and 255 alone, where 255 "
+                "is white. Divide it by 255."
+            )
         if metric.is_slow:
             pair = to_array(pair[0]), to_array(pair[1])
         return partial(metric.statistics, *pair, self.task_num_labels[task], **self.task_metric_kwargs.get(task, {}))

@@ -9,7 +9,19 @@ from pathlib import Path
 
 import numpy as np
 import onnxruntime
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image
+
+
+# EXIF orientation -> what makes the image upright
+TRANSPOSITIONS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 def content_size(size: tuple[int, int], settings: dict) -> tuple[int, int]:
@@ -26,13 +38,33 @@ def content_size(size: tuple[int, int], settings: dict) -> tuple[int, int]:
     return size
 
 
+def read_rgb(path: Path) -> Image.Image:
+    """Reads an image as the image processor does: upright, 16-bit gray scaled to 8 bits, transparent pixels white."""
+    image = Image.open(path)
+    image.load()
+    try:
+        transposition = TRANSPOSITIONS.get(image.getexif().get(ExifTags.Base.Orientation))
+    except Exception:  # damaged metadata
+        transposition = None
+    has_alpha = "A" in image.getbands() or "transparency" in image.info
+    image = image if transposition is None else image.transpose(transposition)
+    if image.mode.startswith("I"):
+        image = Image.fromarray(((np.asarray(image).astype(np.uint32) + 128) // 257).astype(np.uint8))
+    elif has_alpha:
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
+    return image.convert("RGB")
+
+
 def read_pixels(path: Path, settings: dict) -> np.ndarray:
     """Returns the image as float32 `(1, 3, height, width)`, resized and normalized as the model needs it."""
-    image = ImageOps.exif_transpose(Image.open(path)).convert("RGB")
+    image = read_rgb(path)
     height, width = content_size((image.height, image.width), settings)
     image = image.resize((width, height), Image.Resampling.BILINEAR)
-    pixels = np.asarray(image, np.float32) * settings["rescale_factor"]
-    pixels = (pixels - np.float32(settings["image_mean"])) / np.float32(settings["image_std"])
+    pixels = np.asarray(image, np.float32)
+    if settings["do_rescale"]:
+        pixels = pixels * np.float32(settings["rescale_factor"])
+    if settings["do_normalize"]:
+        pixels = (pixels - np.float32(settings["image_mean"])) / np.float32(settings["image_std"])
     return pixels.transpose(2, 0, 1)[None]
 
 

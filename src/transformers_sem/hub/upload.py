@@ -14,7 +14,7 @@ from huggingface_hub.utils import validate_repo_id
 
 from ..configuration_sem import SEMConfig
 from ..image_processing_sem import SEMImageProcessor
-from ..modeling_sem import SEMForMultiTaskDensePrediction, SEMModel
+from ..modeling_sem import AUTO_MODELS, SEMForMultiTaskDensePrediction
 from ..pipeline_sem import MultiTaskDensePredictionPipeline
 from ..utils.loading import load_image_processor, load_model
 from .card import EVALUATION_NAME, PREDICTIONS_NAME, card_of_folder, read_evaluation
@@ -103,8 +103,9 @@ def save_with_code(model: SEMForMultiTaskDensePrediction, image_processor: SEMIm
         MultiTaskDensePredictionPipeline(model=model, image_processor=image_processor).save_pretrained(staging)
     path = staging / "config.json"
     config = json.loads(path.read_text(encoding="utf-8"))
-    # transformers notes only the class that was saved; the model without heads can be loaded too
-    config["auto_map"]["AutoModel"] = f"{SEMModel.__module__.split('.')[-1]}.{SEMModel.__name__}"
+    # transformers notes only the class that was saved; the other classes load the same weights
+    for auto_class, model_class in AUTO_MODELS.items():
+        config["auto_map"][auto_class] = f"{model_class.__module__.split('.')[-1]}.{model_class.__name__}"
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
@@ -113,7 +114,7 @@ def auto_classes_registered() -> Iterator[None]:
     """Context in which `save_pretrained` of our classes also saves their code."""
     auto_classes = {
         SEMConfig: "AutoConfig",
-        SEMForMultiTaskDensePrediction: "AutoModelForSemanticSegmentation",
+        SEMForMultiTaskDensePrediction: "AutoModelForUniversalSegmentation",
         SEMImageProcessor: "AutoImageProcessor",
     }
     before = {cls: cls._auto_class for cls in auto_classes}

@@ -9,7 +9,7 @@ from transformers import PreTrainedConfig
 
 from ..backbone import build_backbone, load_backbone_weights
 from ..configuration_sem import SEMConfig
-from ..data.benchmarks import Benchmark
+from ..data.benchmarks import Benchmark, same_classes
 from ..evaluation.constant_predictor import ConstantPredictor
 from ..image_processing_sem import SEMImageProcessor
 from ..modeling_sem import SEMForMultiTaskDensePrediction
@@ -36,7 +36,8 @@ def build_model(
     if constant is not None:
         init_heads(model, constant, new_tasks)
     if config.gradient_checkpointing:
-        model.gradient_checkpointing_enable()
+        # older releases of transformers know the second name only, and newer ones warn of it
+        getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
     if config.freeze_backbone:
         model.sem.backbone.requires_grad_(False)
     # The momentum of the bases is per optimizer step, whatever the number of micro-batches.
@@ -47,29 +48,53 @@ def build_model(
 def load_trained_model(config: TrainingConfig, labels: dict) -> tuple[SEMForMultiTaskDensePrediction, list[str]]:
     """Loads `pretrained_model`, for tasks and classes that may be others; returns it with the tasks whose heads are new."""
     try:
+        trained = SEMConfig.from_pretrained(config.pretrained_model)
+        # Classes in another order are loaded as they were trained, and then brought to the order of the data
+        new_names = {task: list(names.values()) for task, names in labels["task_id2label"].items()}
+        reordered = [task for task in new_names if same_classes(trained.class_names(task), new_names[task])]
+        names = {**labels["task_id2label"], **{task: trained.task_id2label[task] for task in reordered}}
         model, info = SEMForMultiTaskDensePrediction.from_pretrained(
             config.pretrained_model,
             ignore_mismatched_sizes=True,
             output_loading_info=True,
             dtype=torch.float32,
             use_safetensors=True,
-            **labels,
+            **{**labels, "task_id2label": names},
             **config.model,
         )
     except OSError as error:
         raise OSError(
             f"`pretrained_model` is the folder or Hub name of a trained SEM; got {config.pretrained_model!r}: {error}"
         ) from error
-    new_names = {*info["missing_keys"], *(name for name, *_ in info["mismatched_keys"])}
-    old_widths = SEMConfig.from_pretrained(config.pretrained_model).task_num_labels
-    new_tasks = {task for task, width in labels["task_num_labels"].items() if old_widths.get(task) != width}
-    lost = sorted(name for name in new_names if not new_tasks & set(name.split(".")))
-    if lost and (not config.model or len(new_names) == len(model.state_dict())):
+    absent = {*info["missing_keys"], *(name for name, *_ in info["mismatched_keys"])}
+    old_widths = trained.task_num_labels
+    other_tasks = {task for task, width in labels["task_num_labels"].items() if old_widths.get(task) != width}
+    lost = sorted(name for name in absent if not other_tasks & set(name.split(".")))
+    if lost and (not config.model or len(absent) == len(model.state_dict())):
         raise ValueError(
             f"The weights of `pretrained_model` {config.pretrained_model!r} do not match its config.json: {len(lost)} tensors "
             f"are missing or have another shape, such as {lost[:3]}. Train or copy them again."
         )
-    return model, [task for task in model.config.tasks if f"heads.{task}.classifier.bias" in new_names]
+    new_tasks = [task for task in model.config.tasks if f"heads.{task}.classifier.bias" in absent]
+    for task, class_names in new_names.items():
+        trained_names = trained.class_names(task)
+        if task in reordered:
+            model.reorder_classes(task, class_names)
+        elif trained_names and task not in new_tasks:  # as many classes, but others
+            logger.warning(
+                "The head of %r starts anew: its classes were %s and are %s.", task, trained_names, class_names
+            )
+            renew_classes(model, task)
+            new_tasks.append(task)
+    return model, new_tasks
+
+
+@torch.no_grad()
+def renew_classes(model: SEMForMultiTaskDensePrediction, task: str) -> None:
+    """Draws the weights of the classes of a task again, as those of a new model."""
+    for layer in model.class_layers(task):
+        layer.weight.normal_(std=model.config.initializer_range)
+        layer.bias.zero_()
 
 
 def build_new_model(config: TrainingConfig, new_config: SEMConfig) -> SEMForMultiTaskDensePrediction:
@@ -89,11 +114,8 @@ def init_heads(model: SEMForMultiTaskDensePrediction, constant: ConstantPredicto
         tasks (`Iterable[str]`): Tasks whose heads are new.
     """
     for task in tasks:
-        layers = [model.heads[task].classifier]
-        if model.auxiliary_heads is not None:
-            layers.append(model.auxiliary_heads[task])
         bias = get_task(task).kind.start_logits(constant.mean_label(task), model.config.task_num_labels[task])
-        for layer in layers:
+        for layer in model.class_layers(task):
             layer.bias.copy_(bias)
 
 

@@ -35,7 +35,7 @@ from .model import build_image_processor, build_model, decide_pretrained_backbon
 from .optimizer import NonFiniteGuard, OptimizerStep, build_average, build_optimizer
 from .plan import describe_labels, format_plan, measure_step
 from .signals import StopRequest
-from .snapshots import Snapshots
+from .snapshots import Snapshots, log_evaluation
 
 
 class TrainingRun:
@@ -237,6 +237,7 @@ def evaluate_trained(
     accelerator.print(report)
     if accelerator.is_main_process:
         save_panel(panel_path, predict_rows(model, image_processor, rows["validation"], batch_size=4))
+    log_evaluation(accelerator, report_path, panel_path, config.max_steps)
     accelerator.print(
         f"Written: {output_dir}/ (for from_pretrained), {report_path}, {panel_path}, {output_dir / CURVES_NAME}."
     )

@@ -27,6 +27,7 @@ class StopRequest:
         self.accelerator, self.signum, self.recorded_at = accelerator, 0, 0.0
 
     def __enter__(self) -> "StopRequest":
+        self.pid = os.getpid()
         self.earlier = {signum: signal.signal(signum, self._record) for signum in SIGNALS}
         return self
 
@@ -35,6 +36,8 @@ class StopRequest:
             signal.signal(signum, handler)
 
     def _record(self, signum: int, frame: FrameType | None) -> None:
+        if os.getpid() != self.pid:  # a data worker that has just been forked; it is about to ignore signals
+            return
         if not self.signum:
             self.signum, self.recorded_at = signum, time.monotonic()
             if self.accelerator.is_main_process:

@@ -4,14 +4,17 @@ Taking a snapshot changes nothing of the training: it draws no random number, ch
 mode.
 """
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import datasets
 import numpy as np
 import torch
 from accelerate import Accelerator
+from PIL import Image
 from torch import Tensor, nn
 
 from ..configuration_sem import SEMConfig
@@ -77,14 +80,23 @@ class Snapshots:
         return metric.scores()
 
 
-def log_image(accelerator: Accelerator, image, step: int) -> None:
-    """Sends a PIL image to the trackers that accelerate can send images to."""
+def log_evaluation(accelerator: Accelerator, report_path: Path, panel_path: Path, step: int) -> None:
+    """Sends the scores of the final evaluation, of all validation images, and its panel to the trackers."""
+    if accelerator.is_main_process:
+        scores = json.loads(report_path.read_text(encoding="utf-8"))["scores"]
+        accelerator.log({f"evaluation/{name}": value for name, value in scores.items()}, step=step)
+        with Image.open(panel_path) as panel:
+            log_image(accelerator, panel, step, "evaluation/predictions")
+
+
+def log_image(accelerator: Accelerator, image: Image.Image, step: int, name: str = IMAGES_NAME) -> None:
+    """Sends an image to the trackers that accelerate can send images to."""
     batch = np.asarray(image)[None]  # (1, height, width, 3)
     for tracker in accelerator.trackers:
         if tracker.name == "tensorboard":
-            tracker.log_images({IMAGES_NAME: batch}, step=step, dataformats="NHWC")
+            tracker.log_images({name: batch}, step=step, dataformats="NHWC")
         elif tracker.name == "wandb":
-            tracker.log_images({IMAGES_NAME: batch}, step=step)
+            tracker.log_images({name: batch}, step=step)
 
 
 def is_finite(values: Tensor) -> bool:
