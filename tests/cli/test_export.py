@@ -135,7 +135,7 @@ def test_options_that_do_not_go_together_are_refused_before_the_model_is_read(tm
 def zero(tmp_path):
     """A model on scenes that predicts the same everywhere, because its last layers have no weights."""
     model = SEMForMultiTaskDensePrediction(tiny_config(task_num_labels={"depth": 1, "normal": 3}))
-    for index, head in enumerate(model.heads.values(), start=1):
+    for index, (_, head) in enumerate(model.heads.items(), start=1):
         head.classifier.weight.data.zero_()
         head.classifier.bias.data.fill_(index)
     model.save_pretrained(tmp_path / "model")
