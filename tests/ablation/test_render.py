@@ -129,3 +129,26 @@ def test_what_cannot_be_rendered_is_explained(tmp_path):
 
 def test_a_difference_has_the_standard_error_of_its_mean():
     assert format_difference([1.0, 3.0]) == f"+2.0000 ± {math.sqrt(2) / math.sqrt(2):.4f}"
+
+
+def test_times_of_modes_become_a_table(tmp_path):
+    shared = {
+        "encoder": "vit",
+        "input": [32, 48],
+        "batch_size": 4,
+        "pass": "forward",
+        "environment": {"hardware": "H"},
+    }
+    entries = [
+        {**shared, "model": "SEM", "precision": "bf16", "mode": "eager", "milliseconds": 30.0},
+        {**shared, "model": "encoder", "precision": "bf16", "mode": "eager", "milliseconds": 12.0},
+        {**shared, "model": "SEM", "precision": "bf16", "mode": "compiled", "milliseconds": 20.0},  # cut off
+    ]
+    folder = tmp_path / "results" / "rooms" / "vit"
+    folder.mkdir(parents=True)
+    (folder / "modes.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in entries))
+    page = tmp_path / "page.md"
+    page.write_text(PAGE)
+    assert render_page(page, tmp_path) == [page]
+    assert "`vit`, batches of 4 at 32 x 48, H:" in page.read_text()
+    assert "| forward, bf16, eager | 30.0 | 12.0 | 2.50 |" in page.read_text() and "compiled" not in page.read_text()

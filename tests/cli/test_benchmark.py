@@ -9,12 +9,13 @@ from accelerate import Accelerator
 
 from transformers_sem import SEMForMultiTaskDensePrediction
 from transformers_sem.cli.arguments import RECIPES_DIR, find_recipe
-from transformers_sem.cli.benchmark import loading, modes, training_step
+from transformers_sem.cli.benchmark import latency, loading, modes, training_step
 from transformers_sem.training.config import TrainingConfig, network_size
 from transformers_sem.training.data_order import build_train_loader
 from transformers_sem.training.plan import random_batch
 
 from ..data.nyud_v2_forms import write_tiny_folder
+from ..export.graphs import export_biases
 from ..tiny import TINY_BACKBONE, tiny_config
 from .commands import SETTINGS, run
 
@@ -164,3 +165,17 @@ def test_all_modes_without_a_gpu_and_with_one():
     assert {mode for _, mode, *_ in having} == set(modes.MODES)
     assert {precision for *_, precision, _ in having} == {"bf16", "fp32"}
     assert ("SEM", "CUDA graph", "bf16", True) not in having
+
+
+def test_latency_of_torch_and_of_every_graph(cache, monkeypatch):
+    folder = pytest.importorskip("transformers_sem.export.folder")
+    monkeypatch.setattr(folder, "export_graph", export_biases)
+    monkeypatch.setattr(torch, "compile", lambda module: module)
+    monkeypatch.setattr(latency, "NUM_ROUNDS", 2)
+    result = run("benchmark", "export", "--config", "quickstart", *SETTINGS)
+    assert result.code == 0, result.errors
+    assert "one image of 32 x 64, 6 tasks" in result.output
+    rows = re.findall(r"^(.+?) +([\d.]+) ms +([\d.]+) times as fast", result.output, flags=re.MULTILINE)
+    graphs = [f"ONNX Runtime {precision}" for precision in ("fp32", "fp16", "int8")]
+    assert [name for name, *_ in rows] == ["torch eager", "torch compiled", *graphs]
+    assert float(rows[0][2]) == 1 and all(float(milliseconds) > 0 for _, milliseconds, _ in rows)

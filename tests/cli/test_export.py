@@ -11,6 +11,7 @@ from PIL import Image
 
 from transformers_sem import SEMForMultiTaskDensePrediction, SEMImageProcessor
 
+from ..export.graphs import export_biases
 from ..tiny import tiny_config
 from .commands import error_line, run
 
@@ -130,18 +131,11 @@ def test_options_that_do_not_go_together_are_refused_before_the_model_is_read(tm
     assert [path.name for path in tmp_path.iterdir()] == ["empty"]
 
 
-def write_constant_graph(model, path, size, *, external_data=True):
-    """In the place of the export, which takes minutes: the graph of `zero`, whose logits are its biases."""
-    from ..export.graphs import save_constant_logits
-
-    save_constant_logits(path, {task: head.classifier.bias.tolist() for task, head in model.heads.items()})
-
-
 @pytest.fixture
 def zero(tmp_path):
     """A model on scenes that predicts the same everywhere, because its last layers have no weights."""
     model = SEMForMultiTaskDensePrediction(tiny_config(task_num_labels={"depth": 1, "normal": 3}))
-    for index, head in enumerate(model.heads.values(), start=1):
+    for index, (_, head) in enumerate(model.heads.items(), start=1):
         head.classifier.weight.data.zero_()
         head.classifier.bias.data.fill_(index)
     model.save_pretrained(tmp_path / "model")
@@ -151,7 +145,7 @@ def zero(tmp_path):
 
 def test_every_precision_is_written_compared_and_scored(zero, tmp_path, monkeypatch):
     folder = pytest.importorskip("transformers_sem.export.folder")
-    monkeypatch.setattr(folder, "export_graph", write_constant_graph)
+    monkeypatch.setattr(folder, "export_graph", export_biases)
     (tmp_path / "photos").mkdir()
     Image.fromarray(np.zeros((32, 64, 3), np.uint8)).save(tmp_path / "photos" / "photo.png")
     output = tmp_path / "onnx"
@@ -178,7 +172,7 @@ def test_every_precision_is_written_compared_and_scored(zero, tmp_path, monkeypa
 
 def test_a_page_has_the_layout_of_transformers_js(zero, tmp_path, monkeypatch):
     folder = pytest.importorskip("transformers_sem.export.folder")
-    monkeypatch.setattr(folder, "export_graph", write_constant_graph)
+    monkeypatch.setattr(folder, "export_graph", export_biases)
     result = run("export", "--model", zero, "--web", tmp_path / "page")
     assert result.code == 0, result.errors
     names = {

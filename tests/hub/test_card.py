@@ -68,9 +68,15 @@ def card(folder):
     return card_of_folder(folder, "tiny", "me/tiny")
 
 
+def test_a_repository_with_code_is_loaded_by_transformers():
+    config = tiny_config()
+    config.auto_map = {"AutoModel": "modeling_sem.SEMModel"}
+    assert make_card(config, "tiny", model_id="me/tiny").data.library_name == "transformers"
+
+
 def test_the_hub_reads_the_metadata(card):
     data = ModelCard(str(card)).data  # as the Hub's client parses it
-    assert (data.library_name, data.pipeline_tag) == ("transformers", "multi-task-dense-prediction")
+    assert (data.library_name, data.pipeline_tag) == ("transformers-sem", "image-segmentation")
     assert (data.license, data.datasets, data.model_name) == ("apache-2.0", ["scenes"], "tiny")
     assert data.metrics == ["miou", "rmse", "mean_error", "odsf"]
     assert {"depth-estimation", "image-segmentation", "semseg"} < set(data.tags)

@@ -121,7 +121,7 @@ def test_what_was_sent_loads(hub, staged, trained, tmp_path):
     assert AutoImageProcessor.from_pretrained(REPOSITORY).size == {"height": 32, "width": 64}
 
     photo = np.zeros((30, 40, 3), dtype=np.uint8)
-    predict = pipeline(model=REPOSITORY)  # the card names the task
+    predict = pipeline("multi-task-dense-prediction", model=REPOSITORY)
     assert type(predict.model) is SEMForMultiTaskDensePrediction
     prediction = predict(photo)["predictions"]
     processor = SEMImageProcessor.from_pretrained(trained)
@@ -385,7 +385,7 @@ for auto_class in ("AutoConfig", "AutoImageProcessor", "AutoModel", *(f"AutoMode
     auto_class = getattr(transformers, auto_class)
     part = auto_class.from_pretrained(name, trust_remote_code=True)
     assert type(part).__module__.startswith("transformers_modules"), type(part)
-predict = pipeline(model=name, trust_remote_code=True)
+predict = pipeline("multi-task-dense-prediction", model=name, trust_remote_code=True)
 assert predict(numpy.zeros((30, 40, 3), numpy.uint8))["predictions"]["depth"].shape == (30, 40)
 """
 

@@ -1,12 +1,14 @@
-"""Tables and curves of rows, rendered into a page: what stands between two markers is replaced, the text around it is kept.
+"""Tables and curves of results, rendered into a page: what stands between two markers is replaced, the text around it is kept.
 
     <!-- results/nyud_v2_quarter -->
     ...
     <!-- end of results/nyud_v2_quarter -->
 
-The name in the marker is the folder of the rows, relative to the folder that has `docs`.
+The name in the marker is a folder relative to the folder that has `docs`: with rows of an ablation, or with the files
+`modes.jsonl` of `transformers-sem benchmark modes`, each in a folder of its own.
 """
 
+import json
 import math
 import re
 import statistics
@@ -53,7 +55,7 @@ def render_page(page: Path, root: Path) -> list[Path]:
         root (`Path`): Folder that the names in the markers are relative to.
 
     Raises:
-        ValueError: If the page has no marker, or a folder has no rows, or its rows have different settings.
+        ValueError: If the page has no marker, or a folder has no results, or its rows have different settings.
     """
     text = page.read_text(encoding="utf-8")
     names = [match[1] for match in MARKERS.finditer(text)]
@@ -61,16 +63,41 @@ def render_page(page: Path, root: Path) -> list[Path]:
         raise ValueError(
             f"A page marks where results go, `<!-- FOLDER -->` and `<!-- end of FOLDER -->`; {page} does not."
         )
-    written = []
+    written = [page]
     for name in names:
-        rows = read_rows(root / name)
-        figure = page.with_name(f"{name.replace('/', '_')}.png")
-        save_figure(plot_validation(rows), figure)
-        block = f"<!-- {name} -->\n{format_block(rows)}\n\n![Validation scores over training]({figure.name})\n<!-- end of {name} -->"
+        speed_files = sorted((root / name).glob("*/modes.jsonl"))
+        if speed_files:
+            content = "\n\n".join(map(format_speed, speed_files))
+        else:
+            rows, figure = read_rows(root / name), page.with_name(f"{name.replace('/', '_')}.png")
+            save_figure(plot_validation(rows), figure)
+            written.append(figure)
+            content = f"{format_block(rows)}\n\n![Validation scores over training]({figure.name})"
+        block = f"<!-- {name} -->\n{content}\n<!-- end of {name} -->"
         text = MARKERS.sub(lambda match, name=name, block=block: block if match[1] == name else match[0], text)
-        written.append(figure)
     replace_text(page, text)
-    return [page, *written]
+    return written
+
+
+def format_speed(path: Path) -> str:
+    """Formats the times of one encoder: a line for each pass and mode, a column for each model, and the ratios to SEM."""
+    entries = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    models = list(dict.fromkeys(entry["model"] for entry in entries))
+    times: dict[tuple, dict[str, float]] = {}
+    for entry in entries:
+        times.setdefault((entry["pass"], entry["precision"], entry["mode"]), {})[entry["model"]] = entry[
+            "milliseconds"
+        ]
+    lines = [
+        [", ".join(key), *(f"{by_model[model]:.1f}" for model in models)]
+        + [f"{by_model[models[0]] / by_model[model]:.2f}" for model in models[1:]]
+        for key, by_model in sorted(times.items(), key=lambda item: item[0][0])
+        if len(by_model) == len(models)  # the last mode may have been cut off
+    ]
+    header = ["", *(f"{model}, ms" for model in models), *(f"{models[0]} / {model}" for model in models[1:])]
+    first = entries[0]
+    caption = f"`{first['encoder']}`, batches of {first['batch_size']} at {' x '.join(map(str, first['input']))}"
+    return f"{caption}, {first['environment']['hardware']}:\n\n{format_table(header, lines)}"
 
 
 def read_rows(folder: Path) -> Rows:

@@ -14,7 +14,7 @@ COMMANDS = {  # {command: (module, what the command does)}
     "evaluate-boundaries": ("evaluate_boundaries", "compute the boundary F-measure of images on disk"),
     "predict": ("predict", "predict images, folders, videos and cameras"),
     "prepare": ("prepare", "convert a downloaded benchmark to Parquet"),
-    "export": ("export", "export a trained model to ONNX"),
+    "export": ("export", "export a trained model to ONNX, or as a page for the browser"),
     "demo": ("demo", "serve the demo page, or write it as a Hub Space"),
     "push": ("push", "upload a trained model to the Hub"),
     "ablation": ("ablation", "reproduce the tables and figures of the paper"),

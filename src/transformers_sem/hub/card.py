@@ -163,6 +163,7 @@ def make_card(
 def make_card_data(config: SEMConfig, name: str, evaluation: dict[str, Any] | None) -> ModelCardData:
     """Returns the metadata of a card."""
     hub_tasks = [get_task(task).hub_task for task in config.tasks if get_task(task).hub_task != "other"]
+    has_code = bool(getattr(config, "auto_map", None))
     facts = {}
     if evaluation:
         facts = {
@@ -173,8 +174,9 @@ def make_card_data(config: SEMConfig, name: str, evaluation: dict[str, Any] | No
         }
     return ModelCardData(
         model_name=name,
-        library_name="transformers",
-        pipeline_tag=PIPELINE_TAG,
+        # The Hub shows how to load a model with transformers, which takes the code in the repository or this package
+        library_name="transformers" if has_code else "transformers-sem",
+        pipeline_tag=(hub_tasks or [PIPELINE_TAG])[0],  # the Hub lists only tasks that it knows
         tags=["sem", "multi-task-learning", "dense-prediction", *config.tasks, *hub_tasks],
         **facts,
     )

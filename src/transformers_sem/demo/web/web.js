@@ -232,7 +232,8 @@ const showFile = async (file) => {
     const size = `${image.width} x ${image.height} pixels`;
     say(`Image of ${size}, predicted at ${shown.width} x ${shown.height} in ${Math.round(shown.milliseconds)} ms (${where()}).`);
   } catch (error) {
-    say(error.name === "InvalidStateError" ? `${file.name} is not an image that this browser reads.` : String(error), true);
+    const isNoImage = error.name === "InvalidStateError";
+    say(isNoImage ? `${file.name} is not an image that this browser reads.` : String(error), true);
   }
 };
 
@@ -245,7 +246,11 @@ const stopCamera = () => {
 const runCamera = async () => {
   await ready;
   if (!model) return;
-  stream = await navigator.mediaDevices.getUserMedia({ video: { facingMode: "environment" } });
+  if (!navigator.mediaDevices) throw new Error("Browsers give the camera to pages from localhost and over https only.");
+  camera.disabled = true; // until the visitor has answered
+  stream = await navigator.mediaDevices
+    .getUserMedia({ video: { facingMode: "environment" } })
+    .finally(() => { camera.disabled = false; });
   camera.textContent = "Stop the camera";
   const video = Object.assign(document.createElement("video"), { srcObject: stream, muted: true, playsInline: true });
   await video.play();
@@ -263,9 +268,11 @@ const runCamera = async () => {
 const load = async (device, dtype) => {
   say(`Loading the model (${dtype}) ...`);
   const used = await AutoModel.from_pretrained(".", { device, dtype });
+  turn = turn.then(() => {
+    model?.used.dispose();
+    model = { used, device, dtype };
+  });
   await turn;
-  model?.used.dispose();
-  model = { used, device, dtype };
 };
 
 const start = async () => {
@@ -285,7 +292,12 @@ const start = async () => {
   say(`The model is ready (${where()}). Choose an image, drop or paste one, or use the camera.`);
 };
 
-const attempt = (action) => action().catch((error) => { stopCamera(); say(String(error), true); });
+const attempt = (action) =>
+  action().catch((error) => {
+    stopCamera();
+    precision.value = model?.dtype;
+    say(String(error), true);
+  });
 
 document.querySelector("#file").addEventListener("change", ({ target }) => {
   if (target.files[0]) showFile(target.files[0]);
@@ -298,7 +310,12 @@ document.addEventListener("drop", (event) => {
 });
 document.addEventListener("paste", (event) => event.clipboardData.files[0] && showFile(event.clipboardData.files[0]));
 camera.addEventListener("click", () => (stream ? stopCamera() : attempt(runCamera)));
-precision.addEventListener("change", () => attempt(async () => { await load(model.device, precision.value); say(`Ready (${where()}).`); }));
+precision.addEventListener("change", () =>
+  attempt(async () => {
+    await load(model.device, precision.value);
+    say(`The model is ready (${where()}).`);
+  }),
+);
 
 // The values under the pointer, also of the next frames of the camera
 const showPixel = () => {
