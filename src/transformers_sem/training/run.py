@@ -272,7 +272,7 @@ def evaluate_trained(
         seed=config.seed,
     )
     report = evaluate_and_report(evaluation_config, accelerator, model, image_processor, rows, report_path)
-    accelerator.print(f"\n{dataset.dataset}\n{report}" if suffix else report)
+    accelerator.print(f"\n{suffix[1:]}\n{report}" if suffix else report)
     if accelerator.is_main_process:
         save_panel(panel_path, predict_rows(model, image_processor, rows["validation"], batch_size=4))
     log_evaluation(accelerator, report_path, panel_path, config.max_steps)
