@@ -145,6 +145,7 @@ class SEMConfig(PreTrainedConfig):
     num_em_iterations: int = 5
     em_temperature: float | int = 1.0
     bases_momentum: float | int = 0.9
+    inter_task_options: dict | None = None  # of the comparison of readings of Sec. 3.3, see `SEMInterTaskModule`
     use_auxiliary_heads: bool = True
     auxiliary_loss_weight: float | int = 1.0
     initializer_range: float = 0.02

@@ -323,18 +323,42 @@ def mean_over_images(values: Tensor) -> Tensor:
 
 
 class SEMInterTaskModule(nn.Module):
-    """Reconstructs the features of each task from K bases that all tasks share."""
+    """Reconstructs the features of each task from K bases that all tasks share.
+
+    `inter_task_options` of the configuration compares readings of Sec. 3.3:
+
+    - `gradient` (0): number of the last M steps that pass gradients;
+    - `own_bases` (`False`): reconstructs from the bases of the task instead of the consensus;
+    - `norm` ("tokens"): "none", "tokens" (LayerNorm of the input), "unit" (states of unit length) or "after" (LayerNorm of
+      the input and of the reconstruction);
+    - `output` ("residual"): "residual" (1x1), "concat" (1x1 of tokens and reconstruction) or "conv" (the same, 3x3);
+    - `bases_from_data` (`False`): mu^(0) starts at tokens of the first batch.
+    """
 
     def __init__(self, config: SEMConfig, hidden_size: int):
         super().__init__()
         self.num_iterations = config.num_em_iterations
         self.temperature = config.em_temperature
-        self.norm = nn.LayerNorm(hidden_size)
+        self.options = {
+            "gradient": 0,
+            "own_bases": False,
+            "norm": "tokens",
+            "output": "residual",
+            "bases_from_data": False,
+            **(config.inter_task_options or {}),
+        }
+        self.norm = nn.LayerNorm(hidden_size) if self.options["norm"] in ("tokens", "after") else nn.Identity()
+        self.norm_after = nn.LayerNorm(hidden_size) if self.options["norm"] == "after" else nn.Identity()
         self.project_in = nn.Linear(hidden_size, hidden_size)  # a 1x1 convolution, on tokens
         self.project_out = nn.Linear(hidden_size, hidden_size)
+        if self.options["output"] == "concat":
+            self.project_tokens = nn.Linear(hidden_size, hidden_size)
+        elif self.options["output"] == "conv":
+            self.project_map = nn.Conv2d(2 * hidden_size, hidden_size, 3, padding=1)
         bases = init_bases(config.num_bases, hidden_size)
         # `torch.empty` is on the default device, which is the meta device while a checkpoint is loaded
         self.initial_bases = nn.Buffer(torch.empty(bases.shape, dtype=bases.dtype).copy_(bases))
+        self.is_started = nn.Buffer(torch.zeros(()))
 
     def _apply(self, fn: Callable, recurse: bool = True):
         # Updates of the moving average underflow in half precision, so casts of the model must keep float32. Without this
@@ -350,12 +374,33 @@ class SEMInterTaskModule(nn.Module):
         size = next(iter(task_maps.values())).shape[-2:]
         tokens = torch.stack([to_tokens(task_map) for task_map in task_maps.values()], dim=1)  # (B, T, N, C)
         states = self.project_in(self.norm(tokens))
+        if self.options["norm"] == "unit":
+            states = F.normalize(states, dim=-1)
+        if self.options["bases_from_data"] and self.training and not self.is_started:
+            self._start(states)
         with maybe_autocast(states.device.type, enabled=False):
             reconstructed_states, responsibilities, consensus_bases = self.interact(states.float())
-        tokens = tokens + self.project_out(reconstructed_states.to(states.dtype))
+        reconstructed_states = self.norm_after(reconstructed_states.to(states.dtype))
+        tokens = self._output(tokens, reconstructed_states, size)
         record("responsibilities", responsibilities.transpose(-1, -2).unflatten(-1, size))  # (B, T, K, H, W)
         record("bases", consensus_bases)
         return {task: to_map(tokens[:, index], size) for index, task in enumerate(task_maps)}, consensus_bases
+
+    @torch.no_grad()
+    def _start(self, states: Tensor) -> None:
+        flat = states.flatten(0, 2).float()
+        chosen = torch.linspace(0, len(flat) - 1, len(self.initial_bases)).long()
+        self.initial_bases.copy_(F.normalize(flat[chosen], dim=-1))
+        self.is_started.fill_(1.0)
+
+    def _output(self, tokens: Tensor, reconstructed_states: Tensor, size: tuple[int, int]) -> Tensor:
+        if self.options["output"] == "residual":
+            return tokens + self.project_out(reconstructed_states)
+        if self.options["output"] == "concat":
+            return self.project_tokens(tokens) + self.project_out(reconstructed_states)
+        maps = torch.cat([tokens, self.project_out(reconstructed_states)], dim=-1)  # (B, T, N, 2 C)
+        maps = self.project_map(to_map(maps.flatten(0, 1), size))
+        return to_tokens(maps).unflatten(0, tokens.shape[:2])
 
     def interact(self, states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """X `(B, T, N, C)` -> X~ = A mu^(R) of the same shape, A `(B, T, N, K)` and mu^(R) `(B, K, C)`.
@@ -363,14 +408,19 @@ class SEMInterTaskModule(nn.Module):
         The iterations run without gradient (EMANet); the last E step is recomputed with gradient, so that the features
         learn through A.
         """
-        task_bases = expectation_maximization(states, self.initial_bases, self.num_iterations, self.temperature)
+        num_learning = min(self.options["gradient"], self.num_iterations)
+        num_fixed = self.num_iterations - num_learning
+        task_bases = expectation_maximization(states, self.initial_bases, num_fixed, self.temperature)
+        for _ in range(num_learning):
+            task_bases = maximization_step(states, expectation_step(states, task_bases, self.temperature))
         if self.num_iterations == 0:
             task_bases = task_bases.repeat(
                 *states.shape[:2], 1, 1
             )  # not expand: the moving average updates the buffer in place
         responsibilities = expectation_step(states, task_bases, self.temperature)  # (B, T, N, K)
         consensus_bases = consensus(task_bases)
-        return responsibilities @ consensus_bases.unsqueeze(1), responsibilities, consensus_bases
+        bases = task_bases if self.options["own_bases"] else consensus_bases.unsqueeze(1)
+        return responsibilities @ bases, responsibilities, consensus_bases.detach()
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -429,7 +479,8 @@ class SEMDecoderStage(nn.Module):
         hidden_size = config.decoder_hidden_sizes[stage]
         self.lateral = SEMPatchConv2d(encoder_channels, hidden_size, 1)
         self.blocks = nn.ModuleDict({task: SEMDecoderBlock(config, in_channels, stage) for task in config.tasks})
-        self.inter_task = SEMInterTaskModule(config, hidden_size) if stage < config.inter_task_stages else None
+        first, last = (config.inter_task_options or {}).get("stages", (0, config.inter_task_stages))
+        self.inter_task = SEMInterTaskModule(config, hidden_size) if first <= stage < last else None
 
     def forward(self, task_maps: dict[str, Tensor], feature_map: Tensor) -> tuple[dict[str, Tensor], Tensor | None]:
         """`{task: (B, C_in, h, w)}` and `(B, C_s, H, W)` -> `{task: (B, C, H, W)}` and mu^(R) `(B, K, C)`."""
@@ -537,8 +588,15 @@ class SEMPreTrainedModel(PreTrainedModel):
             # States of unit variance at any width, so that temperature 1 separates the bases from the first step on
             init.normal_(module.project_in.weight, std=hidden_size**-0.5)
             # The reconstruction has unit norm, not unit variance; scale the init by sqrt(C)
-            init.normal_(module.project_out.weight, std=self.config.initializer_range * hidden_size**0.5)
+            scale = 1.0 if module.options["norm"] == "after" else hidden_size**0.5
+            init.normal_(module.project_out.weight, std=self.config.initializer_range * scale)
             init.copy_(module.initial_bases, init_bases(*module.initial_bases.shape))
+            if module.options["output"] == "concat":  # training starts with the tokens
+                init.copy_(module.project_tokens.weight, torch.eye(hidden_size))
+            elif module.options["output"] == "conv":
+                weight = torch.randn_like(module.project_map.weight) * self.config.initializer_range * 0.1
+                weight[:, :, 1, 1] += torch.cat([torch.eye(hidden_size), torch.eye(hidden_size)], dim=1)
+                init.copy_(module.project_map.weight, weight)
 
 
 class SEMModel(SEMPreTrainedModel):

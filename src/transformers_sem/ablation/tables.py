@@ -39,6 +39,30 @@ MODELS: dict[str, dict[str, Any]] = {
     },
     **{f"r{number}": {"use_intra_task": False, "num_em_iterations": number} for number in range(1, 8)},
 }
+# Readings of Sec. 3.3, each the row "+ inter" with one change.
+READINGS: dict[str, dict[str, Any]] = {
+    "gradient1": {"inter_task_options": {"gradient": 1}},
+    "gradient_all": {"inter_task_options": {"gradient": 9}},
+    "own_bases": {"inter_task_options": {"own_bases": True}},
+    "temperature025": {"em_temperature": 0.25},
+    "temperature4": {"em_temperature": 4.0},
+    "norm_none": {"inter_task_options": {"norm": "none"}},
+    "norm_unit": {"inter_task_options": {"norm": "unit"}, "em_temperature": 0.1},
+    "norm_after": {"inter_task_options": {"norm": "after"}},
+    "concat": {"inter_task_options": {"output": "concat"}},
+    "conv": {"inter_task_options": {"output": "conv"}},
+    "bases_from_data": {"inter_task_options": {"bases_from_data": True}},
+    "momentum0": {"bases_momentum": 0.0},
+    "momentum099": {"bases_momentum": 0.99},
+    "k8": {"num_bases": 8},
+    "k128": {"num_bases": 128},
+    "r1": {"num_em_iterations": 1},
+    "r5": {"num_em_iterations": 5},
+    "learning_rate5": {"inter_task_options": {"learning_rate_factor": 5.0}},
+    "deep": {"inter_task_options": {"stages": [0, 2]}},
+    "shallow": {"inter_task_options": {"stages": [2, 4]}},
+}
+MODELS |= {name: {"use_intra_task": False, **changes} for name, changes in READINGS.items()}
 SINGLE_TASK = "stl"
 TABLE_2 = {
     "STL": "stl",
@@ -47,6 +71,7 @@ TABLE_2 = {
     "baseline + intra-task module": "intra",
     "baseline + inter-task module": "inter",
     "SEM": "sem",
+    **{name: name for name in READINGS},
 }
 TABLE_3 = {"MTL": "mtl", "SEM": "sem"}  # for each encoder
 FIGURE_6 = {

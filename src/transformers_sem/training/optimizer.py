@@ -61,6 +61,8 @@ def build_optimizer(config: TrainingConfig, model: SEMForMultiTaskDensePredictio
     """Builds Adam over all trainable parameters, in groups of one learning rate, the largest first."""
     scales = learning_rate_scales(model.sem.backbone, config.layer_decay)
     groups = defaultdict(list)
+    factor = (model.config.inter_task_options or {}).get("learning_rate_factor", 1.0)
+    scales |= {name: factor for name, _ in model.named_parameters() if ".inter_task." in name}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             groups[scales.get(name.removeprefix("sem.backbone."), 1.0)].append(parameter)
