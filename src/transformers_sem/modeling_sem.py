@@ -479,12 +479,14 @@ class SEMDecoderStage(nn.Module):
         hidden_size = config.decoder_hidden_sizes[stage]
         self.lateral = SEMPatchConv2d(encoder_channels, hidden_size, 1)
         self.blocks = nn.ModuleDict({task: SEMDecoderBlock(config, in_channels, stage) for task in config.tasks})
+        is_normalized = (config.inter_task_options or {}).get("lateral_norm", False)
+        self.lateral_norm = LayerNorm2d(hidden_size) if is_normalized else nn.Identity()
         first, last = (config.inter_task_options or {}).get("stages", (0, config.inter_task_stages))
         self.inter_task = SEMInterTaskModule(config, hidden_size) if first <= stage < last else None
 
     def forward(self, task_maps: dict[str, Tensor], feature_map: Tensor) -> tuple[dict[str, Tensor], Tensor | None]:
         """`{task: (B, C_in, h, w)}` and `(B, C_s, H, W)` -> `{task: (B, C, H, W)}` and mu^(R) `(B, K, C)`."""
-        encoder_map = self.lateral(feature_map)
+        encoder_map = self.lateral_norm(self.lateral(feature_map))
         task_maps = {task: self.blocks[task](task_map, encoder_map) for task, task_map in task_maps.items()}
         return (task_maps, None) if self.inter_task is None else self.inter_task(task_maps)
 

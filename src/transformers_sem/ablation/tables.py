@@ -63,6 +63,8 @@ READINGS: dict[str, dict[str, Any]] = {
     "shallow": {"inter_task_options": {"stages": [2, 4]}},
 }
 MODELS |= {name: {"use_intra_task": False, **changes} for name, changes in READINGS.items()}
+LATERAL_NORM = {"inter_task_options": {"lateral_norm": True}}
+MODELS |= {f"{name}_norm": {**MODELS[name], **LATERAL_NORM} for name in ("baseline", "intra", "inter", "sem")}
 SINGLE_TASK = "stl"
 TABLE_2 = {
     "STL": "stl",
@@ -72,6 +74,7 @@ TABLE_2 = {
     "baseline + inter-task module": "inter",
     "SEM": "sem",
     **{name: name for name in READINGS},
+    **{f"{name}_norm": f"{name}_norm" for name in ("baseline", "intra", "inter", "sem")},
 }
 TABLE_3 = {"MTL": "mtl", "SEM": "sem"}  # for each encoder
 FIGURE_6 = {
