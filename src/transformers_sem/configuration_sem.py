@@ -489,8 +489,8 @@ class SEMConfig(PreTrainedConfig):
         if not is_backbone or self.backbone_config.model_type == "timm_backbone":  # whose names may be addresses
             raise ValueError(
                 f"`backbone_config` must be that of a timm encoder or of a backbone of transformers; got "
-                f"{self.backbone_config.model_type!r}, which returns no feature maps or may load files. Use the encoder of timm instead: "
-                "{'model_name': ..., 'out_indices': ...}."
+                f"{self.backbone_config.model_type!r}, which returns no feature maps or may load files. Use the "
+                "encoder of timm instead: {'model_name': ..., 'out_indices': ...}."
             )
         out_indices = list(self.backbone_config.out_indices)
         if self.use_decoder and len(out_indices) != num_stages:

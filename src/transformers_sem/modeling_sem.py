@@ -789,8 +789,9 @@ class SEMForMultiTaskDensePrediction(SEMPreTrainedModel):
             labels (`dict[str, torch.Tensor]`, *optional*):
                 Labels of any subset of the tasks: `(batch_size, height, width)` ids with 255 invalid, or
                 `(batch_size, channels, height, width)` measurements with NaN invalid; depth that is not positive is
-                invalid too. Shapes and dtypes are checked, and on a CPU that depth is at most 1,000 m; other values are not. In distributed training losses and bases are means over all ranks, so
-                either every rank gives labels or none does; the ranks may have labels of different tasks.
+                invalid too. Shapes and dtypes are checked, and on a CPU that depth is at most 1,000 m; other values are not.
+                In distributed training losses and bases are means over all ranks, so either every rank gives labels or none
+                does; the ranks may have labels of different tasks.
             output_sem_states (`bool`, *optional*, defaults to `False`):
                 Whether to return [`SEMStates`].
             **kwargs:

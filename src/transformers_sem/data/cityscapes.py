@@ -54,7 +54,10 @@ COLUMNS = ("image", "semseg", "depth")
 BASELINE, FOCAL_LENGTH = 0.209313, 2262.52  # of the most frequent camera, in metres and pixels
 MAX_DEPTH = 80.0
 DEPTH = f"baseline * fx / disparity, unknown beyond {MAX_DEPTH:g} m"
-WITHOUT_CAMERA = f"{DEPTH}; with {BASELINE} m and {FOCAL_LENGTH} px for all frames, because there is no camera/: some frames are 6 % farther"
+WITHOUT_CAMERA = (
+    f"{DEPTH}; with {BASELINE} m and {FOCAL_LENGTH} px for all frames, because there is no camera/: some frames are 6 % "
+    "farther"
+)
 OFFICIAL_SIZES = {"train": 2975, "validation": 500}
 RULE = "the folder Cityscapes that has leftImg8bit/ with gtFine/ or disparity/, its parent, or a tar archive of either"
 TERMS = (

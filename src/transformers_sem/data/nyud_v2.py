@@ -266,6 +266,8 @@ def read_class_map(root: Path) -> np.ndarray:
     """
     last = len(CLASS_NAMES["semseg"])
     for path in sorted(set(root.glob("*.mat")) - {root / OFFICIAL_FILE, root / "splits.mat"}):
+        if not path.is_file():  # reading a pipe never ends
+            continue
         try:
             variables = read_matlab(path)
         except ValueError as error:

@@ -108,8 +108,8 @@ def about(model: str, pipeline: MultiTaskDensePredictionPipeline, max_upload_mb:
         f"**{html.escape(model)}** is a Synergy Embedding Model (SEM, CVPR 2024) with {parameters:.1f} M parameters. It predicts "
         f"{titles} in one forward pass at {size['width']} x {size['height']} pixels. It works best on images like those it was "
         "trained on.\n\n"
-        f"Images have up to {max_upload_mb} MB and {MAX_PIXELS // 10**6} million pixels, and are reduced to at most {MAX_SIDE} pixels per side. Images are predicted one "
-        "at a time. Your results are deleted when you close the page, your uploads within an hour."
+        f"Images have up to {max_upload_mb} MB and {MAX_PIXELS // 10**6} million pixels, and are reduced to at most {MAX_SIDE} pixels "
+        "per side. Images are predicted one at a time. Your results are deleted when you close the page, your uploads within an hour."
     )
 
 

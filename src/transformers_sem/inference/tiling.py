@@ -179,8 +179,8 @@ def allocate_map(shape: tuple[int, ...], dtype: torch.dtype, folder: Path | None
             reserve(file, num_bytes)
         except OSError as error:
             raise OSError(
-                f"A map of this image needs a temporary file of {num_bytes / 1e6:.0f} MB in {folder or tempfile.gettempdir()}: {error}. Free some "
-                "space; the same command goes on where this one stopped."
+                f"A map of this image needs a temporary file of {num_bytes / 1e6:.0f} MB in {folder or tempfile.gettempdir()}: "
+                f"{error}. Free some space; the same command goes on where this one stopped."
             ) from error
         return torch.from_numpy(np.memmap(file, torch.empty((), dtype=dtype).numpy().dtype, "r+", shape=shape))
 
