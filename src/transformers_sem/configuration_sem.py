@@ -161,7 +161,7 @@ class SEMConfig(PreTrainedConfig):
         task_num_labels (`dict[str, int]`, *optional*):
             Number of output channels of each task, in order. `None` is NYUD-v2: 40 classes, depth, normals, boundaries.
         task_variants (`dict[str, str]`, *optional*):
-            Tasks that differ from one of the task table in their classes only, as in `{"semseg_voc": "semseg"}`.
+            Tasks that differ from one of the task table in their classes only, `{name: name in the table}`.
         task_id2label (`dict[str, dict[int, str]]`, *optional*):
             Class names of the tasks that have classes.
         num_labels, id2label, label2id (*optional*):

@@ -1,5 +1,6 @@
 """The command `benchmark`: two loaders that do the same work, and training steps on one batch."""
 
+import importlib
 import json
 import re
 
@@ -168,7 +169,8 @@ def test_all_modes_without_a_gpu_and_with_one():
 
 
 def test_latency_of_torch_and_of_every_graph(cache, monkeypatch):
-    folder = pytest.importorskip("transformers_sem.export.folder")
+    pytest.importorskip("onnx")
+    folder = importlib.import_module("transformers_sem.export.folder")
     monkeypatch.setattr(folder, "export_graph", export_biases)
     monkeypatch.setattr(torch, "compile", lambda module: module)
     monkeypatch.setattr(latency, "NUM_ROUNDS", 2)

@@ -25,21 +25,15 @@ from transformers_sem.demo.web_page import check_runtime
 from ..cli.commands import run
 from ..conftest import REPOSITORY
 from ..tiny import tiny_config
+from . import chromium
 
 
 pytestmark = pytest.mark.slow
 onnxruntime = pytest.importorskip("onnxruntime", reason="the extra `onnx` is not installed")
 NODE_MODULES = Path(os.environ.get("SEM_NODE_MODULES", REPOSITORY / "node_modules"))
 NODE = shutil.which("node")
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 ARGUMENTS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
+    *chromium.ARGUMENTS,
     "--use-fake-device-for-media-stream",
     "--use-fake-ui-for-media-stream",
 ]
@@ -126,11 +120,11 @@ def address(page_folder):
 def visit(address):
     """Opens the page. At the end it asserts that the console had no errors and no other host was requested."""
     playwright = pytest.importorskip("playwright.sync_api", reason="the extra `browser` is not installed")
-    if CHROMIUM is None:
+    if chromium.CHROMIUM is None:
         pytest.skip("there is no Chromium (apt-get install chromium)")
     wrong = []
     with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
+        browser = driver.chromium.launch(executable_path=chromium.CHROMIUM, args=ARGUMENTS)
 
         def open_page(query="", width=1280):
             context = browser.new_context(viewport={"width": width, "height": 900}, permissions=["camera"])

@@ -58,7 +58,7 @@ class EvaluationConfig:
         dataset (`str`): Name of the dataset.
         data_dir (`str`, *optional*): Folder of the data, for datasets that are read from disk.
         dataset_kwargs (`dict`): Fields of the builder configuration of the dataset.
-        tasks (`dict[str, str]`): Names that the model has for tasks of the dataset, as in `{"semseg": "semseg_voc"}`.
+        tasks (`dict[str, str]`): Names that the model has for tasks of the dataset, `{name in the dataset: name in the model}`.
         batch_size (`int`): Images that a rank predicts at once.
         num_evaluation_images (`int`, *optional*): Number of validation images; `None` is all.
         seed (`int`): Seed of the training, noted in the report.
