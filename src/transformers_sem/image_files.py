@@ -15,11 +15,11 @@ from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
 
-import httpx
 import numpy as np
 import torch
 from PIL import ExifTags, Image, UnidentifiedImageError
 from torch import Tensor
+from transformers.image_utils import httpx  # the one that huggingface-hub requires, httpx or httpx2
 
 
 # Pillow decodes these itself; EPS, for example, would start another program
