@@ -3,7 +3,7 @@
 import inspect
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import fields
 from typing import Any, Literal
 
@@ -50,7 +50,9 @@ def check_base_fields(config: PreTrainedConfig, further: dict[str, Any]) -> None
         is_float = isinstance(dtype, torch.dtype) and dtype.is_floating_point
         if value is not None and not is_float and not isinstance(value, dict):
             raise ValueError(f"`{name}` is the name of a floating-point dtype, such as 'float32'; got {value!r}.")
-    for name, value in (("id2label", config.id2label), ("quantization_config", further.get("quantization_config"))):
+    dictionaries = {"id2label": config.id2label, "label2id": config.label2id}
+    dictionaries["quantization_config"] = further.get("quantization_config")
+    for name, value in dictionaries.items():
         if isinstance(value, (bool, int, float, str, list)):
             raise ValueError(f"`{name}` is a dictionary; got {value!r}. Correct it or leave it out.")
 
@@ -311,7 +313,7 @@ class SEMConfig(PreTrainedConfig):
     def _move_to_front(self, task: str | None) -> None:
         if task is None:
             return
-        if task not in self.task_num_labels:
+        if not isinstance(task, str) or task not in self.task_num_labels:
             raise ValueError(f"`first_task` is one of the tasks {list(self.task_num_labels)}; got {task!r}.")
         self.task_num_labels = {task: self.task_num_labels[task], **self.task_num_labels}
 
@@ -342,8 +344,8 @@ class SEMConfig(PreTrainedConfig):
                 f"`num_labels`, `id2label` and `label2id` describe a task of class ids; this model has the tasks "
                 f"{self.tasks}. Set `task_num_labels` and `task_id2label` instead."
             )
-        names = {int(id): name for id, name in (id2label or {}).items()}
-        names = names or {int(id): name for name, id in (label2id or {}).items()}
+        names = _read_names((id2label or {}).items())
+        names = names or _read_names((id, name) for name, id in (label2id or {}).items())
         num_labels = len(names) if num_labels is None else num_labels
         ids = {name: id for id, name in names.items()}
         if (names and len(names) != num_labels) or any(
@@ -515,8 +517,17 @@ def _placeholders(num_labels: int) -> dict[int, str]:
     return {id: f"LABEL_{id}" for id in range(num_labels)}
 
 
+def _read_names(pairs: Iterable[tuple[Any, str]]) -> dict[int, str]:
+    """Returns `{id: name}`; JSON turns the ids into strings."""
+    pairs = list(pairs)
+    try:
+        return {int(id): name for id, name in pairs}
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ValueError(f"Ids of `id2label` and `label2id` are whole numbers; got {pairs[:5]}.") from error
+
+
 def _is_placeholder(id2label: dict) -> bool:
-    return {int(id): name for id, name in id2label.items()} == _placeholders(len(id2label))
+    return _read_names(id2label.items()) == _placeholders(len(id2label))
 
 
 def _build_backbone_config(backbone_config: dict | PreTrainedConfig | None) -> PreTrainedConfig:
