@@ -3,7 +3,7 @@
 import inspect
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import fields
 from typing import Any, Literal
 
@@ -50,7 +50,7 @@ def check_base_fields(values: dict[str, Any]) -> None:
         is_float = isinstance(dtype, torch.dtype) and dtype.is_floating_point
         if value is not None and not is_float and not isinstance(value, dict):
             raise ValueError(f"`{name}` is the name of a floating-point dtype, such as 'float32'; got {value!r}.")
-    for name in ("id2label", "quantization_config"):
+    for name in ("id2label", "label2id", "quantization_config"):
         value = values.get(name)
         if isinstance(value, (bool, int, float, str, list)):
             raise ValueError(f"`{name}` is a dictionary; got {value!r}. Correct it or leave it out.")
@@ -108,7 +108,7 @@ class SEMTimmBackboneConfig(BackboneConfigMixin, PreTrainedConfig):
     _out_indices: list[int] | None = None
 
     def __post_init__(self, **kwargs):
-        check_base_fields({**kwargs, "dtype": self.dtype, "id2label": self.id2label})
+        check_base_fields({**kwargs, "dtype": self.dtype, "id2label": self.id2label, "label2id": self.label2id})
         kwargs.pop("stage_names", None)  # derived below, and part of every saved configuration
         out_indices = read_out_indices(kwargs.pop("out_features", None), kwargs.pop("out_indices", None))
         self.model_kwargs = self.model_kwargs or {}
@@ -258,7 +258,7 @@ class SEMConfig(PreTrainedConfig):
     initializer_range: float = 0.02
 
     def __post_init__(self, **kwargs):
-        check_base_fields({**kwargs, "dtype": self.dtype, "id2label": self.id2label})
+        check_base_fields({**kwargs, "dtype": self.dtype, "id2label": self.id2label, "label2id": self.label2id})
         self.backbone_config = _build_backbone_config(self.backbone_config)
         for field in ("offset_strides", "decoder_hidden_sizes", "decoder_num_attention_heads", "sr_ratios"):
             setattr(self, field, list(getattr(self, field)))  # JSON has lists, no tuples
@@ -312,7 +312,7 @@ class SEMConfig(PreTrainedConfig):
     def _move_to_front(self, task: str | None) -> None:
         if task is None:
             return
-        if task not in self.task_num_labels:
+        if not isinstance(task, str) or task not in self.task_num_labels:
             raise ValueError(f"`first_task` is one of the tasks {list(self.task_num_labels)}; got {task!r}.")
         self.task_num_labels = {task: self.task_num_labels[task], **self.task_num_labels}
 
@@ -343,8 +343,8 @@ class SEMConfig(PreTrainedConfig):
                 f"`num_labels`, `id2label` and `label2id` describe a task of class ids; this model has the tasks "
                 f"{self.tasks}. Set `task_num_labels` and `task_id2label` instead."
             )
-        names = {int(id): name for id, name in (id2label or {}).items()}
-        names = names or {int(id): name for name, id in (label2id or {}).items()}
+        names = _read_names((id2label or {}).items())
+        names = names or _read_names((id, name) for name, id in (label2id or {}).items())
         num_labels = len(names) if num_labels is None else num_labels
         ids = {name: id for id, name in names.items()}
         if (names and len(names) != num_labels) or any(
@@ -510,8 +510,17 @@ def _placeholders(num_labels: int) -> dict[int, str]:
     return {id: f"LABEL_{id}" for id in range(num_labels)}
 
 
+def _read_names(pairs: Iterable[tuple[Any, str]]) -> dict[int, str]:
+    """Returns `{id: name}`; JSON turns the ids into strings."""
+    pairs = list(pairs)
+    try:
+        return {int(id): name for id, name in pairs}
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ValueError(f"Ids of `id2label` and `label2id` are whole numbers; got {pairs[:5]}.") from error
+
+
 def _is_placeholder(id2label: dict) -> bool:
-    return {int(id): name for id, name in id2label.items()} == _placeholders(len(id2label))
+    return _read_names(id2label.items()) == _placeholders(len(id2label))
 
 
 def _build_backbone_config(backbone_config: dict | PreTrainedConfig | None) -> PreTrainedConfig:

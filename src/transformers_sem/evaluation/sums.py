@@ -11,8 +11,9 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor
 
+from ..image_files import to_dense_tensor
 from ..losses import INVALID_ID
-from ..task_kinds import PROBABILITY, is_black_and_white
+from ..task_kinds import CLASS_IDS, PROBABILITY, is_black_and_white
 from ..tasks import get_task
 from .metrics import find_metric, metric_of, task_of
 
@@ -66,9 +67,7 @@ class MetricSums:
     def _call(self, task: str, prediction: Tensor, reference: Tensor) -> Callable[[], dict[str, Tensor]]:
         metric = find_metric(task)
         pair = as_map(prediction), as_map(reference)
-        # Labels of the image processor are never 8-bit, nor are label maps of PASCAL-Context, where 255 is a class
-        is_8_bit = pair[1].dtype == torch.uint8 and get_task(task).kind is PROBABILITY
-        if is_8_bit and is_black_and_white(pair[1]):
+        if pair[1].dtype == torch.uint8 and self._has_two_values(task) and is_black_and_white(pair[1]):
             raise ValueError(
                 f"A {task} label holds values from 0 to 1, {INVALID_ID} invalid; got an 8-bit map of 0 and 255 alone, where 255 "
                 "is white. Divide it by 255."
@@ -76,6 +75,11 @@ class MetricSums:
         if metric.is_slow:
             pair = to_array(pair[0]), to_array(pair[1])
         return partial(metric.statistics, *pair, self.task_num_labels[task], **self.task_metric_kwargs.get(task, {}))
+
+    def _has_two_values(self, task: str) -> bool:
+        """Whether labels are masks. Those of the image processor are never 8-bit, nor are maps of PASCAL-Context with a class 255."""
+        kind = get_task(task).kind
+        return kind is PROBABILITY or (kind is CLASS_IDS and self.task_num_labels[task] == 2)
 
     def add(self, statistics: Mapping[str, Mapping[str, Tensor]]) -> None:
         """Adds the statistics of one image, `{task: statistics}`."""
@@ -122,11 +126,9 @@ def as_map(values: Tensor | np.ndarray) -> Tensor:
     """Converts a map to a tensor; unsigned integers become int64, because torch supports few operations on them.
 
     Raises:
-        ValueError: If the map is neither a tensor nor an array.
+        ValueError: If the map is neither a tensor nor an array of numbers.
     """
-    if not isinstance(values, (Tensor, np.ndarray)):
-        raise ValueError(f"A map is a tensor or a NumPy array; got {type(values).__name__}. Convert it.")
-    values = torch.as_tensor(values)
+    values = to_dense_tensor(values, "A map")
     is_unsigned = values.dtype in (torch.uint16, torch.uint32, torch.uint64)
     return values.long() if is_unsigned else values
 
