@@ -52,7 +52,18 @@ IMPORTS_TRAINING = {"training", "ablation", "cli"}
 TOO_HEAVY_FOR_A_CHECKPOINT = {"datasets", "evaluate", "accelerate", "scipy", "matplotlib", "skimage"}
 
 # The only packages that every installation has, besides those that these bring
-EXTRAS_ONLY = {"gradio", "h5py", "matplotlib", "onnx", "onnx_ir", "onnxruntime", "onnxscript", "av", "sklearn"}
+EXTRAS_ONLY = {
+    "gradio",
+    "h5py",
+    "matplotlib",
+    "onnx",
+    "onnx_ir",
+    "onnxruntime",
+    "onnxscript",
+    "av",
+    "pillow_heif",
+    "sklearn",
+}
 
 
 def python_files(*folders):
@@ -186,7 +197,13 @@ def test_every_import_is_a_requirement():
         "httpx": "huggingface-hub",
         "onnx_ir": "onnxscript",
     }
-    renamed = {"yaml": "pyyaml", "PIL": "pillow", "sklearn": "scikit-learn", "huggingface_hub": "huggingface-hub"}
+    renamed = {
+        "yaml": "pyyaml",
+        "PIL": "pillow",
+        "pillow_heif": "pillow-heif",
+        "sklearn": "scikit-learn",
+        "huggingface_hub": "huggingface-hub",
+    }
     setup = configparser.ConfigParser()
     setup.read(REPOSITORY / "setup.cfg")
     listed = setup["options"]["install_requires"] + "".join(setup["options.extras_require"].values())

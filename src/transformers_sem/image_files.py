@@ -25,6 +25,7 @@ from transformers.image_utils import httpx  # the one that huggingface-hub requi
 
 # Pillow decodes these itself; EPS, for example, would start another program
 IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
+HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc")  # in the header of photos from phones
 MAX_PIXELS = 256_000_000  # slightly more than the largest phone camera; 768 MB as RGB
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 CHANNELS = (1, 3, 4)  # of an array: gray, RGB, RGBA
@@ -112,13 +113,36 @@ def _read(file: Path | BytesIO, name: str, max_pixels: int = MAX_PIXELS) -> Imag
 
 
 def _decode(file: Path | BytesIO, max_pixels: int) -> Image.Image:
-    with without_pillow_limit(), Image.open(file, formats=IMAGE_FORMATS) as image:
+    formats = _heic_formats() if _is_heic(file) else IMAGE_FORMATS
+    with without_pillow_limit(), Image.open(file, formats=formats) as image:
         if image.width * image.height > max_pixels:
             raise ValueError(
                 f"an image has at most {max_pixels // 10**6} million pixels; got {image.width:,} x "
                 f"{image.height:,}. Shrink it first."
             )
         return to_upright_rgb(image)
+
+
+def _is_heic(file: Path | BytesIO) -> bool:
+    if isinstance(file, Path):
+        with file.open("rb") as opened:
+            header = opened.read(64)
+    else:
+        header = file.getvalue()[:64]
+    brands = header[8 : int.from_bytes(header[:4], "big")]
+    return header[4:8] == b"ftyp" and any(brand in brands for brand in HEIC_BRANDS)
+
+
+def _heic_formats() -> tuple[str, ...]:
+    try:
+        from pillow_heif import register_heif_opener
+    except ImportError as error:
+        raise ValueError(
+            "it is a HEIC image, which the package 'pillow_heif' reads; it comes with the extra 'heic'. "
+            "Run pip install 'transformers-sem[heic]', or save the image as JPEG."
+        ) from error
+    register_heif_opener()
+    return ("HEIF",)
 
 
 def _essential_chunks(content: bytes) -> bytes | None:
