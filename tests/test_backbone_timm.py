@@ -401,6 +401,14 @@ def test_gradient_checkpointing_reaches_timm(name):
     assert len(calls) == 2 * in_forward
 
 
+def test_an_encoder_without_gradient_checkpointing_is_named():
+    with torch.device("meta"):
+        backbone = SEMTimmBackbone(SEMTimmBackboneConfig(model_name="cs3darknet_s", drop_path_rate=0, out_indices=[1]))
+        backbone.gradient_checkpointing_enable()
+        with pytest.raises(ValueError, match="'cs3darknet_s' has no gradient checkpointing"):
+            backbone.train()(torch.empty(1, 3, 32, 32))
+
+
 def test_drop_path_acts_in_training_only():
     backbone = build_backbone("convnext", drop_path_rate=0.5)
     images = random_images()

@@ -26,7 +26,13 @@ from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, logging
 from transformers.utils.generic import can_return_tuple, maybe_autocast
 
-from .backbone import build_backbone, inspect_backbone, load_backbone_weights, parameters_to_buffers
+from .backbone import (
+    build_backbone,
+    find_image_sizes,
+    inspect_backbone,
+    load_backbone_weights,
+    parameters_to_buffers,
+)
 from .configuration_sem import SEMConfig
 from .layers import SEMMLP, Padding, SEMConvBlock, SEMPatchConv2d, record, record_states, resize, to_map, to_tokens
 from .losses import mean_over_ranks
@@ -36,6 +42,10 @@ from .tasks import get_task, invalid_labels
 
 
 logger = logging.get_logger(__name__)
+
+# A checkpoint may lack new heads, but not most of the model: `from_pretrained` takes no more memory than this for the rest
+SPARE_FACTOR = 8
+SPARE_VALUES = 2**22
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -558,6 +568,19 @@ class SEMPreTrainedModel(PreTrainedModel):
         )
         return model
 
+    def _move_missing_keys_from_meta_to_device(self, missing_keys: set[str], *args, **kwargs) -> None:
+        """Checks that tensors that a checkpoint lacks do not need far more memory than the checkpoint itself."""
+        sizes = {name: tensor.numel() for name, tensor in self.state_dict().items()}
+        loaded = sum(sizes[name] for name in sizes if name not in missing_keys)
+        buffers = sum(buffer.numel() for _, buffer in self.named_non_persistent_buffers())
+        needed = sum(sizes.values()) - loaded + buffers
+        if needed > SPARE_FACTOR * loaded + SPARE_VALUES:
+            raise ValueError(
+                f"config.json describes a model that has {needed + loaded} values, but the weights hold {loaded} of them. Use "
+                "the configuration that belongs to the weights."
+            )
+        super()._move_missing_keys_from_meta_to_device(missing_keys, *args, **kwargs)
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
@@ -588,7 +611,7 @@ class SEMModel(SEMPreTrainedModel):
         parameters_to_buffers(self.backbone, unused)
         self.min_size = int(min(strides))
         self.strides = strides  # of the maps that the decoder reads, from shallow to deep
-        self.size_divisor = int(max(strides))
+        self.size_divisor, self.image_size = find_image_sizes(self.backbone, strides)
         self.output_channels = channels[-1]
         self.reassembly = nn.Identity()
         self.intra_task = self.decoder = None
@@ -596,6 +619,11 @@ class SEMModel(SEMPreTrainedModel):
             self._build_decoder(config, channels)
         self.deepest_stride = max(self.strides)
         self.output_stride = min(self.strides) if config.use_decoder else self.deepest_stride
+        if self.image_size is not None and any(edge % self.size_divisor for edge in self.image_size):
+            raise ValueError(
+                f"The decoder needs images whose height and width are multiples of {self.size_divisor}; the encoder takes "
+                f"{self.image_size} only. Give a timm encoder such a size as model_kwargs={{'img_size': [height, width]}}."
+            )
         self.post_init()
 
     def _build_decoder(self, config: SEMConfig, channels: list[int]) -> None:
@@ -610,7 +638,7 @@ class SEMModel(SEMPreTrainedModel):
             channels = widths
         # Every stage needs a whole number of pixels and of deformed points
         steps = [stride * step for stride, step in zip(self.strides, config.offset_strides, strict=True)]
-        self.size_divisor = math.lcm(*(round(step) for step in (max(self.strides), *steps)))
+        self.size_divisor = math.lcm(self.size_divisor, *(round(step) for step in (max(self.strides), *steps)))
         self.output_channels = config.decoder_hidden_sizes[-1]
         self.intra_task = SEMIntraTaskStage(config, channels)
         self.decoder = SEMDecoder(config, channels)
@@ -654,6 +682,12 @@ class SEMModel(SEMPreTrainedModel):
             kwargs.setdefault(name, getattr(self.config, name))
         # the processor returns float32, whatever the model; a replica of DataParallel lists no parameters
         dtypes = (parameter.dtype for parameter in self.backbone.parameters() if parameter.is_floating_point())
+        if self.image_size is not None and padding.padded_size != self.image_size:
+            raise ValueError(
+                f"This encoder takes images of {self.image_size[0]} x {self.image_size[1]} only; got {padding.size[0]} x "
+                f"{padding.size[1]}. Set the image processor's `size` or `pad_size` to that, build a timm encoder for "
+                "another size with model_kwargs={'img_size': [height, width]}, or use an encoder for all sizes."
+            )
         padded = padding.pad(pixel_values).to(next(dtypes, pixel_values.dtype))
         if padded.device.type == "cpu":  # faster there; convolutions pass the memory format on
             padded = padded.contiguous(memory_format=torch.channels_last)
