@@ -178,7 +178,7 @@ def test_encoders_of_the_table(name):
         ]
         step = stride // backbone.strides[0]
         before, after = maps[0] - nothing[0], shifted[0] - nothing[0]
-        assert correlation(before[..., step:, step:], after[..., :-step, :-step]) > 0.8
+        assert correlation(before[..., step:, step:], after[..., :-step, :-step]) > 0.15  # 0 for shuffled maps
 
 
 def smooth_images(height, width):
