@@ -29,12 +29,12 @@ test: .venv/installed  ## Run the tests: CPU, offline, under three minutes
 .venv-oldest/installed: setup.cfg pyproject.toml
 	$(PYTHON) -m venv .venv-oldest
 	.venv-oldest/bin/python -m pip install --quiet uv
-	.venv-oldest/bin/uv pip install --quiet --python .venv-oldest/bin/python --resolution lowest-direct --editable '.[heic]' 'pytest>=8.0'
+	.venv-oldest/bin/uv pip install --quiet --python .venv-oldest/bin/python --resolution lowest-direct --editable '.[heic]' 'pytest>=8.0' 'pytest-xdist>=3.7'
 	touch $@
 
-OLDEST_TESTS = backbone_timm configuration_sem image_files image_processing_sem pipeline_sem standard_pipelines
+OLDEST_TESTS = backbone_timm configuration_sem image_files image_processing_sem modeling_sem pipeline_sem standard_pipelines
 test-oldest: .venv-oldest/installed  ## Run tests of the model with the oldest requirements that setup.cfg allows
-	OMP_NUM_THREADS=1 .venv-oldest/bin/python -m pytest -q $(OLDEST_TESTS:%=tests/test_%.py)
+	OMP_NUM_THREADS=1 .venv-oldest/bin/python -m pytest -q --numprocesses 2 $(OLDEST_TESTS:%=tests/test_%.py)
 
 test-slow: .venv/installed  ## Run the slow tests too
 	.venv/bin/python -m pytest -m "not gpu and not benchmark"

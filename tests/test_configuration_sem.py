@@ -198,7 +198,7 @@ CONTRADICTIONS = [
     ({"dtype": "float99"}, ["`dtype`", "'float32'", "'float99'"]),
     ({"dtype": "load"}, ["`dtype`", "'load'"]),
     ({"torch_dtype": "int8"}, ["`torch_dtype`", "'int8'"]),
-    ({"id2label": 5}, ["`id2label`", "5"]),
+    ({"id2label": 5}, ["id2label", "5"]),
     ({"quantization_config": "text"}, ["`quantization_config`", "'text'"]),
     ({"backbone_config": 5}, ["backbone_config", "5"]),
     ({"backbone_config": {"model_type": ["swin"]}}, ["backbone_config.model_type", "['swin']"]),

@@ -1,5 +1,6 @@
 """Sums of statistics over images, and the multi-task gain."""
 
+import inspect
 import logging
 from collections.abc import Callable, Mapping
 from concurrent.futures import Executor, Future
@@ -14,7 +15,7 @@ from torch import Tensor
 from ..image_files import to_dense_tensor
 from ..losses import INVALID_ID
 from ..task_kinds import CLASS_IDS, PROBABILITY, is_black_and_white
-from ..tasks import get_task
+from ..tasks import describe_widths, get_task
 from .metrics import find_metric, metric_of, task_of
 
 
@@ -31,7 +32,8 @@ class MetricSums:
         task_metric_kwargs (`dict[str, dict]`, *optional*): Keyword arguments of the statistics of a task.
 
     Raises:
-        ValueError: If a task is unknown, or keyword arguments are given for a task that is not scored.
+        ValueError: If a task is unknown, no head has a width, or keyword arguments are given for a task that is not
+            scored, or are not those of its statistics.
     """
 
     def __init__(self, task_num_labels: Mapping[str, int], task_metric_kwargs: Mapping[str, Mapping] | None = None):
@@ -44,6 +46,8 @@ class MetricSums:
             raise ValueError(
                 f"`task_metric_kwargs` is for tasks of the metric, {[*self.task_num_labels]}; got {unknown}."
             )
+        for task, width in self.task_num_labels.items():
+            check_metric(task, width, self.task_metric_kwargs.get(task, {}))
         self.reset()
 
     def reset(self) -> None:
@@ -120,6 +124,23 @@ class MetricSums:
             for task, metric in metrics.items()
             if metric.per_class and metric.reduce(self.sums[task])
         }
+
+
+def check_metric(task: str, num_labels: int, arguments: Mapping) -> None:
+    """Checks the head width of a task, and the keyword arguments of its statistics.
+
+    Raises:
+        ValueError: If no head has the width, or the statistics do not have the arguments.
+    """
+    kind = get_task(task).kind
+    if not isinstance(num_labels, int) or num_labels not in kind.widths:
+        raise ValueError(
+            f"A head for {kind.values} has {describe_widths(kind.widths)}; got {num_labels!r} for {task}."
+        )
+    try:
+        inspect.signature(find_metric(task).statistics).bind(None, None, num_labels, **arguments)
+    except TypeError as error:
+        raise ValueError(f"`task_metric_kwargs[{task!r}]` are arguments of its statistics: {error}.") from error
 
 
 def as_map(values: Tensor | np.ndarray) -> Tensor:
