@@ -155,7 +155,7 @@ class SEMConfig(PreTrainedConfig):
 
     Args:
         backbone_config (`dict` or `PreTrainedConfig`, *optional*):
-            Configuration of any backbone. `None` is the timm ViT-L/16 of the paper.
+            Configuration of a timm encoder or of a backbone of transformers. `None` is the timm ViT-L/16 of the paper.
         reassemble_factors (`list[int | float]`, *optional*):
             Factors that resize the encoder stages to strides 4, 8, 16 and 32. `None` derives them from the backbone:
             `[4, 2, 1, 0.5]` if all its maps share one stride, no resizing if they form a pyramid.
