@@ -523,6 +523,7 @@ def test_a_wrong_map_is_named(maps, expected):
         ({"input_data_format": {}}, "`input_data_format` is 'channels_first' or"),
         ({"data_format": "channels_last"}, "`data_format` is 'channels_first'"),
         ({"resample": {}}, "`resample` is a filter of Pillow"),
+        ({"image_std": 10**400}, "`image_std` is finite and above 0"),
         ({"image_mean": []}, "`image_mean` is finite numbers"),
         ({"image_std": [0.5, 0.5]}, "`image_std` has one value per channel, 3; got [0.5, 0.5]"),
         ({"image_mean": [0.5] * 4}, "`image_mean` has one value per channel, 3; got [0.5, 0.5, 0.5, 0.5]"),

@@ -1,6 +1,5 @@
 """Image processor of SEM: images and maps to tensors, and logits to predictions at the size of the image."""
 
-import math
 from collections.abc import Mapping, Sequence
 from numbers import Integral, Real
 from pathlib import Path
@@ -54,6 +53,7 @@ OTHER_ARGUMENTS = {
     "segmentation_maps": "Give `maps={task: ...}`.",
 }
 MAX_EDGE = 10_000  # pixels: an image of that height and width takes 1.2 GB
+MAX_NUMBER = 1e30  # of a setting; float32 holds it
 MAX_BAND_VALUES = 2**24  # of logits that are resized at once: 64 MiB of float32
 
 
@@ -498,7 +498,7 @@ def check_settings(settings: dict[str, Any]) -> None:
     for name in ("image_mean", "image_std", "rescale_factor"):
         value = settings.get(name)
         numbers = value if isinstance(value, (list, tuple)) and name != "rescale_factor" else [value]
-        is_usable = len(numbers) > 0 and all(isinstance(n, Real) and math.isfinite(n) for n in numbers)
+        is_usable = len(numbers) > 0 and all(isinstance(n, Real) and abs(n) < MAX_NUMBER for n in numbers)
         if value is not None and not (is_usable and (name == "image_mean" or min(numbers) > 0)):
             rule = "finite numbers" if name == "image_mean" else "finite and above 0"
             raise ValueError(f"`{name}` is {rule}; got {value!r}.")

@@ -5,6 +5,7 @@ import logging
 from collections.abc import Callable, Mapping
 from concurrent.futures import Executor, Future
 from functools import partial
+from numbers import Integral
 
 import numpy as np
 import torch
@@ -133,7 +134,8 @@ def check_metric(task: str, num_labels: int, arguments: Mapping) -> None:
         ValueError: If no head has the width, or the statistics do not have the arguments.
     """
     kind = get_task(task).kind
-    if not isinstance(num_labels, int) or num_labels not in kind.widths:
+    is_number = isinstance(num_labels, Integral) and not isinstance(num_labels, bool)
+    if not is_number or num_labels not in kind.widths:
         raise ValueError(
             f"A head for {kind.values} has {describe_widths(kind.widths)}; got {num_labels!r} for {task}."
         )
