@@ -451,7 +451,7 @@ def test_the_trainer_evaluates_in_half_precision(precision, tmp_path):
     trainer = Trainer(model=model, args=arguments, eval_dataset=scenes, data_collator=default_collate)
     prediction = trainer.predict(scenes)
     assert model.dtype in (torch.bfloat16, torch.float16)
-    assert {values.dtype.name for values in prediction.predictions[0].values()} <= {"float32", "float16"}
+    assert {values.dtype.name for values in prediction.predictions.values()} <= {"float32", "float16"}
     assert prediction.metrics["test_loss"] == pytest.approx(expected, rel=0.02)
 
 
