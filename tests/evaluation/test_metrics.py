@@ -396,7 +396,7 @@ def test_a_class_score_is_that_of_its_class():
 # Sums over images
 
 
-@pytest.mark.parametrize("split", [[6], [1, 5], [2, 2, 2], [3, 1, 2], [1, 1, 1, 1, 1, 1]], ids=str)
+@pytest.mark.parametrize("split", [[6], [3, 1, 2], [1, 1, 1, 1, 1, 1]], ids=str)
 @every_task
 def test_a_set_is_the_sum_of_any_split_in_any_order(task, split):
     """Each part in a metric of its own, as on a rank of its own."""
