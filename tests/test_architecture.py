@@ -5,6 +5,7 @@ import configparser
 import re
 import subprocess
 import sys
+from functools import cache
 from graphlib import TopologicalSorter
 
 import pytest
@@ -76,8 +77,15 @@ def name_of(path):
     return path.relative_to(REPOSITORY).as_posix()
 
 
+@cache
 def parse(path):
     return ast.parse(path.read_text(encoding="utf-8"))
+
+
+@cache
+def import_statements(path):
+    """Those anywhere in a file."""
+    return [node for node in ast.walk(parse(path)) if isinstance(node, (ast.Import, ast.ImportFrom))]
 
 
 def part_of(path):
@@ -87,7 +95,7 @@ def part_of(path):
 
 def relative_imports(path):
     """The files of the package that a file imports, anywhere in it."""
-    for node in ast.walk(parse(path)):
+    for node in import_statements(path):
         if isinstance(node, ast.ImportFrom) and node.level:
             folder = path.parents[node.level - 1]
             module = folder.joinpath(*node.module.split(".")) if node.module else folder
@@ -102,10 +110,10 @@ def resolve(module):
 
 def absolute_imports(path):
     """The packages that a file imports, anywhere in it."""
-    for node in ast.walk(parse(path)):
+    for node in import_statements(path):
         if isinstance(node, ast.Import):
             yield from (alias.name.split(".")[0] for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and not node.level:
+        elif not node.level:
             yield node.module.split(".")[0]
 
 

