@@ -7,7 +7,9 @@ import torch.nn.functional as F
 from transformers import AutoBackbone, VitPoseBackboneConfig
 
 from transformers_sem import SEMForMultiTaskDensePrediction, SEMTimmBackboneConfig
+from transformers_sem import backbone as backbone_module
 from transformers_sem.backbone import build_backbone, find_image_sizes, inspect_backbone
+from transformers_sem.backbone_timm import SEMTimmBackbone
 
 from .conftest import REPOSITORY
 from .tiny import tiny_config
@@ -90,20 +92,26 @@ def test_encoders_that_cannot_be_used_are_refused(encoder, message):
     assert "\n" not in str(error.value)
 
 
-def test_finding_the_sizes_draws_no_random_numbers():
+@pytest.mark.parametrize("read", [torch.Tensor.item, torch.Tensor.cpu, torch.Tensor.numpy], ids=lambda f: f.__name__)
+def test_an_encoder_that_reads_values_is_run_with_values_and_leaves_the_random_numbers(read, monkeypatch):
+    def forward(self, pixel_values, **kwargs):
+        read(pixel_values.sum())
+        return original(self, pixel_values, **kwargs)
+
+    original = SEMTimmBackbone.forward
+    monkeypatch.setattr(SEMTimmBackbone, "forward", forward)
+    monkeypatch.setattr(backbone_module, "KNOWN_IMAGE_SIZES", {})
     backbone = build_backbone(SEMTimmBackboneConfig(**timm_encoder("test_vit3", [1, 2])))
-    torch.manual_seed(0)
-    find_image_sizes(backbone, inspect_backbone(backbone, num_maps=2)[0])
     state = torch.get_rng_state()
-    torch.manual_seed(0)
+    assert find_image_sizes(backbone, inspect_backbone(backbone, num_maps=2)[0]) == (16, None)
     assert torch.equal(state, torch.get_rng_state())
 
 
-def test_a_transformers_encoder_of_one_size():
+def test_a_transformers_encoder_that_returns_tokens_is_refused():
     vitpose = VitPoseBackboneConfig(
         image_size=[64, 32], hidden_size=8, num_hidden_layers=2, num_attention_heads=2, out_indices=[1, 2]
     )
-    with pytest.raises(ValueError, match="'vitpose_backbone' gives no feature maps"):  # but tokens
+    with pytest.raises(ValueError, match="'vitpose_backbone' gives no feature maps"):
         inspect_backbone(AutoBackbone.from_config(vitpose), num_maps=2)
 
 

@@ -158,7 +158,7 @@ def _probe_image_sizes(config: PreTrainedConfig, strides: list[Fraction]) -> tup
     try:
         size = _first_size(config, [*sizes, own_size], strides, "meta")
     except ValueError as error:
-        if "meta tensor" not in str(error):  # torch's words where an encoder reads values
+        if "meta" not in str(error).lower():  # which all errors of torch name where an encoder reads values
             raise
         size = _first_size(config, [sizes[0], own_size], strides, "cpu")
     return (divisors[sizes.index(size)], None) if size in sizes else (divisors[0], own_size)

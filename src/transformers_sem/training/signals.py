@@ -36,7 +36,7 @@ class StopRequest:
             signal.signal(signum, handler)
 
     def _record(self, signum: int, frame: FrameType | None) -> None:
-        if os.getpid() != self.pid:  # a data worker that has just been forked; it is about to ignore signals
+        if os.getpid() != self.pid:  # a forked process, which must not end before the run does
             return
         if not self.signum:
             self.signum, self.recorded_at = signum, time.monotonic()
