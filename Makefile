@@ -1,7 +1,7 @@
 .DEFAULT_GOAL := help
 PYTHON ?= python3
 
-.PHONY: help install train test test-slow test-gpu smoke quality style gpu-pack cards build
+.PHONY: help install train test test-oldest test-slow test-gpu smoke quality style gpu-pack cards build
 
 help:  ## Show this help
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "%-12s %s\n", $$1, $$2}'
@@ -25,6 +25,16 @@ train: .venv/installed  ## Train a small model on rendered scenes in minutes, an
 
 test: .venv/installed  ## Run the tests: CPU, offline, under three minutes
 	OMP_NUM_THREADS=1 .venv/bin/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+
+.venv-oldest/installed: setup.cfg pyproject.toml
+	$(PYTHON) -m venv .venv-oldest
+	.venv-oldest/bin/python -m pip install --quiet uv
+	.venv-oldest/bin/uv pip install --quiet --python .venv-oldest/bin/python --resolution lowest-direct --editable '.[heic]' 'pytest>=8.0' 'pytest-xdist>=3.7'
+	touch $@
+
+OLDEST_TESTS = backbone_timm configuration_sem image_files image_processing_sem modeling_sem pipeline_sem standard_pipelines
+test-oldest: .venv-oldest/installed  ## Run tests of the model with the oldest requirements that setup.cfg allows
+	OMP_NUM_THREADS=1 .venv-oldest/bin/python -m pytest -q --numprocesses 2 $(OLDEST_TESTS:%=tests/test_%.py)
 
 test-slow: .venv/installed  ## Run the slow tests too
 	.venv/bin/python -m pytest -m "not gpu and not benchmark"

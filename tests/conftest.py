@@ -1,17 +1,27 @@
 """Fixtures of the whole test suite."""
 
+import gc
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
+
+# transformers compiles an expression for each weight that it loads, and Python keeps 512
+re._MAXCACHE = 8192
 
 REPOSITORY = Path(__file__).parents[1]
 GOLDEN_DIR = Path(__file__).parent / "golden"
 UNTRIMMED_GOLDEN_DIR = Path(os.environ.get("SEM_GOLDEN_DIR", REPOSITORY.parent / "shared" / "golden"))
+
+
+def pytest_collection_finish() -> None:
+    """Spares the collector of garbage the millions of objects of the imported libraries."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
@@ -46,4 +56,6 @@ def datasets_cache(tmp_path_factory) -> None:
 
 @pytest.fixture(autouse=True)
 def seed() -> None:
+    import torch  # not above: the process that only hands out the tests to workers needs no torch
+
     torch.manual_seed(0)

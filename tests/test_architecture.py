@@ -5,6 +5,7 @@ import configparser
 import re
 import subprocess
 import sys
+from functools import cache
 from graphlib import TopologicalSorter
 
 import pytest
@@ -52,7 +53,18 @@ IMPORTS_TRAINING = {"training", "ablation", "cli"}
 TOO_HEAVY_FOR_A_CHECKPOINT = {"datasets", "evaluate", "accelerate", "scipy", "matplotlib", "skimage"}
 
 # The only packages that every installation has, besides those that these bring
-EXTRAS_ONLY = {"gradio", "h5py", "matplotlib", "onnx", "onnx_ir", "onnxruntime", "onnxscript", "av", "sklearn"}
+EXTRAS_ONLY = {
+    "gradio",
+    "h5py",
+    "matplotlib",
+    "onnx",
+    "onnx_ir",
+    "onnxruntime",
+    "onnxscript",
+    "av",
+    "pillow_heif",
+    "sklearn",
+}
 
 
 def python_files(*folders):
@@ -65,8 +77,15 @@ def name_of(path):
     return path.relative_to(REPOSITORY).as_posix()
 
 
+@cache
 def parse(path):
     return ast.parse(path.read_text(encoding="utf-8"))
+
+
+@cache
+def import_statements(path):
+    """Those anywhere in a file."""
+    return [node for node in ast.walk(parse(path)) if isinstance(node, (ast.Import, ast.ImportFrom))]
 
 
 def part_of(path):
@@ -76,7 +95,7 @@ def part_of(path):
 
 def relative_imports(path):
     """The files of the package that a file imports, anywhere in it."""
-    for node in ast.walk(parse(path)):
+    for node in import_statements(path):
         if isinstance(node, ast.ImportFrom) and node.level:
             folder = path.parents[node.level - 1]
             module = folder.joinpath(*node.module.split(".")) if node.module else folder
@@ -91,10 +110,10 @@ def resolve(module):
 
 def absolute_imports(path):
     """The packages that a file imports, anywhere in it."""
-    for node in ast.walk(parse(path)):
+    for node in import_statements(path):
         if isinstance(node, ast.Import):
             yield from (alias.name.split(".")[0] for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and not node.level:
+        elif not node.level:
             yield node.module.split(".")[0]
 
 
@@ -186,7 +205,13 @@ def test_every_import_is_a_requirement():
         "httpx": "huggingface-hub",
         "onnx_ir": "onnxscript",
     }
-    renamed = {"yaml": "pyyaml", "PIL": "pillow", "sklearn": "scikit-learn", "huggingface_hub": "huggingface-hub"}
+    renamed = {
+        "yaml": "pyyaml",
+        "PIL": "pillow",
+        "pillow_heif": "pillow-heif",
+        "sklearn": "scikit-learn",
+        "huggingface_hub": "huggingface-hub",
+    }
     setup = configparser.ConfigParser()
     setup.read(REPOSITORY / "setup.cfg")
     listed = setup["options"]["install_requires"] + "".join(setup["options.extras_require"].values())

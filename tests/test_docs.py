@@ -5,6 +5,7 @@ import importlib
 import os
 import pkgutil
 import re
+import shutil
 import subprocess
 import sys
 
@@ -49,14 +50,21 @@ def test_these_docstrings_have_examples(name):
     assert doctest.testmod(importlib.import_module(f"transformers_sem.{name}")).attempted > 0
 
 
+@pytest.fixture(scope="module")
+def model_and_data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("user")
+    source = find_source(write_tiny_folder(folder / "NYUDv2", {"train": ["0001"], "val": ["0002"]}))
+    prepare(source, folder / "nyud_v2", num_processes=1)
+    SEMForMultiTaskDensePrediction(tiny_config()).save_pretrained(folder / "runs" / "quickstart")
+    SEMImageProcessor(size={"height": 64, "width": 64}).save_pretrained(folder / "runs" / "quickstart")
+    return folder
+
+
 @pytest.fixture
-def user_folder(repository, tmp_path, monkeypatch):
+def user_folder(repository, model_and_data, tmp_path, monkeypatch):
     """A folder with what the examples find: the scripts, a trained model, a photo and a prepared data set."""
     tables = [(table, dict(table)) for table in (TASKS, METRICS)]
-    source = find_source(write_tiny_folder(tmp_path / "NYUDv2", {"train": ["0001"], "val": ["0002"]}))
-    prepare(source, tmp_path / "nyud_v2", num_processes=1)
-    SEMForMultiTaskDensePrediction(tiny_config()).save_pretrained(tmp_path / "runs" / "quickstart")
-    SEMImageProcessor(size={"height": 64, "width": 64}).save_pretrained(tmp_path / "runs" / "quickstart")
+    shutil.copytree(model_and_data, tmp_path, dirs_exist_ok=True)
     Image.fromarray(np.zeros((48, 80, 3), dtype=np.uint8)).save(tmp_path / "photo.jpg")
     (tmp_path / "scripts").symlink_to(repository / "scripts")
     (tmp_path / ".venv").symlink_to(sys.prefix)

@@ -1,13 +1,14 @@
 """Images of any form become the same upright pixels, and what is damaged or ambiguous is refused."""
 
 import os
+import sys
 from contextlib import ExitStack
 
 import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
 
-from transformers_sem.image_files import read_image_file, to_upright_rgb, without_pillow_limit
+from transformers_sem.image_files import UnreadableImageError, read_image_file, to_upright_rgb, without_pillow_limit
 
 
 RED, BLUE = (250, 10, 20), (10, 20, 250)
@@ -75,6 +76,42 @@ def test_images_may_exceed_the_limit_of_pillow(tmp_path, monkeypatch, recwarn):
     assert Image.MAX_IMAGE_PIXELS == 20 and not recwarn
     with pytest.raises(ValueError, match=r"photo.png: an image has at most 0 million pixels; got 12 x 8. Shrink it"):
         read_image_file(tmp_path / "photo.png", max_pixels=50)
+
+
+def save_heic(path, orientation=1):
+    heif = pytest.importorskip("pillow_heif", reason="the extra `heic` is not installed")
+    heif.register_heif_opener()
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    undo = {3: Image.Transpose.ROTATE_180, 6: Image.Transpose.ROTATE_90, 8: Image.Transpose.ROTATE_270}
+    image = red_above_blue((64, 48))
+    (image.transpose(undo[orientation]) if orientation > 1 else image).save(path, format="HEIF", exif=exif.tobytes())
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_photos_of_phones_are_read_whatever_their_name(tmp_path, orientation):
+    for name in ("photo.heic", "photo.jpg"):
+        save_heic(tmp_path / name, orientation)
+        image = read_image_file(tmp_path / name)
+        assert image.size == (64, 48) and is_red_above_blue(image)
+    with pytest.raises(ValueError, match=r"photo.heic: an image has at most 0 million pixels; got 64 x 48"):
+        read_image_file(tmp_path / "photo.heic", max_pixels=50)
+
+
+def test_photos_of_phones_need_the_extra(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    (tmp_path / "photo.heic").write_bytes(b"\0\0\0\x18ftypmif1\0\0\0\0mif1heic")
+    with pytest.raises(UnreadableImageError, match=r"photo.heic: it is a HEIC image.*'transformers-sem\[heic\]'"):
+        read_image_file(tmp_path / "photo.heic")
+
+
+def test_a_damaged_photo_of_a_phone_raises(tmp_path):
+    save_heic(tmp_path / "photo.heic")
+    content = (tmp_path / "photo.heic").read_bytes()
+    for damaged in (content[:40], content[: len(content) // 2], content[:-200] + bytes(200)):
+        (tmp_path / "photo.heic").write_bytes(damaged)
+        with pytest.raises(UnreadableImageError, match="photo.heic"):
+            read_image_file(tmp_path / "photo.heic")
 
 
 def test_threads_restore_the_limit_of_pillow(tmp_path):

@@ -10,8 +10,10 @@ from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from transformers_sem import TASKS, SEMImageProcessor, image_processing_sem
 from transformers_sem.image_processing_sem import center_padding, shrink_to_fit
+from transformers_sem.losses import cross_entropy
 from transformers_sem.modeling_sem import SEMMultiTaskOutput
-from transformers_sem.tasks import to_label
+from transformers_sem.task_kinds import CLASS_IDS
+from transformers_sem.tasks import TaskSpec, register_task, to_label
 
 from .samples import random_labels, random_logits
 
@@ -93,8 +95,10 @@ def test_grey_arrays_become_rgb(kind):
         lambda image: image.astype(">f4"),
         lambda image: image.astype(np.int32),
         lambda image: torch.from_numpy(image).double(),
+        lambda image: image.astype(np.longdouble),
+        lambda image: np.dstack([image, np.full(image.shape[:2], 255)]).astype(np.float32),
     ],
-    ids=["negative strides", "from OpenCV", "byte order", "int32", "double"],
+    ids=["negative strides", "from OpenCV", "byte order", "int32", "double", "long double", "RGBA float"],
 )
 def test_layouts_of_arrays(image):
     pixels = random_image()
@@ -124,6 +128,13 @@ def test_gray_arrays_without_channels():
         (np.zeros((0, 5, 3), dtype=np.uint8), "at least one pixel; got uint8 (0, 5, 3)"),
         (np.zeros((6, 7, 3), dtype=object), "holds numbers; got object"),
         (Image.new("F", (4, 5)), "floating-point values"),
+        (np.ma.masked_array(random_image(), mask=True), "holds numbers; got MaskedArray"),
+        (torch.zeros(3, 6, 7).to_sparse(), "a dense tensor that holds numbers; got torch.float32, torch.sparse_coo"),
+        (torch.zeros(3, 6, 7, device="meta"), "on meta"),
+        (torch.zeros(3, 6, 7, dtype=torch.complex64), "got torch.complex64"),
+        (np.full((6, 7, 4), -1.0), "got -1 to -1"),
+        (Image.new("RGB", (0, 5)), "at least one pixel; got 0 x 5"),
+        (Image.new("La", (4, 5)), "mode La cannot be converted to RGB"),
         ([], "empty list"),
         (np.zeros((0, 4, 5, 3), dtype=np.uint8), "empty list"),
         (
@@ -138,6 +149,34 @@ def test_images_that_cannot_be_read_are_refused(image, words):
     with pytest.raises(ValueError) as error:
         SEMImageProcessor(do_resize=False)(image, return_tensors="pt")
     assert words in str(error.value)
+
+
+def test_an_array_whose_channels_may_be_first_or_last_is_refused():
+    """Read as RGBA, an image of four rows would silently be another one; tensors have their channels first."""
+    image = random_image(4, 3)
+    processor = SEMImageProcessor(do_resize=False)
+    with pytest.raises(ValueError, match=r"channels first or last; got uint8 \(4, 3, 3\).*input_data_format="):
+        processor(image)
+    expected = normalized(image)
+    for found in (
+        processor(image, input_data_format="channels_last"),
+        processor(torch.from_numpy(image).permute(2, 0, 1)),
+    ):
+        torch.testing.assert_close(found["pixel_values"][0], expected)
+
+
+def test_transparent_floating_point_levels_are_white():
+    levels = np.full((4, 6, 7), 51.0)
+    levels[3] = np.array([0, 255, 102]).repeat(14).reshape(6, 7)
+    pixel_values = SEMImageProcessor(do_resize=False, do_normalize=False)(levels, return_tensors="pt")["pixel_values"]
+    expected = torch.tensor([1.0, 0.2, 0.68]).repeat_interleave(14).view(1, 6, 7).expand(1, 3, 6, 7)
+    torch.testing.assert_close(pixel_values, expected)
+
+
+def test_values_that_are_not_finite_are_refused_without_rescaling_too():
+    for value in (np.nan, np.inf):
+        with pytest.raises(ValueError, match="finite numbers; got"):
+            SEMImageProcessor(do_resize=False)(np.full((6, 7, 3), value), do_rescale=False)
 
 
 def test_values_in_0_to_1_without_rescaling():
@@ -474,9 +513,51 @@ def test_a_wrong_map_is_named(maps, expected):
     assert expected in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ({"size": []}, "`size` is {'height'"),
+        ({"pad_size": {}}, "`pad_size` is {'height'"),
+        ({"device": []}, "`device` is the name of a device"),
+        ({"device": "meta"}, "`device` is the name of a device"),
+        ({"input_data_format": {}}, "`input_data_format` is 'channels_first' or"),
+        ({"data_format": "channels_last"}, "`data_format` is 'channels_first'"),
+        ({"resample": {}}, "`resample` is a filter of Pillow"),
+        ({"image_std": 10**400}, "`image_std` is finite and above 0"),
+        ({"image_mean": []}, "`image_mean` is finite numbers"),
+        ({"image_std": [0.5, 0.5]}, "`image_std` has one value per channel, 3; got [0.5, 0.5]"),
+        ({"image_mean": [0.5] * 4}, "`image_mean` has one value per channel, 3; got [0.5, 0.5, 0.5, 0.5]"),
+    ],
+    ids=str,
+)
+def test_an_argument_that_no_image_can_be_processed_with_is_named(arguments, expected):
+    with pytest.raises(ValueError) as error:
+        SEMImageProcessor(do_resize=False)(random_image(), **arguments)
+    assert expected in str(error.value)
+
+
 def test_an_incomplete_size_is_named():
     with pytest.raises(ValueError, match="height and a width"):
         SEMImageProcessor(size={"shortest_edge": 64})(random_image(), return_tensors="pt")
+
+
+@pytest.mark.parametrize("kind", [np.asarray, Image.fromarray, torch.from_numpy], ids=["array", "PIL", "tensor"])
+def test_a_mask_of_0_and_255_is_no_map_of_two_classes(kind, monkeypatch):
+    """Its foreground would be invalid, the loss 0 and the scores perfect."""
+    register_task(TaskSpec(name="two_classes", kind=CLASS_IDS, num_labels=2, loss=cross_entropy))
+    mask, processor = np.eye(6, dtype=np.uint8) * 255, SEMImageProcessor(do_resize=False)
+    image, told = np.zeros((6, 6, 3), np.uint8), []
+    monkeypatch.setattr(image_processing_sem.logger, "warning_once", told.append)
+    try:
+        with pytest.raises(ValueError, match="two_classes map holds 0 and 255 alone.* Divide a mask by 255; pass"):
+            processor(image, maps={"two_classes": kind(mask)})
+        assert processor(image, maps={"two_classes": kind(mask // 255)})["labels"]["two_classes"][0].sum() == 6
+    finally:
+        del TASKS["two_classes"]
+    processor(image, maps={"semseg": kind(mask // 255), "parsing": kind(mask | 255)})
+    assert told == []
+    processor(image, maps={"semseg": kind(mask)})
+    assert len(told) == 1 and "semseg map holds 0 and 255 alone" in told[0]
 
 
 # Batches, saving

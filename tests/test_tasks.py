@@ -203,6 +203,29 @@ def test_an_unknown_task_is_named_with_the_known_ones():
 
 
 @pytest.mark.parametrize(
+    "value",
+    [
+        "ids",
+        {"a": 1},
+        np.array([["a"]]),
+        np.zeros((2, 2), complex),
+        np.ma.masked_array(np.zeros((2, 2)), True),
+        torch.zeros(2, 2, device="meta"),
+        torch.zeros(2, 2).to_sparse(),
+    ],
+    ids=["text", "dict", "text array", "complex", "masked", "meta", "sparse"],
+)
+def test_what_is_no_map_of_numbers_is_refused(value):
+    with pytest.raises(ValueError, match="A semseg map is an array or a dense tensor that holds numbers; got"):
+        to_label("semseg", value)
+
+
+def test_arrays_of_any_layout_are_read():
+    for values in (IDS.astype(">i4"), IDS.astype(np.longdouble), np.asfortranarray(IDS), IDS[::-1][::-1]):
+        assert_same(to_label("semseg", values), torch.from_numpy(IDS))
+
+
+@pytest.mark.parametrize(
     ("task", "shape", "expected"),
     [
         ("semseg", (2, 4, 5), "semseg map has the shape (height, width); got (2, 4, 5)"),

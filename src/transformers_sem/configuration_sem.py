@@ -3,13 +3,13 @@
 import inspect
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import fields
 from typing import Any, Literal
 
 import torch
 from huggingface_hub.dataclasses import strict
-from transformers import AutoConfig, PreTrainedConfig
+from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 from transformers.backbone_utils import BackboneConfigMixin
 
 from .task_kinds import CLASS_IDS, TaskKind
@@ -35,22 +35,23 @@ MAX_STRIDE = 64
 MAX_EM_ITERATIONS = 1000
 
 
-def check_base_fields(config: PreTrainedConfig, further: dict[str, Any]) -> None:
+def check_base_fields(values: dict[str, Any]) -> None:
     """Checks the fields of any configuration that transformers reads without a check.
 
     Args:
-        config (`PreTrainedConfig`): The configuration.
-        further (`dict[str, Any]`): Fields that are not part of the class.
+        values (`dict[str, Any]`): The fields that are set.
 
     Raises:
         ValueError: If a field has a value that transformers cannot use.
     """
-    for name, value in (("dtype", config.dtype), ("torch_dtype", further.get("torch_dtype"))):
+    for name in ("dtype", "torch_dtype"):
+        value = values.get(name)
         dtype = getattr(torch, value, None) if isinstance(value, str) else value
         is_float = isinstance(dtype, torch.dtype) and dtype.is_floating_point
         if value is not None and not is_float and not isinstance(value, dict):
             raise ValueError(f"`{name}` is the name of a floating-point dtype, such as 'float32'; got {value!r}.")
-    for name, value in (("id2label", config.id2label), ("quantization_config", further.get("quantization_config"))):
+    for name in ("id2label", "label2id", "quantization_config"):
+        value = values.get(name)
         if isinstance(value, (bool, int, float, str, list)):
             raise ValueError(f"`{name}` is a dictionary; got {value!r}. Correct it or leave it out.")
 
@@ -107,7 +108,7 @@ class SEMTimmBackboneConfig(BackboneConfigMixin, PreTrainedConfig):
     _out_indices: list[int] | None = None
 
     def __post_init__(self, **kwargs):
-        check_base_fields(self, kwargs)
+        check_base_fields({**kwargs, "dtype": self.dtype, "id2label": self.id2label, "label2id": self.label2id})
         kwargs.pop("stage_names", None)  # derived below, and part of every saved configuration
         out_indices = read_out_indices(kwargs.pop("out_features", None), kwargs.pop("out_indices", None))
         self.model_kwargs = self.model_kwargs or {}
@@ -154,7 +155,7 @@ class SEMConfig(PreTrainedConfig):
 
     Args:
         backbone_config (`dict` or `PreTrainedConfig`, *optional*):
-            Configuration of any backbone. `None` is the timm ViT-L/16 of the paper.
+            Configuration of a timm encoder or of a backbone of transformers. `None` is the timm ViT-L/16 of the paper.
         reassemble_factors (`list[int | float]`, *optional*):
             Factors that resize the encoder stages to strides 4, 8, 16 and 32. `None` derives them from the backbone:
             `[4, 2, 1, 0.5]` if all its maps share one stride, no resizing if they form a pyramid.
@@ -257,7 +258,7 @@ class SEMConfig(PreTrainedConfig):
     initializer_range: float = 0.02
 
     def __post_init__(self, **kwargs):
-        check_base_fields(self, kwargs)
+        check_base_fields({**kwargs, "dtype": self.dtype, "id2label": self.id2label, "label2id": self.label2id})
         self.backbone_config = _build_backbone_config(self.backbone_config)
         for field in ("offset_strides", "decoder_hidden_sizes", "decoder_num_attention_heads", "sr_ratios"):
             setattr(self, field, list(getattr(self, field)))  # JSON has lists, no tuples
@@ -311,7 +312,7 @@ class SEMConfig(PreTrainedConfig):
     def _move_to_front(self, task: str | None) -> None:
         if task is None:
             return
-        if task not in self.task_num_labels:
+        if not isinstance(task, str) or task not in self.task_num_labels:
             raise ValueError(f"`first_task` is one of the tasks {list(self.task_num_labels)}; got {task!r}.")
         self.task_num_labels = {task: self.task_num_labels[task], **self.task_num_labels}
 
@@ -342,8 +343,8 @@ class SEMConfig(PreTrainedConfig):
                 f"`num_labels`, `id2label` and `label2id` describe a task of class ids; this model has the tasks "
                 f"{self.tasks}. Set `task_num_labels` and `task_id2label` instead."
             )
-        names = {int(id): name for id, name in (id2label or {}).items()}
-        names = names or {int(id): name for name, id in (label2id or {}).items()}
+        names = _read_names((id2label or {}).items())
+        names = names or _read_names((id, name) for name, id in (label2id or {}).items())
         num_labels = len(names) if num_labels is None else num_labels
         ids = {name: id for id, name in names.items()}
         if (names and len(names) != num_labels) or any(
@@ -485,13 +486,7 @@ class SEMConfig(PreTrainedConfig):
             raise ValueError(
                 f"`reassemble_factors` are whole numbers up to {MAX_STRIDE} or one over a whole number; got {factors}."
             )
-        is_backbone = isinstance(self.backbone_config, BackboneConfigMixin)
-        if not is_backbone or self.backbone_config.model_type == "timm_backbone":  # whose names may be addresses
-            raise ValueError(
-                f"`backbone_config` must be that of a timm encoder or of a backbone of transformers; got "
-                f"{self.backbone_config.model_type!r}, which returns no feature maps or may load files. Use the "
-                "encoder of timm instead: {'model_name': ..., 'out_indices': ...}."
-            )
+        _check_is_backbone(type(self.backbone_config))
         out_indices = list(self.backbone_config.out_indices)
         if self.use_decoder and len(out_indices) != num_stages:
             raise ValueError(
@@ -515,8 +510,17 @@ def _placeholders(num_labels: int) -> dict[int, str]:
     return {id: f"LABEL_{id}" for id in range(num_labels)}
 
 
+def _read_names(pairs: Iterable[tuple[Any, str]]) -> dict[int, str]:
+    """Returns `{id: name}`; JSON turns the ids into strings."""
+    pairs = list(pairs)
+    try:
+        return {int(id): name for id, name in pairs}
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ValueError(f"Ids of `id2label` and `label2id` are whole numbers; got {pairs[:5]}.") from error
+
+
 def _is_placeholder(id2label: dict) -> bool:
-    return {int(id): name for id, name in id2label.items()} == _placeholders(len(id2label))
+    return _read_names(id2label.items()) == _placeholders(len(id2label))
 
 
 def _build_backbone_config(backbone_config: dict | PreTrainedConfig | None) -> PreTrainedConfig:
@@ -527,10 +531,28 @@ def _build_backbone_config(backbone_config: dict | PreTrainedConfig | None) -> P
     model_type = backbone_config.get("model_type", SEMTimmBackboneConfig.model_type)
     if model_type == SEMTimmBackboneConfig.model_type:
         return SEMTimmBackboneConfig.from_dict(backbone_config)
-    if not isinstance(model_type, str):
-        raise ValueError(f"`backbone_config.model_type` is a name; got {model_type!r}.")
+    if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
+        raise ValueError(
+            f"`backbone_config.model_type` is the name of a backbone of transformers; got {model_type!r}."
+        )
+    # Before it is built: configurations of whole models look for their encoders on the Hub
+    _check_is_backbone(CONFIG_MAPPING[model_type])
     check_numbers("backbone_config", backbone_config, MAX_WIDTH)
-    return AutoConfig.for_model(**backbone_config)
+    check_base_fields(backbone_config)
+    try:
+        return AutoConfig.for_model(**backbone_config)
+    except (ArithmeticError, AttributeError, LookupError, TypeError) as error:
+        raise ValueError(f"`backbone_config` cannot be that of a {model_type} encoder: {error}.") from error
+
+
+def _check_is_backbone(config_class: type[PreTrainedConfig]) -> None:
+    """Checks that the model of a configuration returns feature maps, and takes no address for the name of a model."""
+    if not issubclass(config_class, BackboneConfigMixin) or config_class.model_type == "timm_backbone":
+        raise ValueError(
+            f"`backbone_config` must be that of a timm encoder or of a backbone of transformers; got "
+            f"{config_class.model_type!r}, which returns no feature maps or may load files. Use the encoder of timm instead: "
+            "{'model_name': ..., 'out_indices': ...}."
+        )
 
 
 __all__ = ["SEMConfig", "SEMTimmBackboneConfig"]

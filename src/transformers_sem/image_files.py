@@ -5,6 +5,7 @@
 
 import base64
 import binascii
+import math
 import os
 import stat
 import struct
@@ -24,6 +25,7 @@ from transformers.image_utils import httpx  # the one that huggingface-hub requi
 
 # Pillow decodes these itself; EPS, for example, would start another program
 IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
+HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc")  # in the header of photos from phones
 MAX_PIXELS = 256_000_000  # slightly more than the largest phone camera; 768 MB as RGB
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 CHANNELS = (1, 3, 4)  # of an array: gray, RGB, RGBA
@@ -111,13 +113,36 @@ def _read(file: Path | BytesIO, name: str, max_pixels: int = MAX_PIXELS) -> Imag
 
 
 def _decode(file: Path | BytesIO, max_pixels: int) -> Image.Image:
-    with without_pillow_limit(), Image.open(file, formats=IMAGE_FORMATS) as image:
+    formats = _heic_formats() if _is_heic(file) else IMAGE_FORMATS
+    with without_pillow_limit(), Image.open(file, formats=formats) as image:
         if image.width * image.height > max_pixels:
             raise ValueError(
                 f"an image has at most {max_pixels // 10**6} million pixels; got {image.width:,} x "
                 f"{image.height:,}. Shrink it first."
             )
         return to_upright_rgb(image)
+
+
+def _is_heic(file: Path | BytesIO) -> bool:
+    if isinstance(file, Path):
+        with file.open("rb") as opened:
+            header = opened.read(64)
+    else:
+        header = file.getvalue()[:64]
+    brands = header[8 : int.from_bytes(header[:4], "big")]
+    return header[4:8] == b"ftyp" and any(brand in brands for brand in HEIC_BRANDS)
+
+
+def _heic_formats() -> tuple[str, ...]:
+    try:
+        from pillow_heif import register_heif_opener
+    except ImportError as error:
+        raise ValueError(
+            "it is a HEIC image, which the package 'pillow_heif' reads; it comes with the extra 'heic'. "
+            "Run pip install 'transformers-sem[heic]', or save the image as JPEG."
+        ) from error
+    register_heif_opener()
+    return ("HEIF",)
 
 
 def _essential_chunks(content: bytes) -> bytes | None:
@@ -167,7 +192,12 @@ def to_upright(image: Image.Image) -> Image.Image:
     """Applies the EXIF orientation of an image. Orientation that cannot be read is ignored.
 
     The metadata are dropped with it, so that the image is not turned again.
+
+    Raises:
+        ValueError: If it has no pixel.
     """
+    if 0 in image.size:
+        raise ValueError(f"An image has at least one pixel; got {image.width} x {image.height}.")
     image.load()  # TIFF images are turned here, and PNG files may have their EXIF data behind the pixels
     try:
         transposition = TRANSPOSITIONS.get(image.getexif().get(ExifTags.Base.Orientation))
@@ -186,17 +216,23 @@ def to_upright_rgb(image: Image.Image) -> Image.Image:
     16-bit gray is scaled (Pillow's own conversion clips it to white); transparent pixels become white.
 
     Raises:
-        ValueError: If the image holds floating-point values or integers outside 0..65535.
+        ValueError: If the image holds floating-point values or integers outside 0..65535, or is of a mode that Pillow does not
+            convert.
     """
     image = to_upright(image)
     if image.mode.startswith("I"):
         return _scale_16_bits(np.asarray(image)).convert("RGB")
     if image.mode == "F":
         raise ValueError("an image has integer levels; this one holds floating-point values. Save it with 8 bits.")
-    if "A" in image.getbands() or "a" in image.getbands() or "transparency" in image.info:
-        white = Image.new("RGBA", image.size, "white")
-        image = Image.alpha_composite(white, image.convert("RGBA"))
-    return image.convert("RGB")
+    try:
+        if "A" in image.getbands() or "a" in image.getbands() or "transparency" in image.info:
+            white = Image.new("RGBA", image.size, "white")
+            image = Image.alpha_composite(white, image.convert("RGBA"))
+        return image.convert("RGB")
+    except Exception as error:  # of several types, for example where the transparency is none
+        raise ValueError(
+            f"an image of mode {image.mode} cannot be converted to RGB: {error}. Save it as RGB."
+        ) from error
 
 
 def _scale_16_bits(levels: np.ndarray) -> Image.Image:
@@ -225,15 +261,39 @@ def to_pixel_tensor(pixels: np.ndarray | Tensor) -> Tensor:
             "An image array has the shape (height, width), (height, width, channels) or (channels, height, width) with 1, 3 or 4 "
             f"channels and at least one pixel; got {pixels.dtype} {shape}. Pass several images as a list."
         )
-    if isinstance(pixels, np.ndarray):
-        if pixels.dtype.kind not in "buif":
-            raise ValueError(f"An image array holds numbers; got {pixels.dtype}. Convert it to uint8.")
-        # torch takes neither negative strides, such as those of `image[..., ::-1]`, nor other byte orders
-        native = pixels.dtype.newbyteorder("=")
-        pixels = torch.from_numpy(np.require(pixels, native, requirements=["C", "W"]))
+    pixels = to_dense_tensor(pixels, "An image")
     if pixels.is_floating_point():
         return pixels.float()
     return pixels if pixels.dtype == torch.uint8 else _narrow_levels(pixels)
+
+
+def to_dense_tensor(values: np.ndarray | Tensor, what: str) -> Tensor:
+    """Converts an array of numbers of any type, layout in memory and byte order to a tensor, which may share its memory.
+
+    Args:
+        values (`np.ndarray` or `torch.Tensor`): The array, or a tensor, which is returned as it is.
+        what (`str`): What it is, for the error message.
+
+    Raises:
+        ValueError: If it is neither, holds no real numbers, or torch cannot compute with it, as with a sparse tensor.
+    """
+    if isinstance(values, Tensor):
+        is_dense = values.layout == torch.strided and not (
+            values.is_quantized or values.is_meta or values.is_complex()
+        )
+        if is_dense:
+            return values
+        got = f"{values.dtype}, {values.layout}, on {values.device}"
+    elif isinstance(values, np.ndarray) and not isinstance(values, np.ma.MaskedArray):
+        if values.dtype.kind in "buif":
+            is_wide = values.dtype.kind == "f" and values.dtype.itemsize > 8
+            # torch takes neither negative strides, such as those of `image[..., ::-1]`, nor other byte orders
+            native = np.float64 if is_wide else values.dtype.newbyteorder("=")
+            return torch.from_numpy(np.require(values, native, requirements=["C", "W"]))
+        got = values.dtype
+    else:
+        got = type(values).__name__
+    raise ValueError(f"{what} is an array or a dense tensor that holds numbers; got {got}. Convert it.")
 
 
 def _narrow_levels(pixels: Tensor) -> Tensor:
@@ -248,16 +308,31 @@ def _narrow_levels(pixels: Tensor) -> Tensor:
     return pixels.to(torch.uint8)
 
 
-def check_levels(pixels: Tensor) -> None:
-    """Checks that floating-point pixels that will be divided by 255 are levels 0..255.
+def check_layout(pixels: np.ndarray) -> None:
+    """Checks that the shape of an image array tells where its channels are.
 
     Raises:
-        ValueError: If they lie in [0, 1], are negative or above 255, or are NaN.
+        ValueError: If both its first and its last dimension may be channels.
+    """
+    if pixels.ndim == 3 and pixels.shape[0] in CHANNELS and pixels.shape[2] in CHANNELS:
+        raise ValueError(
+            f"An image array has its channels first or last; got {pixels.dtype} {pixels.shape}, where they may be either. Pass "
+            "input_data_format='channels_first' or 'channels_last'."
+        )
+
+
+def check_levels(pixels: Tensor, *, are_divided: bool = True) -> None:
+    """Checks that floating-point pixels are finite and, if they will be divided by 255, levels 0..255.
+
+    Raises:
+        ValueError: If they are not finite or, of levels, lie in [0, 1], are negative or above 255.
     """
     if not pixels.is_floating_point():
         return
     low, high = (bound.item() for bound in pixels.aminmax())
-    if not (low >= 0 and high <= 255) or 0 < high <= 1:
+    if not math.isfinite(high - low):
+        raise ValueError(f"A floating-point image holds finite numbers; got {low:g} to {high:g}.")
+    if are_divided and (not (low >= 0 and high <= 255) or 0 < high <= 1):
         raise ValueError(
             f"A floating-point image holds levels 0..255, which are rescaled to [0, 1]; got {low:g} to {high:g}. Pass "
             "do_rescale=False for values in [0, 1], and do_normalize=False too for normalized ones."

@@ -1,6 +1,5 @@
 """Image processor of SEM: images and maps to tensors, and logits to predictions at the size of the image."""
 
-import math
 from collections.abc import Mapping, Sequence
 from numbers import Integral, Real
 from pathlib import Path
@@ -20,16 +19,21 @@ from transformers.image_processing_outputs import SemanticSegmentationPostProces
 from transformers.image_utils import (
     IMAGENET_DEFAULT_MEAN,
     IMAGENET_DEFAULT_STD,
+    ChannelDimension,
     ImageInput,
     PILImageResampling,
     SizeDict,
 )
 from transformers.processing_utils import ImagesKwargs, Unpack
+from transformers.utils import logging
 
 from .backbone import pretraining_normalization
-from .image_files import check_levels, load_image, to_pixel_tensor, to_upright, to_upright_rgb
-from .task_kinds import CLASS_IDS, METRES, UNIT_VECTORS, TaskKind
+from .image_files import check_layout, check_levels, load_image, to_pixel_tensor, to_upright, to_upright_rgb
+from .task_kinds import CLASS_IDS, METRES, UNIT_VECTORS, TaskKind, is_black_and_white
 from .tasks import get_task, invalid_labels, resize_label, to_label
+
+
+logger = logging.get_logger(__name__)
 
 
 class TaskLabels(dict):
@@ -49,6 +53,7 @@ OTHER_ARGUMENTS = {
     "segmentation_maps": "Give `maps={task: ...}`.",
 }
 MAX_EDGE = 10_000  # pixels: an image of that height and width takes 1.2 GB
+MAX_NUMBER = 1e30  # of a setting; float32 holds it
 MAX_BAND_VALUES = 2**24  # of logits that are resized at once: 64 MiB of float32
 
 
@@ -158,9 +163,11 @@ class SEMImageProcessor(TorchvisionBackend):
 
         Raises:
             ValueError: If there is no image, an image cannot be read or leaves open which value is white, images of a batch
-                have several sizes that nothing brings to one, or a map's task, number, size, shape or values do not fit.
+                have several sizes that nothing brings to one, or a map's task, number, size, shape or values do not fit;
+                a mask of 0 and 255, for example, is no map of two classes.
         """
         _refuse_other_arguments(kwargs)
+        check_settings(kwargs)
         for name, value in (("maps", maps), ("labels", labels)):
             if value is not None and not isinstance(value, dict):
                 raise ValueError(f"`{name}` is {{task: {name}}}; got {type(value).__name__}.")
@@ -183,10 +190,19 @@ class SEMImageProcessor(TorchvisionBackend):
         if isinstance(image, Image.Image):
             image = to_upright_rgb(image) if do_convert_rgb else to_upright(image)
         elif isinstance(image, (np.ndarray, Tensor)):
+            if isinstance(image, np.ndarray) and input_data_format is None:
+                check_layout(image)
             image = to_pixel_tensor(image)
         else:
             raise ValueError(f"An image is a path, a PIL image, an array or a tensor; got {type(image).__name__}.")
         return super().process_image(image, do_convert_rgb, input_data_format, device, **kwargs)
+
+    def convert_to_rgb(self, image: Tensor, input_data_format=None) -> Tensor:
+        """Converts gray or RGBA `(channels, height, width)` to RGB; levels 0..255 may be floating point."""
+        if image.is_floating_point() and image.shape[0] == 4 and (image.min() < 0 or image.max() > 1):
+            check_levels(image)
+            return super().convert_to_rgb(image / 255, input_data_format) * 255
+        return super().convert_to_rgb(image, input_data_format)
 
     def _preprocess_image_like_inputs(
         self, images, maps, labels, do_convert_rgb, input_data_format, return_tensors=None, device=None, **kwargs
@@ -194,9 +210,8 @@ class SEMImageProcessor(TorchvisionBackend):
         images = self._prepare_image_like_inputs(
             images=images, do_convert_rgb=do_convert_rgb, input_data_format=input_data_format, device=device
         )
-        if kwargs["do_rescale"] and kwargs["rescale_factor"] == 1 / 255:
-            for image in images:
-                check_levels(image)
+        for image in images:
+            check_levels(image, are_divided=kwargs["do_rescale"] and kwargs["rescale_factor"] == 1 / 255)
         sizes = [tuple(image.shape[-2:]) for image in images]
         layout = {key: kwargs[key] for key in ("do_resize", "size", "do_pad", "pad_size")}
         content_sizes, padded_sizes = self._plan_sizes(sizes, **layout)
@@ -269,6 +284,9 @@ class SEMImageProcessor(TorchvisionBackend):
     ) -> Tensor:
         if tuple(image.shape[-2:]) != content_size:
             image = self.resize(image, SizeDict(height=content_size[0], width=content_size[1]), resample=resample)
+        for name, values in (("image_mean", image_mean), ("image_std", image_std)):
+            if do_normalize and isinstance(values, (list, tuple)) and len(values) not in (1, len(image)):
+                raise ValueError(f"`{name}` has one value per channel, {len(image)}; got {list(values)}.")
         image = self.rescale_and_normalize(
             image.unsqueeze(0), do_rescale, rescale_factor, do_normalize, image_mean, image_std
         )
@@ -294,6 +312,7 @@ class SEMImageProcessor(TorchvisionBackend):
                     f"A {task} map has the size of its image, {image_size[0]} x {image_size[1]}; got "
                     f"{label.shape[-2]} x {label.shape[-1]}."
                 )
+            check_mask(task, label)
         return labels
 
     @staticmethod
@@ -479,19 +498,45 @@ def check_settings(settings: dict[str, Any]) -> None:
     for name in ("image_mean", "image_std", "rescale_factor"):
         value = settings.get(name)
         numbers = value if isinstance(value, (list, tuple)) and name != "rescale_factor" else [value]
-        is_usable = len(numbers) > 0 and all(isinstance(n, Real) and math.isfinite(n) for n in numbers)
+        is_usable = len(numbers) > 0 and all(isinstance(n, Real) and abs(n) < MAX_NUMBER for n in numbers)
         if value is not None and not (is_usable and (name == "image_mean" or min(numbers) > 0)):
             rule = "finite numbers" if name == "image_mean" else "finite and above 0"
             raise ValueError(f"`{name}` is {rule}; got {value!r}.")
     for name in ("do_resize", "do_rescale", "do_normalize", "do_pad"):
         if not isinstance(settings.get(name), (bool, int, NoneType)):
             raise ValueError(f"`{name}` is true or false; got {settings[name]!r}.")
+    if settings.get("input_data_format") not in (None, *ChannelDimension):
+        raise ValueError(
+            f"`input_data_format` is 'channels_first' or 'channels_last'; got {settings['input_data_format']!r}."
+        )
+    if settings.get("data_format") not in (None, ChannelDimension.FIRST):
+        raise ValueError(f"`data_format` is 'channels_first'; got {settings['data_format']!r}. Permute the result.")
     if settings.get("resample") not in (None, *range(4)):
         raise ValueError(f"`resample` is a filter of Pillow, 0 to 3; got {settings['resample']!r}.")
+    device = settings.get("device")
     try:
-        torch.device(settings.get("device") or "cpu")
-    except (RuntimeError, TypeError) as error:
-        raise ValueError(f"`device` is the name of a device, such as 'cpu'; got {settings['device']!r}.") from error
+        has_values = device is None or torch.device(device).type != "meta"
+    except (RuntimeError, TypeError, OverflowError):
+        has_values = False
+    if not has_values:
+        raise ValueError(f"`device` is the name of a device, such as 'cpu'; got {device!r}.")
+
+
+def check_mask(task: str, label: Tensor) -> None:
+    """Checks that a label of class ids is no mask of 0 and 255, whose foreground would be invalid.
+
+    Most maps of many classes hold others, so one that holds 0 and 255 alone is warned of, once.
+
+    Raises:
+        ValueError: If it is, and the task has two classes.
+    """
+    spec = get_task(task)
+    if spec.kind is not CLASS_IDS or not is_black_and_white(label):
+        return
+    message = f"A {task} map holds 0 and 255 alone, and 255 marks pixels without a class. Divide a mask by 255"
+    if spec.num_labels == 2:
+        raise ValueError(f"{message}; pass a map whose 255 is invalid as `labels` of the image processor.")
+    logger.warning_once(f"{message}.")
 
 
 def shrink_to_fit(size: tuple[int, int], largest: tuple[int, int]) -> tuple[int, int]:

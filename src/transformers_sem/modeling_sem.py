@@ -17,6 +17,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from timm.layers import LayerNorm2d
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -26,7 +27,13 @@ from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, logging
 from transformers.utils.generic import can_return_tuple, maybe_autocast
 
-from .backbone import build_backbone, inspect_backbone, load_backbone_weights, parameters_to_buffers
+from .backbone import (
+    build_backbone,
+    find_image_sizes,
+    inspect_backbone,
+    load_backbone_weights,
+    parameters_to_buffers,
+)
 from .configuration_sem import SEMConfig
 from .layers import SEMMLP, Padding, SEMConvBlock, SEMPatchConv2d, record, record_states, resize, to_map, to_tokens
 from .losses import mean_over_ranks
@@ -36,6 +43,10 @@ from .tasks import get_task, invalid_labels
 
 
 logger = logging.get_logger(__name__)
+
+# A checkpoint may lack new heads, but not most of the model: `from_pretrained` takes no more memory than this for the rest
+SPARE_FACTOR = 8
+SPARE_VALUES = 2**22
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -502,6 +513,32 @@ class SEMTaskHeads(nn.Module):
         return {task: head(task_maps[task]) for task, head in self.items()}
 
 
+# What torch, timm and transformers draw initial weights with
+INITIALIZERS = {
+    nn.init.kaiming_uniform_,
+    nn.init.normal_,
+    nn.init.uniform_,
+    Tensor.add_,
+    Tensor.clamp_,
+    Tensor.erfinv_,
+    Tensor.mul_,
+    Tensor.normal_,
+    Tensor.uniform_,
+}
+
+
+class SkipInitOnMeta(TorchFunctionMode):
+    """Draws no weights on the meta device, where they have no values and drawing them takes longer than loading them."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if function in INITIALIZERS:
+            tensor = args[0] if args else kwargs["tensor"]
+            if tensor.is_meta:
+                return tensor
+        return function(*args, **kwargs)
+
+
 class SEMPreTrainedModel(PreTrainedModel):
     """Weight initialization and loading of pretrained weights."""
 
@@ -523,6 +560,11 @@ class SEMPreTrainedModel(PreTrainedModel):
         # For custom code transformers skips modules that own no tensor, such as SEMOffsetNetwork:
         # test_training_starts_on_the_uniform_grid fails. `init.*` keeps loaded weights in any case.
         return False
+
+    @classmethod
+    def get_init_context(cls, *args, **kwargs) -> list:
+        """Returns the contexts that `from_pretrained` builds the model in."""
+        return [*super().get_init_context(*args, **kwargs), SkipInitOnMeta()]
 
     def get_input_embeddings(self) -> nn.Module | None:
         """Returns the first layer of the encoder, which reads the pixels, as vision models of transformers do."""
@@ -560,6 +602,19 @@ class SEMPreTrainedModel(PreTrainedModel):
         )
         return model
 
+    def _move_missing_keys_from_meta_to_device(self, missing_keys: set[str], *args, **kwargs) -> None:
+        """Checks that tensors that a checkpoint lacks do not need far more memory than the checkpoint itself."""
+        sizes = {name: tensor.numel() for name, tensor in self.state_dict().items()}
+        loaded = sum(sizes[name] for name in sizes if name not in missing_keys)
+        buffers = sum(buffer.numel() for _, buffer in self.named_non_persistent_buffers())
+        needed = sum(sizes.values()) - loaded + buffers
+        if needed > SPARE_FACTOR * loaded + SPARE_VALUES:
+            raise ValueError(
+                f"config.json describes a model that has {needed + loaded} values, but the weights hold {loaded} of them. Use "
+                "the configuration that belongs to the weights."
+            )
+        super()._move_missing_keys_from_meta_to_device(missing_keys, *args, **kwargs)
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
@@ -590,7 +645,7 @@ class SEMModel(SEMPreTrainedModel):
         parameters_to_buffers(self.backbone, unused)
         self.min_size = int(min(strides))
         self.strides = strides  # of the maps that the decoder reads, from shallow to deep
-        self.size_divisor = int(max(strides))
+        self.size_divisor, self.image_size = find_image_sizes(self.backbone, strides)
         self.output_channels = channels[-1]
         self.reassembly = nn.Identity()
         self.intra_task = self.decoder = None
@@ -598,6 +653,11 @@ class SEMModel(SEMPreTrainedModel):
             self._build_decoder(config, channels)
         self.deepest_stride = max(self.strides)
         self.output_stride = min(self.strides) if config.use_decoder else self.deepest_stride
+        if self.image_size is not None and any(edge % self.size_divisor for edge in self.image_size):
+            raise ValueError(
+                f"The decoder needs images whose height and width are multiples of {self.size_divisor}; the encoder takes "
+                f"{self.image_size} only. Give a timm encoder such a size as model_kwargs={{'img_size': [height, width]}}."
+            )
         self.post_init()
 
     def _build_decoder(self, config: SEMConfig, channels: list[int]) -> None:
@@ -612,7 +672,7 @@ class SEMModel(SEMPreTrainedModel):
             channels = widths
         # Every stage needs a whole number of pixels and of deformed points
         steps = [stride * step for stride, step in zip(self.strides, config.offset_strides, strict=True)]
-        self.size_divisor = math.lcm(*(round(step) for step in (max(self.strides), *steps)))
+        self.size_divisor = math.lcm(self.size_divisor, *(round(step) for step in (max(self.strides), *steps)))
         self.output_channels = config.decoder_hidden_sizes[-1]
         self.intra_task = SEMIntraTaskStage(config, channels)
         self.decoder = SEMDecoder(config, channels)
@@ -650,6 +710,12 @@ class SEMModel(SEMPreTrainedModel):
             kwargs.setdefault(name, getattr(self.config, name))
         # the processor returns float32, whatever the model; a replica of DataParallel lists no parameters
         dtypes = (parameter.dtype for parameter in self.backbone.parameters() if parameter.is_floating_point())
+        if self.image_size is not None and padding.padded_size != self.image_size:
+            raise ValueError(
+                f"This encoder takes images of {self.image_size[0]} x {self.image_size[1]} only; got {padding.size[0]} x "
+                f"{padding.size[1]}. Set the image processor's `size` or `pad_size` to that, build a timm encoder for "
+                "another size with model_kwargs={'img_size': [height, width]}, or use an encoder for all sizes."
+            )
         padded = padding.pad(pixel_values).to(next(dtypes, pixel_values.dtype))
         if padded.device.type == "cpu":  # faster there; convolutions pass the memory format on
             padded = padded.contiguous(memory_format=torch.channels_last)

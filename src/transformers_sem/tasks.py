@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from .image_files import to_upright
+from .image_files import to_dense_tensor, to_upright
 from .losses import balanced_binary_cross_entropy, balanced_cross_entropy, cross_entropy, l1, unit_vector_l1
 from .task_kinds import CLASS_IDS, METRES, PROBABILITY, UNIT_VECTORS, TaskKind, is_black_and_white
 
@@ -187,7 +187,7 @@ def to_label(task: str, value: Image.Image | np.ndarray | Tensor) -> Tensor:
     """
     spec = get_task(task)
     values = _image_values(value, spec) if isinstance(value, Image.Image) else value
-    labels = torch.as_tensor(np.array(values) if isinstance(values, np.ndarray) else values)
+    labels = to_dense_tensor(values.copy() if isinstance(values, np.ndarray) else values, f"A {task} map")
     if _has_levels(spec) and labels.dtype == torch.uint8 and (labels > 1).any():
         raise ValueError(
             f"A {task} map holds {_rule(spec)}; got 8-bit levels up to {labels.max().item()}. An 8-bit image of a "

@@ -24,7 +24,8 @@ from transformers_sem.cli.main import main
 
 SETTINGS = [
     "dataset_kwargs={num_train: 8, num_validation: 4, height: 32, width: 64}",
-    "model={backbone_config: {model_name: test_convnext, out_indices: [1, 2, 3, 4]}, hidden_size: 16, mlp_ratio: 2.0,"
+    "model={backbone_config: {model_name: test_convnext, out_indices: [1, 2, 3, 4], model_kwargs: {depths: [1, 1, 1, 1],"
+    " dims: [8, 12, 16, 24]}}, hidden_size: 16, mlp_ratio: 2.0,"
     " num_attention_heads: 2, decoder_hidden_sizes: [16, 16, 8, 8], decoder_num_attention_heads: [2, 2, 1, 1],"
     " num_bases: 4, num_em_iterations: 2}",
     "input_size=[32, 64]",
@@ -144,6 +145,15 @@ def stop(processes):
     for process in processes:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
+
+
+def stop_after(processes, seconds):
+    """Waits for the end of processes, kills those that are alive after some seconds, and returns these."""
+    deadline = time.monotonic() + seconds
+    while (alive := [process for process in processes if is_alive(process)]) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    stop(alive)
+    return alive
 
 
 def error_line(result):

@@ -3,6 +3,8 @@
 import importlib
 import json
 import re
+import signal
+import time
 
 import pytest
 import torch
@@ -181,3 +183,15 @@ def test_latency_of_torch_and_of_every_graph(cache, monkeypatch):
     graphs = [f"ONNX Runtime {precision}" for precision in ("fp32", "fp16", "int8")]
     assert [name for name, *_ in rows] == ["torch eager", "torch compiled", *graphs]
     assert float(rows[0][2]) == 1 and all(float(milliseconds) > 0 for _, milliseconds, _ in rows)
+
+
+def test_a_compiler_that_does_not_end_is_left_out(monkeypatch, capsys):
+    def compile_forever(_):
+        return lambda image: time.sleep(30)
+
+    monkeypatch.setattr(torch, "compile", compile_forever)
+    monkeypatch.setattr(latency, "COMPILE_SECONDS", 1)
+    before = signal.getsignal(signal.SIGALRM)
+    assert latency.compile_model(None, torch.zeros(1)) == {}
+    assert capsys.readouterr().out == "torch compiled is left out: it takes more than 1 s\n"
+    assert signal.getsignal(signal.SIGALRM) == before

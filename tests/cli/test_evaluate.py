@@ -35,6 +35,7 @@ from .commands import (
     save_image,
     start,
     stop,
+    stop_after,
 )
 
 
@@ -248,9 +249,7 @@ def test_an_evaluation_that_was_stopped_by_hand_goes_on(trained, evaluated_many,
     workers = wait_for_two_images(kept, process.pid)
     os.killpg(process.pid, signal.SIGINT)  # as Ctrl-C does: the workers too
     assert process.wait(timeout=30) != 0
-    alive = [worker for worker in workers if is_alive(worker)]
-    stop(alive)
-    assert alive == []
+    assert stop_after(workers, seconds=30) == []  # the server that forks workers ends a moment after its parent
     assert_goes_on(arguments, output, evaluated_many)
 
 
@@ -314,8 +313,4 @@ def test_a_killed_evaluation_leaves_no_process_behind(trained, tmp_path):
     arguments = ["--model", trained, "--output", tmp_path / "scores.json", *MANY_IMAGES]
     process = start("evaluate", arguments, tmp_path / "printed")
     workers = kill_evaluation(process, tmp_path / "unfinished_scores")
-    deadline = time.monotonic() + 150
-    while (alive := [worker for worker in workers if is_alive(worker)]) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    stop(alive)
-    assert alive == []
+    assert stop_after(workers, seconds=150) == []

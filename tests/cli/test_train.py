@@ -401,7 +401,7 @@ def test_other_settings_do_not_go_on_with_a_run(trained):
     [
         (["dataset=nyud"], ["'nyud'", "nyud_v2", "scenes"]),
         (["dataset=nyud_v2", "dataset_kwargs={}"], ["NYUDv2", "data_dir"]),
-        (["dataset=nyud_v2", "dataset_kwargs={}", "data_dir=."], ["NYUDv2", "images", "tar archive"]),
+        (["dataset=nyud_v2", "dataset_kwargs={}", "data_dir=."], ["NYUDv2", "images", "tar or zip archive"]),
         (["max_step=3"], ["'max_step'", "max_steps"]),
         (["tasks=[depth, albedo]"], ["'albedo'", "saliency"]),
         (["model.num_bases=many"], ["num_bases", "many"]),

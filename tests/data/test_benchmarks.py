@@ -14,8 +14,8 @@ from transformers_sem.data.benchmarks import (
     BENCHMARKS,
     SCORED_BOUNDARY_IDS,
     Benchmark,
+    check_shared_ids,
     get_benchmark,
-    warn_of_shared_ids,
 )
 from transformers_sem.data.scenes import Scenes
 
@@ -153,7 +153,12 @@ def test_images_of_both_splits_are_named(caplog):
     def split(*ids):
         return datasets.Dataset.from_dict({"id": ids})
 
-    warn_of_shared_ids(datasets.DatasetDict(train=split("a", "b"), validation=split("c")))
+    check_shared_ids(datasets.DatasetDict(train=split("a", "b"), validation=split("c")))
     assert caplog.text == ""
-    warn_of_shared_ids(datasets.DatasetDict(train=split("a", "b", "c"), validation=split("c", "d", "b")))
-    assert "2 of 3 validation images are also training images (b, c)" in caplog.text
+    check_shared_ids(datasets.DatasetDict(train=split("a", "b", "c"), validation=split("c", "d", "e", "b")))
+    assert "2 of 4 validation images are also training images (b, c)" in caplog.text
+    for validation in (split("c", "d", "b"), split("c", "a", "b")):
+        with pytest.raises(
+            ValueError, match="of 3 validation images are also training images .* off one of the lists"
+        ):
+            check_shared_ids(datasets.DatasetDict(train=split("a", "b", "c"), validation=validation))

@@ -1,8 +1,11 @@
 import io
 import os
+import shutil
+import stat
 import struct
 import tarfile
 import time
+import zipfile
 import zlib
 from pathlib import Path
 
@@ -259,6 +262,66 @@ def test_a_damaged_archive_is_refused_or_makes_no_difference(tmp_path, unpack_in
         else:
             assert {path: (folder / path).read_bytes() for path in members} == members
     assert refused > 0.9 * len(positions)
+
+
+def write_zip(path: Path, members: dict[str, tuple[int, bytes]]) -> Path:
+    """Members have the mode of a file on Unix, 0 for archives of other systems, and the content."""
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, (mode, content) in members.items():
+            member = zipfile.ZipInfo(name)
+            member.external_attr = mode << 16
+            archive.writestr(member, content, zipfile.ZIP_DEFLATED)
+    return path
+
+
+PLAIN_ZIP = {"a/": (stat.S_IFDIR | 0o755, b""), "a/b.txt": (stat.S_IFREG | 0o644, b"1"), "a/c.txt": (0, b"2" * 5000)}
+
+
+def test_zip_archive(tmp_path, unpack_into):
+    archive = write_zip(tmp_path / "a.zip", PLAIN_ZIP)
+    folder = unpack(archive)
+    assert folder.parent == unpack_into and unpack(archive) == folder
+    assert (folder / "a" / "b.txt").read_bytes() == b"1" and len((folder / "a" / "c.txt").read_bytes()) == 5000
+    # recognized by what it is: an uncompressed tar archive may end with a zip archive
+    inner = write_archive(tmp_path / "b.zip", {"b/inner.zip": archive.read_bytes()})
+    assert (unpack(inner) / "b" / "inner.zip").read_bytes() == archive.read_bytes()
+    assert [*unpack(write_zip(tmp_path / "empty.zip", {})).iterdir()] == []
+
+
+@pytest.mark.parametrize(
+    ("name", "mode"),
+    [("../evil.txt", 0), ("a/../../evil.txt", 0), ("/evil.txt", 0), ("link", stat.S_IFLNK), ("pipe", stat.S_IFIFO)],
+)
+def test_hostile_zip_archive(tmp_path, unpack_into, name, mode):
+    archive = write_zip(tmp_path / "a.zip", {**PLAIN_ZIP, name: (mode, b"/etc")})
+    with pytest.raises(
+        ValueError, match="Cannot unpack .*a.zip: .*leads out of it, or is neither a file nor a folder"
+    ):
+        unpack(archive)
+    assert [*unpack_into.iterdir()] == [] and [*tmp_path.rglob("evil*")] == []
+
+
+def test_broken_zip_archive(tmp_path, unpack_into):
+    content = write_zip(tmp_path / "a.zip", PLAIN_ZIP).read_bytes()
+    size = struct.pack("<I", 5000)
+    assert content.count(size) == 2  # one in front of the file, one in the list at the end
+    for damaged in (content[:60], content.replace(b"c.txt", b"d.txt", 1), content.replace(size, struct.pack("<I", 9))):
+        (tmp_path / "a.zip").write_bytes(damaged)
+        with pytest.raises(ValueError, match="Cannot unpack .*a.zip: .* Download it again, or unpack it yourself"):
+            unpack(tmp_path / "a.zip")
+        assert [*unpack_into.iterdir()] == []
+
+
+@pytest.mark.parametrize("write", [write_archive, write_zip])
+def test_an_archive_must_fit_on_the_disk(tmp_path, unpack_into, monkeypatch, write):
+    members = PLAIN_ZIP if write is write_zip else {"a/c.txt": b"2" * 5000}
+    archive = write(tmp_path / "a", members)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(9000, 4100, 4900))
+    with pytest.raises(
+        OSError, match="Cannot unpack .*need 5,00[01] bytes, and 4,900 are free. Free some space, or set"
+    ):
+        unpack(archive)
+    assert [*unpack_into.iterdir()] == []
 
 
 def test_full_disk(tmp_path, unpack_into, monkeypatch):

@@ -6,7 +6,7 @@ from transformers_sem.data.row_format import FEATURES, encode_row
 from transformers_sem.data.scenes import CLASS_NAMES, Scenes, render_scene, scene_intrinsics, split_seeds
 
 
-SEEDS = range(60)
+SEEDS = range(30)
 
 
 @pytest.fixture(scope="module")

@@ -367,7 +367,7 @@ def agreement(task: str, label: Tensor, expected: Tensor) -> float:
     return float((label * expected).sum() / expected.sum())
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize("flip", [0.0, 1.0])
 @pytest.mark.parametrize("zoom", [0.75, 2.0])
 def test_a_scene_rendered_after_the_transform_agrees_with_its_maps(monkeypatch, seed, flip, zoom):

@@ -1,8 +1,13 @@
 """The server of the demo over HTTP: what it gives to whom. Needs the extra `demo`."""
 
+import asyncio
 import json
 import os
 import shutil
+import signal
+import socket
+import time
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -182,3 +187,65 @@ def test_an_address_that_cannot_be_used_is_named():
         ):
             with pytest.raises(OSError, match=rf"Cannot serve on '{host}', port {port}: .*--host takes an address"):
                 bind(host, port)
+
+
+def test_a_server_stops_while_a_page_is_open():
+    from transformers_sem.demo.server import bind, running
+
+    async def endless(scope, receive, send):
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"1", "more_body": True})
+        await asyncio.sleep(60)
+
+    with bind("127.0.0.1", None) as listener, socket.socket() as page:
+        with running(endless, listener) as server:
+            page.connect(listener.getsockname())
+            page.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            assert page.recv(1)
+            assert server.is_alive()
+            start_time = time.perf_counter()
+        assert time.perf_counter() - start_time < 2
+
+
+def start_waiting(ignored=()):
+    """Starts a process that waits as the demo does, and returns its number and its temporary folder."""
+    from transformers_sem.demo.page import temporary_root
+    from transformers_sem.demo.server import exit_at_once, make_folder
+
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            for signum in ignored:
+                signal.signal(signum, signal.SIG_IGN)
+            with exit_at_once(), temporary_root() as root:
+                (make_folder(root / "visitor") / "photo.png").write_bytes(b"0")
+                os.write(write, str(root).encode())
+                while True:
+                    signal.pause()
+        finally:
+            os._exit(1)  # not the tests' own exit
+    root = Path(os.read(read, 4096).decode())
+    os.close(read)
+    os.close(write)
+    return child, root
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_a_signal_ends_the_process_and_leaves_no_file(signum):
+    child, root = start_waiting()
+    assert (root / "visitor" / "photo.png").is_file()
+    os.kill(child, signum)
+    os.kill(child, signum)  # impatience does not interrupt the cleanup
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 130
+    assert not root.exists()
+
+
+def test_a_hangup_that_nohup_ignores_does_not_end_the_process():
+    child, root = start_waiting(ignored=[signal.SIGHUP])
+    os.kill(child, signal.SIGHUP)
+    time.sleep(0.05)
+    assert os.waitpid(child, os.WNOHANG) == (0, 0) and root.exists()
+    os.kill(child, signal.SIGTERM)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 130
+    assert not root.exists()

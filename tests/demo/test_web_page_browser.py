@@ -21,6 +21,7 @@ from PIL import Image
 from transformers_sem import TASKS, SEMForMultiTaskDensePrediction, SEMImageProcessor
 from transformers_sem.data.scenes import CLASS_NAMES, render_scene
 from transformers_sem.demo.web_page import check_runtime
+from transformers_sem.modeling_outputs import SEMMultiTaskOutput
 
 from ..cli.commands import run
 from ..conftest import REPOSITORY
@@ -38,6 +39,7 @@ ARGUMENTS = [
     "--use-fake-ui-for-media-stream",
 ]
 SIZE = (96, 128)
+TIMEOUT = 240_000  # milliseconds
 
 try:
     check_runtime(NODE_MODULES)
@@ -146,21 +148,24 @@ def visit(address):
 
 def wait_for_status(page, text):
     condition = "text => document.querySelector('#status').matches('.error') || document.querySelector('#status').innerText.includes(text)"
-    page.wait_for_function(condition, arg=text, timeout=240_000, polling=200)  # a still page may draw no frames
+    page.wait_for_function(condition, arg=text, timeout=TIMEOUT, polling=200)  # a still page may draw no frames
     assert text in page.inner_text("#status")
 
 
 def show(page, path):
     """Chooses a file, and returns what the page has predicted."""
     page.evaluate(
-        "window.predicted = new Promise(done => document.addEventListener('predicted', done, { once: true }))"
+        """() => {
+            window.predicted = null;
+            document.addEventListener("predicted", ({ detail }) => { window.predicted = detail; }, { once: true });
+        }"""
     )
     page.set_input_files("#file", str(path))
-    wait_for_status(page, "predicted")
+    page.wait_for_function("window.predicted", timeout=TIMEOUT, polling=200)
     text = page.evaluate(  # as text: Playwright takes minutes for as many numbers
         """() => {
             const entries = (maps, read) => Object.fromEntries(Object.entries(maps).map(([name, map]) => [name, [...read(map)]]));
-            const { pixelValues, logits, maps } = window.shown;
+            const { pixelValues, logits, maps } = window.predicted;
             return JSON.stringify({
                 pixels: [...pixelValues],
                 logits: entries(logits, ({ data }) => data),
@@ -182,7 +187,7 @@ def test_the_maps_are_those_of_python(visit, page_folder, scene, width):
     logits = predict(page_folder, "fp32", pixel_values)
     for name in TASKS:
         np.testing.assert_allclose(shown["logits"][name], logits[name].ravel(), atol=1e-3)
-    outputs = type("Outputs", (), {"logits": {name: torch.from_numpy(values) for name, values in logits.items()}})
+    outputs = SEMMultiTaskOutput(logits={name: torch.from_numpy(values) for name, values in logits.items()})
     (maps,) = image_processor.post_process_dense_prediction(outputs, target_sizes=[SIZE])
     for name, expected in maps.items():
         values = np.reshape(shown["maps"][name], expected.shape)

@@ -447,3 +447,43 @@ def test_uneven_ranks_score_as_one_process_does(rank_results, rank, num_first):
     ranks, scores = rank_results
     assert ranks[rank][num_first] == pytest.approx(scores, rel=1e-12)
     assert list(ranks[rank][num_first]) == list(scores)
+
+
+@pytest.mark.parametrize(
+    ("task", "width", "arguments", "expected"),
+    [
+        ("semseg", 0, {}, r"1 to 255 channels; got 0 for semseg"),
+        ("semseg", "3", {}, r"1 to 255 channels; got '3' for semseg"),
+        ("semseg", True, {}, r"1 to 255 channels; got True"),
+        ("semseg", 2**63, {}, r"1 to 255 channels"),
+        (
+            "boundary",
+            1,
+            {"tolerance": 3},
+            r"`task_metric_kwargs\['boundary'\]` are arguments of its statistics: got an unex",
+        ),
+    ],
+)
+def test_a_metric_that_cannot_be_computed_is_refused(task, width, arguments, expected):
+    with pytest.raises(ValueError, match=expected):
+        MultiTaskMetric({task: width}, {task: arguments})
+
+
+def test_an_8_bit_mask_of_two_classes_is_refused():
+    """Its foreground would be invalid, and the constant predictor perfect."""
+    mask = np.eye(4, dtype=np.uint8) * 255
+    with pytest.raises(
+        ValueError, match="Cannot score semseg: .* 0 and 255 alone, where 255 is white. Divide it by 255"
+    ):
+        MultiTaskMetric({"semseg": 2}).compute(predictions={"semseg": [mask * 0]}, references={"semseg": [mask]})
+    for width, reference in ((2, mask.astype(np.int64)), (3, mask), (2, mask // 255)):
+        metric = MultiTaskMetric({"semseg": width})
+        assert metric.compute(predictions={"semseg": [mask * 0]}, references={"semseg": [reference]})
+
+
+@pytest.mark.parametrize(
+    "values", [np.zeros((4, 4), "M8[s]"), torch.zeros(4, 4, device="meta")], ids=["dates", "meta"]
+)
+def test_what_holds_no_numbers_is_not_scored(values):
+    with pytest.raises(ValueError, match="A map is an array or a dense tensor that holds numbers"):
+        MultiTaskMetric({"depth": 1}).compute(predictions={"depth": [values]}, references={"depth": [values]})

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from transformers_sem import TASKS, MultiTaskMetric
+from transformers_sem import CLASS_IDS, TASKS, MultiTaskMetric
 from transformers_sem.evaluation import boundary
 from transformers_sem.evaluation.metrics import (
     METRICS,
@@ -378,7 +378,7 @@ def vectors(rows):
     ],
 )
 def test_scores_of_four_pixels(task, prediction, label, expected):
-    scores = score(task, [prediction], [label], num_labels=3)
+    scores = score(task, [prediction], [label], num_labels=3 if TASKS[task].kind is CLASS_IDS else None)
     assert scores == {f"{task}/{name}": pytest.approx(value) for name, value in expected.items()}
 
 
@@ -396,7 +396,7 @@ def test_a_class_score_is_that_of_its_class():
 # Sums over images
 
 
-@pytest.mark.parametrize("split", [[6], [1, 5], [2, 2, 2], [3, 1, 2], [1, 1, 1, 1, 1, 1]], ids=str)
+@pytest.mark.parametrize("split", [[6], [3, 1, 2], [1, 1, 1, 1, 1, 1]], ids=str)
 @every_task
 def test_a_set_is_the_sum_of_any_split_in_any_order(task, split):
     """Each part in a metric of its own, as on a rank of its own."""
@@ -541,8 +541,8 @@ def test_ids_of_any_integer_type_count_the_same(task, dtype):
 @every_task
 def test_a_list_is_no_map(task):
     prediction, label = valid_pair(task)
-    assert_refused(task, prediction.tolist(), label, "a tensor or a NumPy array; got list")
-    assert_refused(task, prediction, label.tolist(), "a tensor or a NumPy array; got list")
+    assert_refused(task, prediction.tolist(), label, "an array or a dense tensor that holds numbers; got list")
+    assert_refused(task, prediction, label.tolist(), "an array or a dense tensor that holds numbers; got list")
 
 
 @every_task

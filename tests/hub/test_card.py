@@ -133,6 +133,34 @@ def test_without_an_evaluation_there_are_no_scores(folder):
     assert "No scores of these weights are recorded" in card.text and "is not recorded" in card.text
 
 
+def test_a_run_on_several_datasets_has_a_table_for_each(folder):
+    first, second = (json.loads(json.dumps(EVALUATION)) for _ in range(2))
+    second["data"] |= {"title": "streets", "terms": "A city's.", "license": "other", "limits": "It knows no rooms."}
+    for key in ("scores", "constant_scores", "num_scored_images"):
+        second[key] = {name: value / 2 for name, value in second[key].items() if "depth" in name}
+    (folder / "evaluation.json").unlink()
+    for name, evaluation in (("scenes_1", first), ("scenes_2", second)):  # one loader reads both
+        (folder / f"evaluation_{name}.json").write_text(json.dumps(evaluation))
+    (folder / "predictions_scenes_2.png").write_bytes(b"a picture")
+    card = card_of_folder(folder, "tiny", "me/tiny")
+    rooms, streets = card.text.split("### streets")
+    assert "### drawn rooms" in rooms and len(table(rooms, "task | score")) == len(TASKS_OF_CARD)
+    ((title, _, score, constant, _),) = table(streets, "task | score")
+    assert (title, float(score), float(constant)) == (TASKS["depth"].title, 0.281, 0.156)
+    for fact in (
+        "](predictions_scenes_2.png)",
+        "images of streets",
+        "data: drawn rooms + streets",
+        "rooms: Nobody's.",
+    ):
+        assert fact in card.text
+    assert "Data of streets: A city's." in card.text and "It knows no photos. It knows no rooms." in card.text
+    data = ModelCard(str(card)).data
+    assert (data.datasets, data.license) == (["scenes_1", "scenes_2"], "other")
+    assert len(data.eval_results) == len(first["scores"]) + 1
+    assert {result.metric_value for result in data.eval_results if result.dataset_name == "streets"} == {0.28125}
+
+
 @pytest.mark.parametrize(
     ("data_license", "settings", "license", "text"),
     [
@@ -161,7 +189,7 @@ def test_weights_are_free_only_if_data_and_start_are(data_license, settings, lic
         evaluation["training"] = None
     else:
         evaluation["training"]["settings"] |= settings
-    card = make_card(tiny_config(), "tiny", model_id="me/tiny", evaluation=evaluation)
+    card = make_card(tiny_config(), "tiny", model_id="me/tiny", evaluations=[evaluation])
     assert card.data.license == license
     assert text in " ".join(card.text.split())
 

@@ -61,7 +61,7 @@ def trained(tmp_path_factory):
     """A folder as `transformers-sem train` leaves it: 12 MB of weights, an image processor, scores and a picture."""
     folder = tmp_path_factory.mktemp("run")
     torch.manual_seed(0)
-    model = SEMForMultiTaskDensePrediction(tiny_config(hidden_size=160, decoder_hidden_sizes=[96, 64, 32, 32]))
+    model = SEMForMultiTaskDensePrediction(tiny_config(hidden_size=176, decoder_hidden_sizes=[96, 64, 32, 32]))
     model.save_pretrained(folder)
     SEMImageProcessor(size={"height": 32, "width": 64}).save_pretrained(folder)
     (folder / "evaluation.json").write_text(json.dumps(EVALUATION))
@@ -114,8 +114,9 @@ def test_what_was_sent_loads(hub, staged, trained, tmp_path):
     expected = SEMForMultiTaskDensePrediction.from_pretrained(trained).eval()
     model = SEMForMultiTaskDensePrediction.from_pretrained(REPOSITORY)
     assert (tmp_path / "cache" / "models--me--tiny").is_dir()
+    found = model.state_dict()
     for name, tensor in expected.state_dict().items():
-        assert torch.equal(model.state_dict()[name], tensor)
+        assert torch.equal(found[name], tensor)
     assert type(AutoModel.from_pretrained(REPOSITORY)) is SEMModel
     assert AutoConfig.from_pretrained(REPOSITORY).to_dict() == model.config.to_dict()
     assert AutoImageProcessor.from_pretrained(REPOSITORY).size == {"height": 32, "width": 64}

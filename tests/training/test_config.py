@@ -8,7 +8,13 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers_sem import SEMConfig
 from transformers_sem.data.benchmarks import BENCHMARKS
 from transformers_sem.training import config as configuration
-from transformers_sem.training.config import TrainingConfig, claim_output_dir, holds_weights, lock_output_dir
+from transformers_sem.training.config import (
+    TrainingConfig,
+    claim_output_dir,
+    hold_output_dir,
+    holds_weights,
+    lock_output_dir,
+)
 from transformers_sem.utils.errors import describe_error
 
 
@@ -184,12 +190,31 @@ def test_claiming_a_folder_notes_the_settings(tmp_path):
 
 
 def test_a_folder_that_another_process_trains_in_is_refused(tmp_path, monkeypatch):
-    lock = lock_output_dir(tmp_path / "run")
     monkeypatch.setattr(configuration, "LOCK_SECONDS", 0.1)
-    with pytest.raises(ValueError, match="One process trains in a folder"):
-        lock_output_dir(tmp_path / "run")
-    lock.release()
-    lock_output_dir(tmp_path / "run").release()
+    with (
+        lock_output_dir(tmp_path / "run"),
+        pytest.raises(ValueError, match="One process trains in a folder"),
+        lock_output_dir(tmp_path / "run"),
+    ):
+        pass
+    with lock_output_dir(tmp_path / "run"):
+        pass
+
+
+def test_a_training_that_ended_with_an_error_holds_no_folder(tmp_path, monkeypatch):
+    """A notebook keeps the traceback of Ctrl-C, and with it all variables of the training."""
+    monkeypatch.setattr(configuration, "LOCK_SECONDS", 0.1)
+    config = TrainingConfig(output_dir=str(tmp_path / "run"))
+
+    def interrupted():
+        with hold_output_dir(config):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt) as kept:
+        interrupted()
+    with hold_output_dir(config):
+        assert TrainingConfig.load(tmp_path / "run" / "training.yaml") == config
+    assert kept.traceback
 
 
 def test_another_runs_folder_is_refused(tmp_path):

@@ -1,3 +1,4 @@
+import gc
 import multiprocessing
 import os
 import random
@@ -21,6 +22,7 @@ from transformers_sem.training.data_order import (
     open_batches,
     seed_step,
 )
+from transformers_sem.training.signals import SIGNALS
 
 
 class NoisyRows(Dataset):
@@ -180,6 +182,20 @@ def test_workers_ignore_signals_and_end_with_their_iterator():
     workers = batches._workers
     del batches
     assert [worker.is_alive() for worker in workers] == [False, False]
+
+
+class RowsOfAWorker(NoisyRows):
+    def __getitem__(self, index):
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, []).intersection(SIGNALS)
+        return {"num_blocked": len(blocked), "num_frozen": gc.get_freeze_count()}
+
+
+def test_a_worker_starts_without_signals_and_frees_nothing_of_its_parent():
+    """SIGTERM to the group would end it and so the run; to free an earlier iterator would join the workers of that."""
+    loader = build_train_loader(RowsOfAWorker(), batch_size=1, first_sample=0, num_samples=1, seed=0, num_workers=1)
+    (batch,) = loader
+    assert batch["num_blocked"] == len(SIGNALS) and batch["num_frozen"] > 0
+    assert not signal.pthread_sigmask(signal.SIG_BLOCK, []).intersection(SIGNALS)
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ from transformers_sem.losses import (
     l1,
     unit_vector_l1,
 )
+from transformers_sem.modeling_sem import SkipInitOnMeta
 from transformers_sem.training.config import TrainingConfig
 from transformers_sem.training.optimizer import build_optimizer, layer_depths
 
@@ -45,7 +46,7 @@ def load(encoder, dataset):
 
 
 def build_without_weights(model_class, model_config):
-    with torch.device("meta"):
+    with torch.device("meta"), SkipInitOnMeta():
         return model_class(model_config)
 
 

@@ -134,8 +134,8 @@ def test_a_model_is_saved_whole_and_over_an_unfinished_one(tmp_path):
         "model.safetensors",
         "preprocessor_config.json",
     }
-    loaded = SEMForMultiTaskDensePrediction.from_pretrained(tmp_path, local_files_only=True)
-    assert all(torch.equal(value, loaded.state_dict()[name]) for name, value in model.state_dict().items())
+    loaded = SEMForMultiTaskDensePrediction.from_pretrained(tmp_path, local_files_only=True).state_dict()
+    assert all(torch.equal(value, loaded[name]) for name, value in model.state_dict().items())
 
 
 def test_an_unfinished_file_has_a_name_that_fits_and_that_is_no_neighbors(tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 
 import pytest
 import torch
@@ -13,11 +14,18 @@ from transformers_sem.utils.loading import load_image_processor, load_model
 from ..tiny import tiny_config
 
 
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("saved")
+    SEMForMultiTaskDensePrediction(tiny_config(task_num_labels={"depth": 1, "normal": 3})).save_pretrained(folder)
+    SEMImageProcessor().save_pretrained(folder)
+    return folder
+
+
 @pytest.fixture
-def folder(tmp_path):
-    SEMForMultiTaskDensePrediction(tiny_config(task_num_labels={"depth": 1, "normal": 3})).save_pretrained(tmp_path)
-    SEMImageProcessor().save_pretrained(tmp_path)
-    return tmp_path
+def folder(saved, tmp_path):
+    """A copy, which a test may change."""
+    return shutil.copytree(saved, tmp_path, dirs_exist_ok=True)
 
 
 def load(folder, **kwargs):

@@ -6,7 +6,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..configuration_sem import SEMConfig
-from ..modeling_sem import SEMForMultiTaskDensePrediction
+from ..modeling_sem import SEMForMultiTaskDensePrediction, SkipInitOnMeta
 
 
 def count_multiply_accumulates(function: Callable, *inputs: torch.Tensor) -> float:
@@ -20,7 +20,7 @@ def build_without_weights(
     config: SEMConfig, size: tuple[int, int]
 ) -> tuple[SEMForMultiTaskDensePrediction, torch.Tensor]:
     """Builds a model for counting and an image `(1, 3, *size)` on the meta device, which take no memory."""
-    with torch.device("meta"):
+    with torch.device("meta"), SkipInitOnMeta():
         model = SEMForMultiTaskDensePrediction(config).eval()
         image = torch.empty(1, 3, *size)
     model.set_attn_implementation("eager")  # torch counts fused attention differently

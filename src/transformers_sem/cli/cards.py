@@ -2,7 +2,8 @@
 
     transformers-sem cards [--folder model_cards] [--add runs/quickstart]
 
-Every card is rendered from the config.json and evaluation.json beside it. --add first copies these files of a finished run.
+Every card is rendered from the config.json and evaluation.json beside it; of a run on several datasets, from the report of each.
+--add first copies these files of a finished run.
 """
 
 import argparse

@@ -120,8 +120,8 @@ class Benchmark:
             **kwargs: Fields of the builder's configuration.
 
         Raises:
-            ValueError: If the data must be on disk and `data_dir` is missing, a field is unknown, or a prepared folder holds
-                another dataset.
+            ValueError: If the data must be on disk and `data_dir` is missing, a field is unknown, a prepared folder holds
+                another dataset, or most validation images are training images.
         """
         self.check_fields(kwargs)
         if data_dir is not None and is_prepared(data_dir):
@@ -132,7 +132,7 @@ class Benchmark:
             rows = builder.as_dataset()
         rows = self._rename_columns(rows)
         self._check_classes(rows["train"].features, data_dir)
-        warn_of_shared_ids(rows)
+        check_shared_ids(rows)
         if self.builder is folder.Folder:
             warn_of_absent_classes(rows["train"], self.class_names)
         return rows
@@ -226,18 +226,23 @@ def warn_of_absent_classes(rows: datasets.Dataset, class_names: dict[str, list[s
             )
 
 
-def warn_of_shared_ids(rows: datasets.DatasetDict) -> None:
-    """Warns of images that are in both splits: their scores say nothing about new images."""
-    if all("id" in part.column_names for part in rows.values()):
-        shared = sorted(set(rows["train"]["id"]).intersection(rows["validation"]["id"]))
-        if shared:
-            logger.warning(
-                "%d of %d validation images are also training images (%s): their scores say nothing about new images. Take "
-                "them off one of the lists.",
-                len(shared),
-                len(rows["validation"]),
-                ", ".join(shared[:5]),
-            )
+def check_shared_ids(rows: datasets.DatasetDict) -> None:
+    """Checks that validation images are not training images: their scores say nothing about new images.
+
+    Raises:
+        ValueError: If more than half of them are; fewer are only warned of.
+    """
+    if not all("id" in part.column_names for part in rows.values()):
+        return
+    shared = sorted(set(rows["train"]["id"]).intersection(rows["validation"]["id"]))
+    message = (
+        f"{len(shared)} of {len(rows['validation'])} validation images are also training images ({', '.join(shared[:5])}): their "
+        "scores say nothing about new images. Take them off one of the lists."
+    )
+    if 2 * len(shared) > len(rows["validation"]):
+        raise ValueError(message)
+    if shared:
+        logger.warning(message)
 
 
 def is_prepared(folder: str | Path) -> bool:

@@ -1,7 +1,7 @@
 """Cityscapes: 2975 training and 500 validation images of 1024 x 2048, with classes and stereo depth.
 
 The data must be on disk; nothing is downloaded. `Cityscapes(data_dir=...)` reads the folder that the official archives
-are unpacked to, or a tar archive of it:
+are unpacked to, or a tar or zip archive of it:
 
     leftImg8bit/{train,val}/CITY/ID_leftImg8bit.png        RGB; these files are the splits
     gtFine/{train,val}/CITY/ID_gtFine_labelIds.png         uint8, 0..33; without it ID_gtFine_labelTrainIds.png, 0..18, 255 void
@@ -59,7 +59,7 @@ WITHOUT_CAMERA = (
     "farther"
 )
 OFFICIAL_SIZES = {"train": 2975, "validation": 500}
-RULE = "the folder Cityscapes that has leftImg8bit/ with gtFine/ or disparity/, its parent, or a tar archive of either"
+RULE = "the folder Cityscapes that has leftImg8bit/ with gtFine/ or disparity/, its parent, or a tar or zip archive of either"
 TERMS = (
     "Cityscapes (Cordts et al., The Cityscapes Dataset for Semantic Urban Scene Understanding, CVPR 2016), "
     "https://www.cityscapes-dataset.com. Its terms apply; they name non-commercial use and forbid to distribute the data."
@@ -88,7 +88,7 @@ def find_source(data_dir: str | Path | None, num_classes: int = NUM_CLASSES) -> 
     """Recognizes Cityscapes on disk, and finds its files.
 
     Args:
-        data_dir: The folder, its parent, or a tar archive of either.
+        data_dir: The folder, its parent, or a tar or zip archive of either.
         num_classes: 19 classes, or their 7 categories.
 
     Raises:

@@ -1,8 +1,12 @@
 """Readers of files from a user's disk. An error names the file, what is wrong with it and how to fix it."""
 
+import errno
 import hashlib
 import os
+import shutil
+import stat
 import tarfile
+import zipfile
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -23,6 +27,7 @@ from ..utils.extras import MissingExtraError, require
 
 
 IMAGE_FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG"}
+ZIP_SIGNATURES = (b"PK\x03\x04", b"PK\x05\x06")  # the second one if it holds nothing
 HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
 
 
@@ -347,7 +352,7 @@ def find_root(data_dir: str | Path | None, is_root: Callable[[Path], bool], rule
     """Finds the folder of a dataset, and unpacks an archive.
 
     Args:
-        data_dir: The folder, its parent, or a tar archive of either.
+        data_dir: The folder, its parent, or a tar or zip archive of either.
         is_root: Function that recognizes the folder.
         rule: What the folder must have, for error messages.
 
@@ -372,10 +377,10 @@ def find_root(data_dir: str | Path | None, is_root: Callable[[Path], bool], rule
 
 
 def unpack(archive: Path) -> Path:
-    """Unpacks a tar archive once, into the folder where `datasets` unpacks its own archives.
+    """Unpacks a tar or zip archive once, into the folder where `datasets` unpacks its own archives.
 
     Args:
-        archive: A tar archive, compressed in any way that Python supports.
+        archive: The archive, compressed in any way that Python supports.
 
     Returns:
         The folder; its name changes when the archive does.
@@ -413,19 +418,63 @@ def unpack(archive: Path) -> Path:
 
 
 def extract(archive: Path, folder: Path) -> None:
-    """Extracts plain files and folders.
+    """Extracts plain files and folders of a tar or zip archive.
 
     Raises:
-        tarfile.TarError: If the archive is damaged or has any other member; nothing is written outside `folder`.
+        ValueError: If it has any other member; nothing is written outside `folder`.
+        tarfile.TarError or zipfile.BadZipFile: If it is damaged.
+        OSError: If its files do not fit on the disk.
     """
-    with tarfile.open(archive) as tar, tqdm(desc=f"unpacking {archive.name}", unit="file") as bar:
+    folder.mkdir()
+    with archive.open("rb") as file:  # a tar archive that holds a zip archive at its end would pass as one too
+        extract_members = extract_zip if file.read(4).startswith(ZIP_SIGNATURES) else extract_tar
+    with tqdm(desc=f"unpacking {archive.name}", unit="file") as bar:
+        extract_members(archive, folder, bar)
+
+
+def extract_tar(archive: Path, folder: Path, bar: tqdm) -> None:
+    """Extracts a tar archive; see [`extract`]."""
+    with tarfile.open(archive) as tar:
         for member in tar:
-            path = PurePosixPath(member.name)
-            if path.is_absolute() or ".." in path.parts or not (member.isfile() or member.isdir()):
-                raise tarfile.TarError(f"{member.name!r} leads out of it, or is neither a file nor a folder")
+            check_member(member.name, is_plain=member.isfile() or member.isdir())
+            check_space(member.size, folder)
             tar.extract(member, folder, filter="data")
             bar.update()
         # A checksum of the compression is at the very end, and tarfile takes a damaged header for the end of the members.
         while block := tar.fileobj.read(2**20):
             if block.strip(b"\0"):
                 raise tarfile.TarError("it is damaged: a file in it has no valid header")
+
+
+def extract_zip(archive: Path, folder: Path, bar: tqdm) -> None:
+    """Extracts a zip archive; see [`extract`]. A file that is longer than the archive says, as in a zip bomb, is damaged."""
+    with zipfile.ZipFile(archive) as file:
+        for member in file.infolist():
+            kind = stat.S_IFMT(member.external_attr >> 16)  # 0 where the archive was not written on Unix
+            check_member(member.filename, is_plain=kind in (0, stat.S_IFREG, stat.S_IFDIR))
+        check_space(sum(member.file_size for member in file.infolist()), folder)
+        for member in file.infolist():
+            file.extract(member, folder)
+            bar.update()
+
+
+def check_member(name: str, *, is_plain: bool) -> None:
+    """Checks a member of an archive.
+
+    Raises:
+        ValueError: If it leads out of the folder, or is no plain file or folder.
+    """
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts or not is_plain:
+        raise ValueError(f"{name!r} leads out of it, or is neither a file nor a folder")
+
+
+def check_space(num_bytes: int, folder: Path) -> None:
+    """Checks that the disk of a folder has room.
+
+    Raises:
+        OSError: If it has not.
+    """
+    free = shutil.disk_usage(folder).free
+    if num_bytes > free:
+        raise OSError(errno.ENOSPC, f"its files need {num_bytes:,} bytes, and {free:,} are free")

@@ -45,7 +45,7 @@ from .files import FrameReader, check_depth, find_root, read_gray, read_list, re
 from .sources import SETTINGS_NAME, Frame, Maps, Source, SourceBuilder, SourceConfig, drop_missing
 
 
-RULE = f"the folder that has images/ and {SETTINGS_NAME}, its parent, or a tar archive of either"
+RULE = f"the folder that has images/ and {SETTINGS_NAME}, its parent, or a tar or zip archive of either"
 LISTS = {"train": "train.txt", "validation": "validation.txt"}
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 MAP_SUFFIXES = (".png", ".npy")
@@ -67,7 +67,7 @@ def find_source(data_dir: str | Path | None) -> Source:
     """Reads the description of a folder and finds its files.
 
     Args:
-        data_dir: The folder, its parent, or a tar archive of either.
+        data_dir: The folder, its parent, or a tar or zip archive of either.
 
     Raises:
         ValueError: If `dataset.yaml` or a list is broken, or two files have the same id.

@@ -1,7 +1,7 @@
 """NYU-Depth v2 as multi-task papers use it: 795 training and 654 test frames of 425 x 560.
 
 The data must be on disk; nothing is downloaded. `NYUDv2(data_dir=...)` recognizes three forms of it and gives the same
-rows for each. The first two are a folder, or a tar archive of it, with
+rows for each. The first two are a folder, or a tar or zip archive of it, with
 
     images/ID.png, .jpg         RGB
     segmentation/ID.png, .npy   uint8, 0 unlabeled, 1..40
@@ -108,7 +108,7 @@ SPLITS = {"train": "trainNdxs", "validation": "testNdxs"}
 OFFICIAL_SIZES = {"train": 795, "validation": 654}
 NUM_FINE_CLASSES = 894
 RULE = (
-    "the folder NYUDv2 that has images/, segmentation/, depth/ and gt_sets/, its parent, its tar archive, or the folder of the "
+    "the folder NYUDv2 that has images/, segmentation/, depth/ and gt_sets/, its parent, its tar or zip archive, or the folder of the "
     f"official {OFFICIAL_FILE}"
 )
 # Frames are 480 x 640 with a blank border; papers use the 425 x 560 inside.

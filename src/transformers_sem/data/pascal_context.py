@@ -1,6 +1,6 @@
 """PASCAL-Context as multi-task papers use it: 4998 training and 5105 test images of about 375 x 500.
 
-The folder `PASCALContext` or `PASCAL_MT`, or a tar archive of it, must be on disk; nothing is downloaded.
+The folder `PASCALContext` or `PASCAL_MT`, or a tar or zip archive of it, must be on disk; nothing is downloaded.
 `PASCALContext(data_dir=...)` reads
 
     JPEGImages/ID.jpg                   RGB
@@ -126,7 +126,7 @@ DERIVED = {
 }
 PARTS = "the parts of people in PASCAL-Part, merged to six; 255 in images without annotated people"
 OFFICIAL_SIZES = {"train": 4998, "validation": 5105}
-RULE = "the folder PASCALContext that has JPEGImages/ and ImageSets/Context/, its parent, or a tar archive of either"
+RULE = "the folder PASCALContext that has JPEGImages/ and ImageSets/Context/, its parent, or a tar or zip archive of either"
 TERMS = (
     "PASCAL-Context (Mottaghi et al., The Role of Context for Object Detection and Semantic Segmentation in the Wild, CVPR "
     "2014), on the images of PASCAL VOC 2010; human parts of PASCAL-Part (Chen et al., Detect What You Can, CVPR 2014); "
@@ -144,7 +144,7 @@ def find_source(data_dir: str | Path | None) -> Source:
     """Recognizes PASCAL-Context on disk, and finds its maps.
 
     Args:
-        data_dir: The folder, its parent, or a tar archive of either.
+        data_dir: The folder, its parent, or a tar or zip archive of either.
 
     Raises:
         ValueError: If a list is broken.

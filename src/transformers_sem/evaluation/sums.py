@@ -1,9 +1,11 @@
 """Sums of statistics over images, and the multi-task gain."""
 
+import inspect
 import logging
 from collections.abc import Callable, Mapping
 from concurrent.futures import Executor, Future
 from functools import partial
+from numbers import Integral
 
 import numpy as np
 import torch
@@ -11,9 +13,10 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor
 
+from ..image_files import to_dense_tensor
 from ..losses import INVALID_ID
-from ..task_kinds import PROBABILITY, is_black_and_white
-from ..tasks import get_task
+from ..task_kinds import CLASS_IDS, PROBABILITY, is_black_and_white
+from ..tasks import describe_widths, get_task
 from .metrics import find_metric, metric_of, task_of
 
 
@@ -30,7 +33,8 @@ class MetricSums:
         task_metric_kwargs (`dict[str, dict]`, *optional*): Keyword arguments of the statistics of a task.
 
     Raises:
-        ValueError: If a task is unknown, or keyword arguments are given for a task that is not scored.
+        ValueError: If a task is unknown, no head has a width, or keyword arguments are given for a task that is not
+            scored, or are not those of its statistics.
     """
 
     def __init__(self, task_num_labels: Mapping[str, int], task_metric_kwargs: Mapping[str, Mapping] | None = None):
@@ -43,6 +47,8 @@ class MetricSums:
             raise ValueError(
                 f"`task_metric_kwargs` is for tasks of the metric, {[*self.task_num_labels]}; got {unknown}."
             )
+        for task, width in self.task_num_labels.items():
+            check_metric(task, width, self.task_metric_kwargs.get(task, {}))
         self.reset()
 
     def reset(self) -> None:
@@ -66,9 +72,7 @@ class MetricSums:
     def _call(self, task: str, prediction: Tensor, reference: Tensor) -> Callable[[], dict[str, Tensor]]:
         metric = find_metric(task)
         pair = as_map(prediction), as_map(reference)
-        # Labels of the image processor are never 8-bit, nor are label maps of PASCAL-Context, where 255 is a class
-        is_8_bit = pair[1].dtype == torch.uint8 and get_task(task).kind is PROBABILITY
-        if is_8_bit and is_black_and_white(pair[1]):
+        if pair[1].dtype == torch.uint8 and self._has_two_values(task) and is_black_and_white(pair[1]):
             raise ValueError(
                 f"A {task} label holds values from 0 to 1, {INVALID_ID} invalid; got an 8-bit map of 0 and 255 alone, where 255 "
                 "is white. Divide it by 255."
@@ -76,6 +80,11 @@ class MetricSums:
         if metric.is_slow:
             pair = to_array(pair[0]), to_array(pair[1])
         return partial(metric.statistics, *pair, self.task_num_labels[task], **self.task_metric_kwargs.get(task, {}))
+
+    def _has_two_values(self, task: str) -> bool:
+        """Whether labels are masks. Those of the image processor are never 8-bit, nor are maps of PASCAL-Context with a class 255."""
+        kind = get_task(task).kind
+        return kind is PROBABILITY or (kind is CLASS_IDS and self.task_num_labels[task] == 2)
 
     def add(self, statistics: Mapping[str, Mapping[str, Tensor]]) -> None:
         """Adds the statistics of one image, `{task: statistics}`."""
@@ -118,15 +127,31 @@ class MetricSums:
         }
 
 
+def check_metric(task: str, num_labels: int, arguments: Mapping) -> None:
+    """Checks the head width of a task, and the keyword arguments of its statistics.
+
+    Raises:
+        ValueError: If no head has the width, or the statistics do not have the arguments.
+    """
+    kind = get_task(task).kind
+    is_number = isinstance(num_labels, Integral) and not isinstance(num_labels, bool)
+    if not is_number or num_labels not in kind.widths:
+        raise ValueError(
+            f"A head for {kind.values} has {describe_widths(kind.widths)}; got {num_labels!r} for {task}."
+        )
+    try:
+        inspect.signature(find_metric(task).statistics).bind(None, None, num_labels, **arguments)
+    except TypeError as error:
+        raise ValueError(f"`task_metric_kwargs[{task!r}]` are arguments of its statistics: {error}.") from error
+
+
 def as_map(values: Tensor | np.ndarray) -> Tensor:
     """Converts a map to a tensor; unsigned integers become int64, because torch supports few operations on them.
 
     Raises:
-        ValueError: If the map is neither a tensor nor an array.
+        ValueError: If the map is neither a tensor nor an array of numbers.
     """
-    if not isinstance(values, (Tensor, np.ndarray)):
-        raise ValueError(f"A map is a tensor or a NumPy array; got {type(values).__name__}. Convert it.")
-    values = torch.as_tensor(values)
+    values = to_dense_tensor(values, "A map")
     is_unsigned = values.dtype in (torch.uint16, torch.uint32, torch.uint64)
     return values.long() if is_unsigned else values
 

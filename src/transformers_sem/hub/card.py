@@ -1,7 +1,11 @@
-"""Model cards, rendered from `config.json` and `evaluation.json` alone; `model_card.md.jinja` is their text."""
+"""Model cards, rendered from `config.json` and `evaluation.json` alone; `model_card.md.jinja` is their text.
+
+A run on several datasets has a report for each, such as `evaluation_nyud_v2.json`, and its card a table for each.
+"""
 
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +27,7 @@ PAPER_URL = (
     "Huang_Going_Beyond_Multi-Task_Dense_Prediction_with_Synergy_Embedding_Models_CVPR_2024_paper.html"
 )
 CARD_NAME = "README.md"
-PREDICTIONS_NAME = "predictions.png"
-EVALUATION_NAME = "evaluation.json"
+EVALUATION_NAME, SEVERAL_EVALUATIONS = "evaluation.json", "evaluation_*.json"
 EVALUATION_KEYS = (
     *("scores", "constant_scores", "dataset", "data", "num_images", "num_scored_images", "num_parameters"),
     *("command", "environment"),
@@ -40,12 +43,12 @@ def render_cards(cards_dir: Path) -> dict[Path, str]:
 
     Args:
         cards_dir (`Path`): Has for each checkpoint a folder with `config.json`, `evaluation.json` and optionally
-            `predictions.png`.
+            `predictions.png`, or these two for each of several datasets.
 
     Returns:
         `dict[Path, str]`: the text of each card by its path.
     """
-    folders = sorted(path.parent for path in cards_dir.glob(f"*/{EVALUATION_NAME}"))
+    folders = sorted(folder for folder in cards_dir.glob("*") if find_reports(folder))
     return {
         folder / CARD_NAME: f"{card_of_folder(folder, folder.name, model_id=f'runs/{folder.name}')}\n"
         for folder in folders
@@ -59,18 +62,32 @@ def add_checkpoint(run_dir: Path, cards_dir: Path) -> None:
         OSError: If the run is not finished.
         ValueError: If its evaluation is incomplete.
     """
-    for name in ("config.json", EVALUATION_NAME):
-        if not (run_dir / name).is_file():
-            raise FileNotFoundError(f"A card needs a finished run; {run_dir} has no {name}. Train it to the end.")
-    read_evaluation(run_dir / EVALUATION_NAME)
+    reports = find_reports(run_dir) or [run_dir / EVALUATION_NAME]
+    for path in (run_dir / "config.json", *reports):
+        if not path.is_file():
+            raise FileNotFoundError(f"A card needs a finished run; {run_dir} has no {path.name}. Train it to the end.")
+    for path in reports:
+        read_evaluation(path)
     folder = cards_dir / run_dir.resolve().name
     folder.mkdir(parents=True, exist_ok=True)
-    for name in ("config.json", EVALUATION_NAME):
-        with atomic_write(folder / name) as unfinished:
-            shutil.copyfile(run_dir / name, unfinished)
-    if (run_dir / PREDICTIONS_NAME).is_file():
-        with Image.open(run_dir / PREDICTIONS_NAME) as image:
-            save_image(folder / PREDICTIONS_NAME, image.convert("RGB").quantize())  # a fifth of the bytes, for git
+    for path in (run_dir / "config.json", *reports):
+        with atomic_write(folder / path.name) as unfinished:
+            shutil.copyfile(path, unfinished)
+    for path in map(predictions_path, reports):
+        if path.is_file():
+            with Image.open(path) as image:
+                save_image(folder / path.name, image.convert("RGB").quantize())  # a fifth of the bytes, for git
+
+
+def find_reports(folder: Path) -> list[Path]:
+    """Returns the report of a model in a folder, or those of several datasets; none if it was not evaluated."""
+    single = folder / EVALUATION_NAME
+    return [single] if single.is_file() else sorted(folder.glob(SEVERAL_EVALUATIONS))
+
+
+def predictions_path(report: Path) -> Path:
+    """Returns the path of the predictions that are drawn beside a report."""
+    return report.with_name(report.name.replace("evaluation", "predictions", 1)).with_suffix(".png")
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -78,7 +95,7 @@ def add_checkpoint(run_dir: Path, cards_dir: Path) -> None:
 
 
 def card_of_folder(folder: Path, name: str, model_id: str) -> ModelCard:
-    """Renders the card of a model in a folder with `config.json` and optionally `evaluation.json` and `predictions.png`.
+    """Renders the card of a model in a folder with `config.json` and optionally reports and predictions.
 
     Args:
         folder (`Path`): Folder of the files.
@@ -90,13 +107,14 @@ def card_of_folder(folder: Path, name: str, model_id: str) -> ModelCard:
         ValueError: If one of the files is not what it should be.
     """
     config = SEMConfig.from_pretrained(folder, local_files_only=True)
-    path, image = folder / EVALUATION_NAME, folder / PREDICTIONS_NAME
+    reports = find_reports(folder)
+    images = [predictions_path(path) for path in reports]
     return make_card(
         config,
         name,
         model_id=model_id,
-        evaluation=read_evaluation(path) if path.is_file() else None,
-        image=image.name if image.is_file() else None,
+        evaluations=[read_evaluation(path) for path in reports],
+        images=[image.name if image.is_file() else None for image in images],
     )
 
 
@@ -114,6 +132,8 @@ def read_evaluation(path: Path) -> dict[str, Any]:
     missing = [key for key in EVALUATION_KEYS if key not in evaluation] if isinstance(evaluation, dict) else "a report"
     if missing:
         raise ValueError(f"{path} lacks {missing}, which a card needs. {remedy}.")
+    if path.name != EVALUATION_NAME:  # distinct where one loader read several datasets
+        evaluation["dataset"] = path.stem.removeprefix("evaluation_")
     return evaluation
 
 
@@ -122,8 +142,8 @@ def make_card(
     name: str,
     *,
     model_id: str,
-    evaluation: dict[str, Any] | None = None,
-    image: str | None = None,
+    evaluations: Sequence[dict[str, Any]] = (),
+    images: Sequence[str | None] = (None,),
 ) -> ModelCard:
     """Renders the card of a model.
 
@@ -131,13 +151,15 @@ def make_card(
         config ([`SEMConfig`]): Configuration of the model.
         name (`str`): Name of the model.
         model_id (`str`): Where it is loaded from.
-        evaluation (`dict`, *optional*): The report of `transformers-sem evaluate`, with data and training.
-        image (`str`, *optional*): Name of an image of predictions beside the card.
+        evaluations (`Sequence[dict]`): The reports of `transformers-sem evaluate`, with data and training, one for each
+            dataset.
+        images (`Sequence[str]`): For each report, the name of an image of predictions beside the card, or `None`.
 
     Returns:
         `huggingface_hub.ModelCard`: with the metadata that the Hub reads.
     """
-    card_data = make_card_data(config, name, evaluation)
+    card_data = make_card_data(config, name, evaluations)
+    training = evaluations[0].get("training") if evaluations else None
     return ModelCard.from_template(
         card_data,
         template_str=TEMPLATE.read_text(encoding="utf-8"),
@@ -146,31 +168,30 @@ def make_card(
         tasks=[describe_task(config, task) for task in config.tasks],
         encoder=encoder_name(config),
         has_code=bool(getattr(config, "auto_map", None)),
-        evaluation=evaluation,
-        main_rows=main_rows(evaluation) if evaluation else [],
-        all_rows=all_rows(evaluation) if evaluation else [],
+        reports=list(zip(evaluations, images, strict=bool(evaluations))),
+        main_rows=main_rows,
+        all_rows=all_rows,
         describe_environment=describe_environment,
-        data=evaluation["data"] if evaluation else None,
-        training=evaluation.get("training") if evaluation else None,
+        training=training,
         license=card_data.license,
-        start_license=start_license(config, evaluation.get("training")) if evaluation else None,
-        image=image,
+        start_license=start_license(config, training) if evaluations else None,
         paper_url=PAPER_URL,
         pipeline_tag=PIPELINE_TAG,
     )
 
 
-def make_card_data(config: SEMConfig, name: str, evaluation: dict[str, Any] | None) -> ModelCardData:
+def make_card_data(config: SEMConfig, name: str, evaluations: Sequence[dict[str, Any]]) -> ModelCardData:
     """Returns the metadata of a card."""
     hub_tasks = [get_task(task).hub_task for task in config.tasks if get_task(task).hub_task != "other"]
     has_code = bool(getattr(config, "auto_map", None))
     facts = {}
-    if evaluation:
+    if evaluations:
+        rows = [row for evaluation in evaluations for row in main_rows(evaluation)]
         facts = {
-            "datasets": [evaluation["dataset"]],
-            "metrics": list(dict.fromkeys(row["metric"] for row in main_rows(evaluation))),
-            "eval_results": eval_results(evaluation),
-            **license_fields(config, evaluation),
+            "datasets": [evaluation["dataset"] for evaluation in evaluations],
+            "metrics": list(dict.fromkeys(row["metric"] for row in rows)),
+            "eval_results": [result for evaluation in evaluations for result in eval_results(evaluation)],
+            **license_fields(config, evaluations),
         }
     return ModelCardData(
         model_name=name,
@@ -182,9 +203,10 @@ def make_card_data(config: SEMConfig, name: str, evaluation: dict[str, Any] | No
     )
 
 
-def license_fields(config: SEMConfig, evaluation: dict[str, Any]) -> dict[str, str]:
+def license_fields(config: SEMConfig, evaluations: Sequence[dict[str, Any]]) -> dict[str, str]:
     """Returns the license of the weights: Apache-2.0 if those of the data and of the weights that training started from are."""
-    licenses = [evaluation["data"]["license"], start_license(config, evaluation.get("training"))]
+    licenses = [evaluation["data"]["license"] for evaluation in evaluations]
+    licenses.append(start_license(config, evaluations[0].get("training")))
     if all(name == "apache-2.0" for name in licenses):
         return {"license": "apache-2.0"}
     return {"license": "other", "license_name": "terms-of-the-data-and-of-the-encoder"}

@@ -17,13 +17,13 @@ from ..image_processing_sem import SEMImageProcessor
 from ..modeling_sem import AUTO_MODELS, SEMForMultiTaskDensePrediction
 from ..pipeline_sem import MultiTaskDensePredictionPipeline
 from ..utils.loading import load_image_processor, load_model
-from .card import EVALUATION_NAME, PREDICTIONS_NAME, card_of_folder, read_evaluation
+from .card import card_of_folder, find_reports, predictions_path, read_evaluation
 
 
 LOG_IN = "Log in with `hf auth login` or set HF_TOKEN, with a token that may write there"
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 # Files of these names that an upload does not bring belong to an earlier version, and are deleted by the same commit.
-REPLACED = ["*.py", "*.safetensors", "*.safetensors.index.json", EVALUATION_NAME, PREDICTIONS_NAME]
+REPLACED = ["*.py", "*.safetensors", "*.safetensors.index.json", "evaluation*.json", "predictions*.png"]
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -48,16 +48,17 @@ def stage_model(folder: Path, staging: Path, *, custom_code: bool = False) -> No
     check_files(folder)
     model = load_model(SEMForMultiTaskDensePrediction, folder, local_files_only=True)
     image_processor = load_image_processor(SEMImageProcessor, folder, local_files_only=True)
-    if (folder / EVALUATION_NAME).is_file():
-        read_evaluation(folder / EVALUATION_NAME)
+    reports = find_reports(folder)
+    for path in reports:
+        read_evaluation(path)
     if custom_code:
         save_with_code(model, image_processor, staging)
     else:
         model.save_pretrained(staging)
         image_processor.save_pretrained(staging)
-    for name in (EVALUATION_NAME, PREDICTIONS_NAME):
-        if (folder / name).is_file():
-            shutil.copyfile(folder / name, staging / name)
+    for path in (*reports, *map(predictions_path, reports)):
+        if path.is_file():
+            shutil.copyfile(path, staging / path.name)
 
 
 def write_card(staging: Path, repository: str) -> None:

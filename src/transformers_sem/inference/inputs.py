@@ -12,7 +12,7 @@ from PIL import Image
 
 
 VIDEO_ENDINGS = {".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm"}
-# written by phones; listed so that they are reported as unreadable, not skipped silently
+# written by phones; listed so that without the extra `heic` they are reported as unreadable, not skipped silently
 PHONE_ENDINGS = {".heic", ".heif"}
 # What a run writes to the output folder
 RESULT_FOLDERS = ("panels", "maps", "raw", "inside", "videos", "json")

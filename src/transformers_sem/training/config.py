@@ -2,13 +2,13 @@
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import yaml
-from filelock import FileLock
 from huggingface_hub.dataclasses import strict
 
 from ..configuration_sem import SEMConfig
@@ -16,7 +16,7 @@ from ..data.benchmarks import Benchmark
 from ..data.mixture import DatasetConfig, merge_benchmarks
 from ..evaluation.evaluator import SETTINGS_NAME
 from ..utils.errors import check_keys
-from ..utils.files import atomic_write, lock_file
+from ..utils.files import atomic_write, locked
 from ..utils.settings import apply_overrides, read_settings
 
 
@@ -299,13 +299,26 @@ def model_config(config: TrainingConfig, benchmark: Benchmark) -> SEMConfig:
     return SEMConfig(**label_fields(config, benchmark), **config.model)
 
 
-def lock_output_dir(folder: Path) -> FileLock:
-    """Locks a folder against other training processes until the returned lock is released or this process ends.
+@contextmanager
+def hold_output_dir(config: TrainingConfig) -> Iterator[None]:
+    """Locks the folder of a run in a `with` block, and writes the settings to it.
+
+    Raises:
+        ValueError: If another process trains there, or the folder holds a run with other settings.
+    """
+    output_dir = Path(config.output_dir)
+    with lock_output_dir(output_dir):
+        claim_output_dir(config, replace=not holds_weights(output_dir))
+        yield
+
+
+def lock_output_dir(folder: Path) -> AbstractContextManager:
+    """Locks a folder against other trainings in a `with` block.
 
     Raises:
         ValueError: If another process holds the lock.
     """
-    return lock_file(folder / ".lock", "One process trains in a folder at a time", LOCK_SECONDS)
+    return locked(folder / ".lock", "One process trains in a folder at a time", LOCK_SECONDS)
 
 
 def claim_output_dir(config: TrainingConfig, *, replace: bool = False) -> None:

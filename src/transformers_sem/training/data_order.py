@@ -1,10 +1,13 @@
 """Data order and random numbers that depend on the seed and the position only, so that a run resumes exactly."""
 
+import gc
+import multiprocessing
 import signal
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from multiprocessing.context import BaseContext
 
 import numpy as np
 import torch
@@ -12,6 +15,7 @@ from accelerate.utils import set_seed
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ..data.transforms import TransformedDataset
+from .signals import SIGNALS
 
 
 # Independent streams of random numbers
@@ -113,13 +117,38 @@ def seed_step(seed: int, step: int, rank: int) -> None:
     set_seed(derive_seed(seed, FORWARD, step, rank))
 
 
-def ignore_signals(worker: int) -> None:
+def worker_context() -> BaseContext | None:
+    """Returns the way to start workers: Ctrl-C and SIGTERM, which reach the whole process group, are blocked in them from the start.
+
+    A worker that one of them ends before it ignores them would end the run. Only a forked process inherits what is blocked;
+    where processes start in another way, `None` is the default way.
+    """
+    default = multiprocessing.get_context()
+    if default.get_start_method() != "fork":
+        return None
+
+    class Worker(default.Process):
+        def start(self) -> None:
+            earlier = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+            try:
+                super().start()
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, earlier)
+
+    class Context(type(default)):
+        Process = Worker
+
+    return Context()
+
+
+def init_worker(worker: int) -> None:
     """Ignores Ctrl-C and SIGTERM in a data worker: they reach the whole process group, and the current step needs its data.
 
     Workers end when their iterator is freed, as `open_batches` does. That must not be left to the exit of the interpreter,
     which sends SIGTERM and waits.
     """
-    for signum in (signal.SIGINT, signal.SIGTERM):
+    gc.freeze()  # a worker must not free an earlier iterator of its parent, which would join the workers of that
+    for signum in SIGNALS:
         signal.signal(signum, signal.SIG_IGN)
 
 
@@ -152,7 +181,8 @@ def build_train_loader(
         sampler=sampler(start=first_sample, stop=num_samples, seed=seed),
         generator=torch.Generator(),  # otherwise the loader draws its base seed from the global generator
         num_workers=num_workers,
-        worker_init_fn=ignore_signals,
+        multiprocessing_context=worker_context() if num_workers else None,
+        worker_init_fn=init_worker,
         pin_memory=torch.cuda.is_available(),
     )
 

@@ -1,9 +1,11 @@
 """A training run: builds the model, trains it, saves it, evaluates it."""
 
 from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
+from typing import NamedTuple
 
 from accelerate import Accelerator
 from accelerate.utils import set_seed
@@ -27,7 +29,7 @@ from ..utils.processes import leave_cores
 from ..visualization.panels import save_panel
 from .accelerator import build_accelerator, choose_sharded_modules, start_trackers
 from .checkpoint import resume, save_checkpoint
-from .config import TrainingConfig, claim_output_dir, holds_weights, label_fields, lock_output_dir
+from .config import TrainingConfig, hold_output_dir, label_fields
 from .curves import CURVES_NAME, save_curves
 from .data_order import build_train_loader, open_batches, seed_step
 from .history import History
@@ -194,56 +196,82 @@ def dry_run(config: TrainingConfig) -> None:
         accelerator.print(measure_step(config, model, accelerator))
 
 
+class TrainingData(NamedTuple):
+    """The rows that a model is trained and evaluated on."""
+
+    parts: dict[str, tuple[DatasetConfig, dict]]  # {name: (settings, splits)} of each dataset
+    rows: dict  # the splits, each of all datasets one after another
+
+    @property
+    def sizes(self) -> list[int]:
+        """Number of training rows of each dataset."""
+        return [len(splits["train"]) for _, splits in self.parts.values()]
+
+    @property
+    def weighted_sizes(self) -> list[tuple[int, float]]:
+        """Number of training rows and weight of each dataset."""
+        weights = [dataset.weight for dataset, _ in self.parts.values()]
+        return list(zip(self.sizes, weights, strict=True))
+
+
+def load_data(config: TrainingConfig, tasks: Iterable[str], accelerator: Accelerator) -> TrainingData:
+    """Loads all datasets of a run, with the labels of its tasks."""
+    with accelerator.main_process_first():
+        parts = {name: (dataset, dataset.load()) for name, dataset in name_datasets(config.dataset_configs).items()}
+    rows = {
+        split: concatenate_rows([splits[split] for _, splits in parts.values()], tasks)
+        for split in ("train", "validation")
+    }
+    return TrainingData(parts, rows)
+
+
 def run_training(config: TrainingConfig) -> None:
     """Trains a model, saves it with its image processor, evaluates it, and draws curves and predictions.
 
     Everything goes to `output_dir`. A run that was interrupted there is resumed.
     """
-    output_dir = Path(config.output_dir)
     leave_cores(config.num_workers)
     with plain_errors():
         check_extra()
-        benchmark, named = config.get_benchmark(), name_datasets(config.dataset_configs)
+        benchmark = config.get_benchmark()
         task_num_labels = label_fields(config, benchmark)["task_num_labels"]
         accelerator = build_accelerator(config)
-        with accelerator.main_process_first():
-            parts = {name: dataset.load() for name, dataset in named.items()}
-        rows = {
-            split: concatenate_rows([part[split] for part in parts.values()], task_num_labels)
-            for split in ("train", "validation")
-        }
-        constant = fit_constant(rows["train"], task_num_labels, accelerator) if config.init_heads_from_data else None
+        data = load_data(config, task_num_labels, accelerator)
+        constant = None
+        if config.init_heads_from_data:
+            constant = fit_constant(data.rows["train"], task_num_labels, accelerator)
         config = decide_pretrained_backbone(config, benchmark)
         set_seed(config.seed)
         model = build_model(config, benchmark, constant)
         image_processor = build_image_processor(config, model.config.backbone_config)
-        if accelerator.is_main_process:  # last: a run that cannot start claims no folder
-            lock = lock_output_dir(output_dir)  # noqa: F841, held until the end
-            claim_output_dir(config, replace=not holds_weights(output_dir))
-    num_rows = [len(part["train"]) for part in parts.values()]
-    accelerator.print(format_plan(config, model, num_rows, accelerator.num_processes))
-    accelerator.print(describe_labels(count_labels(rows["train"], model.config.tasks), len(rows["train"])))
-    with plain_errors(), StopRequest(accelerator) as stop:
-        weights = train(
-            config,
-            accelerator,
-            model,
-            image_processor,
-            rows,
-            [(size, dataset.weight) for size, dataset in zip(num_rows, named.values(), strict=True)],
-            stop,
-        )
-    with plain_errors():
-        if accelerator.is_main_process:
-            save_trained(model, image_processor, output_dir, weights)
-            save_report(output_dir / TRAINING_NAME, settings=config.describe())
-        accelerator.wait_for_everyone()
-        written = [f"{output_dir}/ (for from_pretrained)"]
-        for name, dataset in named.items():
-            suffix = f"_{name}" if len(named) > 1 else ""
-            written += evaluate_trained(config, accelerator, image_processor, dataset, parts[name], suffix)
-        accelerator.print(f"Written: {', '.join(map(str, [*written, output_dir / CURVES_NAME]))}.")
+        # last: a run that cannot start claims no folder
+        with hold_output_dir(config) if accelerator.is_main_process else nullcontext():
+            train_and_evaluate(config, accelerator, model, image_processor, data)
     accelerator.end_training()
+
+
+def train_and_evaluate(
+    config: TrainingConfig,
+    accelerator: Accelerator,
+    model: SEMForMultiTaskDensePrediction,
+    image_processor: SEMImageProcessor,
+    data: TrainingData,
+) -> None:
+    """Prints the plan, trains the model, saves it, and evaluates it on each dataset."""
+    accelerator.print(format_plan(config, model, data.sizes, accelerator.num_processes))
+    accelerator.print(describe_labels(count_labels(data.rows["train"], model.config.tasks), len(data.rows["train"])))
+    with StopRequest(accelerator) as stop:
+        weights = train(config, accelerator, model, image_processor, data.rows, data.weighted_sizes, stop)
+    output_dir = Path(config.output_dir)
+    if accelerator.is_main_process:
+        save_trained(model, image_processor, output_dir, weights)
+        save_report(output_dir / TRAINING_NAME, settings=config.describe())
+    accelerator.wait_for_everyone()
+    written = [f"{output_dir}/ (for from_pretrained)"]
+    for name, (dataset, splits) in data.parts.items():
+        suffix = f"_{name}" if len(data.parts) > 1 else ""
+        written += evaluate_trained(config, accelerator, image_processor, dataset, splits, suffix)
+    accelerator.print(f"Written: {', '.join(map(str, [*written, output_dir / CURVES_NAME]))}.")
 
 
 def evaluate_trained(

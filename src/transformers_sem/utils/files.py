@@ -54,9 +54,12 @@ def lock_file(path: Path, rule: str, seconds: float = 0) -> FileLock:
 
 
 @contextmanager
-def locked(path: Path, rule: str) -> Iterator[None]:
-    """Holds the lock of [`lock_file`] in a `with` block."""
-    lock = lock_file(path, rule)
+def locked(path: Path, rule: str, seconds: float = 0) -> Iterator[None]:
+    """Holds the lock of [`lock_file`] in a `with` block.
+
+    Whatever ends the block releases it. A lock in a variable lives as long as the traceback of an error, which a notebook keeps.
+    """
+    lock = lock_file(path, rule, seconds)
     try:
         yield
     finally:

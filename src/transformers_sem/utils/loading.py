@@ -2,22 +2,13 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from math import prod
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.image_processing_base import ImageProcessingMixin
-from transformers.initialization import no_init_weights
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
-from transformers.utils.hub import cached_file, get_checkpoint_shard_files
 
 from .errors import describe_error
-
-
-SPARE_FACTOR = 8  # quantized weights hold several values in one number
-SPARE_VALUES = 2**22
 
 
 @contextmanager
@@ -57,10 +48,6 @@ def load_model(
         if config.model_type != model_class.config_class.model_type:
             raise ValueError(f"the model type is {config.model_type!r}, not {model_class.config_class.model_type!r}.")
         config.return_dict = True
-    with explain_failure(f"The weights in {source} cannot be read"):
-        stored = count_stored(source, local_files_only)
-    with explain_failure(f"Cannot build the model of config.json in {source}"):
-        check_size(model_class, config, stored)
     with explain_failure(f"The weights in {source} cannot be read"):
         model, report = model_class.from_pretrained(
             source,
@@ -111,31 +98,3 @@ def check_regular_files(source: str | Path) -> None:
     )
     if others:
         raise ValueError(f"A model is a folder of regular files; {source} also has {sorted(others)[:3]}. Remove them.")
-
-
-def count_stored(source: str | Path, local_files_only: bool) -> int:
-    """Returns how many values the weights of a model hold, without reading them."""
-    hub = {"local_files_only": local_files_only}
-    path = cached_file(source, SAFE_WEIGHTS_NAME, _raise_exceptions_for_missing_entries=False, **hub)
-    paths = [path]
-    if path is None:
-        index = cached_file(source, SAFE_WEIGHTS_INDEX_NAME, **hub)
-        paths, _ = get_checkpoint_shard_files(source, index, **hub)
-    count = 0
-    for shard in paths:
-        with safe_open(shard, framework="pt") as file:
-            names = file.keys()
-            count += sum(prod(file.get_slice(name).get_shape()) for name in names)
-    return count
-
-
-def check_size(model_class: type[PreTrainedModel], config: PreTrainedConfig, stored: int) -> None:
-    """Checks that a model is not far larger than its weights, before memory is taken for it.
-
-    Raises:
-        ValueError: If it is.
-    """
-    with torch.device("meta"), no_init_weights():
-        needed = sum(tensor.numel() for tensor in model_class(config).state_dict().values())
-    if needed > SPARE_FACTOR * stored + SPARE_VALUES:
-        raise ValueError(f"it has {needed} values, but the weights hold {stored}.")

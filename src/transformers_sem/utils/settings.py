@@ -74,7 +74,9 @@ def parse_yaml(text: str | bytes, source: str) -> Any:
     """
     try:
         return yaml.load(text, SettingsLoader)  # a SafeLoader
-    except (yaml.YAMLError, ValueError) as error:  # a value such as the date 2021-99-99 is a `ValueError`
+    except (
+        Exception
+    ) as error:  # of several types: the date 2021-99-99 is a `ValueError`, `!!timestamp x` an `AttributeError`
         raise ValueError(f"Cannot use {source}: it is not YAML; {error}. Correct it.") from error
 
 

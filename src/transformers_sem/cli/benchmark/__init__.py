@@ -18,8 +18,8 @@ and compares its rate with the rate that training on a GPU needs.
 the GPU if there is one. Settings such as batch_size=2 or mixed_precision=bf16 replace those of the configuration.
 `modes` times the forward pass and the training step of the encoder, MTL and SEM in every mode of the device: precision, memory
 format, attention, compilation. It appends each result to FOLDER/modes.jsonl.
-`export` times one image on the CPU in turns: in torch, eager and compiled, and in ONNX Runtime in fp32, fp16 and int8. The weights
-are random.
+`export` times one image on the CPU in turns: in torch, eager and, where that takes less than five minutes, compiled, and in ONNX
+Runtime in fp32, fp16 and int8. The weights are random.
 """
 
 import argparse

@@ -1,6 +1,8 @@
 """Latency of one image in torch and in ONNX Runtime, on the CPU."""
 
-from collections.abc import Callable
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -16,6 +18,7 @@ from .timing import seconds
 
 
 NUM_ROUNDS = 9
+COMPILE_SECONDS = 300
 
 
 def build_graphs(model: SEMForMultiTaskDensePrediction, image: torch.Tensor, folder: Path) -> dict[str, Callable]:
@@ -27,6 +30,35 @@ def build_graphs(model: SEMForMultiTaskDensePrediction, image: torch.Tensor, fol
     images = [image.numpy()] if is_convolutional(model) else None
     paths = write_graphs(model, folder, tuple(image.shape[-2:]), PRECISIONS, images, external_data=True)
     return {f"ONNX Runtime {name}": Graph(path, model.config, torch.get_num_threads()) for name, path in paths.items()}
+
+
+@contextmanager
+def time_limit(num_seconds: int) -> Iterator[None]:
+    """Context that raises `TimeoutError` in the main thread when it takes longer."""
+
+    def stop(*_) -> None:
+        raise TimeoutError(f"it takes more than {num_seconds} s")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.alarm(num_seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
+@torch.no_grad()
+def compile_model(model: SEMForMultiTaskDensePrediction, image: torch.Tensor) -> dict[str, Callable]:
+    """Returns the compiled model by its name in the table, and nothing, with a line, where the compiler does not end."""
+    compiled = torch.compile(model)
+    try:
+        with time_limit(COMPILE_SECONDS):
+            compiled(image)
+    except Exception as error:  # the compiler wraps errors, also that of the time limit, in its own
+        print(f"torch compiled is left out: {str(error).splitlines()[0]}")
+        return {}
+    return {"torch compiled": compiled}
 
 
 @torch.no_grad()
@@ -49,7 +81,7 @@ def measure_latency(config: TrainingConfig) -> None:
     model = SEMForMultiTaskDensePrediction(model_config(config, benchmark)).eval()
     height, width = network_size(config)
     image = torch.randn(1, model.config.backbone_config.num_channels, height, width)
-    passes = {"torch eager": model, "torch compiled": torch.compile(model)}
+    passes = {"torch eager": model, **compile_model(model, image)}
     with TemporaryDirectory() as folder:
         taken = time_in_turns({**passes, **build_graphs(model, image, Path(folder))}, image)
     print(
