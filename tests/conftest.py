@@ -19,7 +19,7 @@ UNTRIMMED_GOLDEN_DIR = Path(os.environ.get("SEM_GOLDEN_DIR", REPOSITORY.parent /
 
 
 def pytest_collection_finish() -> None:
-    """Spares the collector of garbage the millions of objects of the imported libraries."""
+    """Excludes the millions of objects of imported libraries from garbage collection, which is slow with them."""
     gc.collect()
     gc.freeze()
 

@@ -9,14 +9,14 @@ from transformers import AutoBackbone, AutoImageProcessor, BaseImageProcessor, P
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from .backbone_timm import SEMTimmBackbone
-from .configuration_sem import SEMTimmBackboneConfig
+from .configuration_sem import BUILD_ERRORS, SEMTimmBackboneConfig
 from .layers import SEMPatchConv2d
 
 
 PROBE_SIZE = (224, 224)  # a multiple of the patch sizes 14 and 16 and of the stride 32
-# Of every configuration so far: running an encoder takes longer than building a model
-KNOWN_IMAGE_SIZES = {}  # as `find_image_sizes` returns them
-KNOWN_PROPERTIES = {}  # of the encoders of transformers, as `inspect_backbone` returns them
+# By configuration, because running an encoder takes longer than building a model
+KNOWN_IMAGE_SIZES: dict[str, tuple] = {}  # as `find_image_sizes` returns them
+KNOWN_PROPERTIES: dict[tuple, tuple] = {}  # of encoders of transformers, as `inspect_backbone` returns them
 
 
 def build_backbone(config: PreTrainedConfig) -> PreTrainedModel:
@@ -26,7 +26,7 @@ def build_backbone(config: PreTrainedConfig) -> PreTrainedModel:
         return use_linear_layers(SEMTimmBackbone(config))
     try:
         return AutoBackbone.from_config(config)
-    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError) as error:
+    except BUILD_ERRORS as error:
         raise ValueError(
             f"transformers cannot build the {config.model_type} encoder of `backbone_config`: {type(error).__name__} {error}. "
             "Correct the fields that this names."
@@ -76,7 +76,7 @@ def _run_without_values(config: PreTrainedConfig, num_maps: int) -> tuple[list[F
 
 
 def own_image_size(config: PreTrainedConfig) -> tuple[int, int]:
-    """Returns the height and width of image that an encoder is built for; most take others as well."""
+    """Returns the height and width of the images that an encoder is built for; most take others as well."""
     if config.model_type == SEMTimmBackboneConfig.model_type:
         known = timm.get_pretrained_cfg(config.model_name)
         size = config.model_kwargs.get("img_size") or (known.input_size[1:] if known else PROBE_SIZE)
@@ -102,11 +102,12 @@ def first_feature_maps(
         ValueError: If none works.
     """
     reasons = []
-    for size in sizes:
+    for size in dict.fromkeys(sizes):
         try:
             feature_maps = backbone(torch.empty(1, backbone.config.num_channels, *size)).feature_maps
-        except Exception as error:
-            reasons.append(f"{size[0]} x {size[1]}: {type(error).__name__} {error}")
+        except Exception as error:  # encoders raise many types, some with the stack of C++ in further lines
+            reason = str(error).split("\n")[0]
+            reasons.append(f"{size[0]} x {size[1]}: {type(error).__name__} {reason}")
             continue
         shapes = [tuple(feature_map.shape[2:]) for feature_map in feature_maps]
         if strides is None:
@@ -157,9 +158,9 @@ def _probe_image_sizes(config: PreTrainedConfig, strides: list[Fraction]) -> tup
     try:
         size = _first_size(config, [*sizes, own_size], strides, "meta")
     except ValueError as error:
-        if "meta tensors" not in str(error):
+        if "meta tensor" not in str(error):  # torch's words where an encoder reads values
             raise
-        size = _first_size(config, [sizes[0], own_size], strides, "cpu")  # an encoder that looks at values
+        size = _first_size(config, [sizes[0], own_size], strides, "cpu")
     return (divisors[sizes.index(size)], None) if size in sizes else (divisors[0], own_size)
 
 

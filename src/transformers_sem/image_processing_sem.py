@@ -197,8 +197,8 @@ class SEMImageProcessor(TorchvisionBackend):
             raise ValueError(f"An image is a path, a PIL image, an array or a tensor; got {type(image).__name__}.")
         return super().process_image(image, do_convert_rgb, input_data_format, device, **kwargs)
 
-    def convert_to_rgb(self, image: Tensor, input_data_format=None) -> Tensor:
-        """Converts gray or RGBA `(channels, height, width)` to RGB; levels 0..255 may be floating point."""
+    def convert_to_rgb(self, image: Tensor, input_data_format: str | ChannelDimension | None = None) -> Tensor:
+        """Converts gray or RGBA `(channels, height, width)` to RGB. transformers takes floating-point RGBA in [0, 1] only."""
         if image.is_floating_point() and image.shape[0] == 4 and (image.min() < 0 or image.max() > 1):
             check_levels(image)
             return super().convert_to_rgb(image / 255, input_data_format) * 255
@@ -486,22 +486,8 @@ def check_settings(settings: dict[str, Any]) -> None:
     Raises:
         ValueError: If one has a value that no image can be processed with.
     """
-    for name in ("size", "pad_size", "crop_size"):
-        value = settings.get(name)
-        value = dict(value) if isinstance(value, (Mapping, SizeDict)) else value
-        edges = (
-            list(value.values()) if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else [value]
-        )
-        edges = [edge for edge in edges if edge is not None]
-        if value is not None and (not edges or not all(is_edge(edge) for edge in edges)):
-            raise ValueError(f"`{name}` is {{'height': ..., 'width': ...}} of 1 to {MAX_EDGE} pixels; got {value!r}.")
-    for name in ("image_mean", "image_std", "rescale_factor"):
-        value = settings.get(name)
-        numbers = value if isinstance(value, (list, tuple)) and name != "rescale_factor" else [value]
-        is_usable = len(numbers) > 0 and all(isinstance(n, Real) and abs(n) < MAX_NUMBER for n in numbers)
-        if value is not None and not (is_usable and (name == "image_mean" or min(numbers) > 0)):
-            rule = "finite numbers" if name == "image_mean" else "finite and above 0"
-            raise ValueError(f"`{name}` is {rule}; got {value!r}.")
+    _check_sizes(settings)
+    _check_numbers(settings)
     for name in ("do_resize", "do_rescale", "do_normalize", "do_pad"):
         if not isinstance(settings.get(name), (bool, int, NoneType)):
             raise ValueError(f"`{name}` is true or false; got {settings[name]!r}.")
@@ -520,6 +506,28 @@ def check_settings(settings: dict[str, Any]) -> None:
         has_values = False
     if not has_values:
         raise ValueError(f"`device` is the name of a device, such as 'cpu'; got {device!r}.")
+
+
+def _check_sizes(settings: dict[str, Any]) -> None:
+    for name in ("size", "pad_size", "crop_size"):
+        value = settings.get(name)
+        value = dict(value) if isinstance(value, (Mapping, SizeDict)) else value
+        edges = (
+            list(value.values()) if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else [value]
+        )
+        edges = [edge for edge in edges if edge is not None]
+        if value is not None and (not edges or not all(is_edge(edge) for edge in edges)):
+            raise ValueError(f"`{name}` is {{'height': ..., 'width': ...}} of 1 to {MAX_EDGE} pixels; got {value!r}.")
+
+
+def _check_numbers(settings: dict[str, Any]) -> None:
+    for name in ("image_mean", "image_std", "rescale_factor"):
+        value = settings.get(name)
+        numbers = value if isinstance(value, (list, tuple)) and name != "rescale_factor" else [value]
+        is_usable = len(numbers) > 0 and all(isinstance(n, Real) and abs(n) < MAX_NUMBER for n in numbers)
+        if value is not None and not (is_usable and (name == "image_mean" or min(numbers) > 0)):
+            rule = "finite numbers" if name == "image_mean" else "finite and above 0"
+            raise ValueError(f"`{name}` is {rule}; got {value!r}.")
 
 
 def check_mask(task: str, label: Tensor) -> None:

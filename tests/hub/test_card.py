@@ -189,7 +189,7 @@ def test_weights_are_free_only_if_data_and_start_are(data_license, settings, lic
         evaluation["training"] = None
     else:
         evaluation["training"]["settings"] |= settings
-    card = make_card(tiny_config(), "tiny", model_id="me/tiny", evaluations=[evaluation])
+    card = make_card(tiny_config(), "tiny", model_id="me/tiny", reports=[(evaluation, None)])
     assert card.data.license == license
     assert text in " ".join(card.text.split())
 

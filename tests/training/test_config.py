@@ -13,7 +13,6 @@ from transformers_sem.training.config import (
     claim_output_dir,
     hold_output_dir,
     holds_weights,
-    lock_output_dir,
 )
 from transformers_sem.utils.errors import describe_error
 
@@ -191,13 +190,14 @@ def test_claiming_a_folder_notes_the_settings(tmp_path):
 
 def test_a_folder_that_another_process_trains_in_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(configuration, "LOCK_SECONDS", 0.1)
+    config = TrainingConfig(output_dir=str(tmp_path / "run"))
     with (
-        lock_output_dir(tmp_path / "run"),
+        hold_output_dir(config),
         pytest.raises(ValueError, match="One process trains in a folder"),
-        lock_output_dir(tmp_path / "run"),
+        hold_output_dir(config),
     ):
         pass
-    with lock_output_dir(tmp_path / "run"):
+    with hold_output_dir(config):
         pass
 
 

@@ -1,4 +1,5 @@
 import json
+import os
 import shutil
 import subprocess
 
@@ -84,7 +85,10 @@ def test_the_commit_is_that_of_this_repository(repository):
 def test_a_changed_file_makes_the_commit_dirty(code, tmp_path):
     commit = make_repository(tmp_path, code)
     git(tmp_path, "tag", "v1")
+    index = (tmp_path / ".git" / "index").read_bytes()
+    os.utime(code, (1, 1))
     assert git_commit() == commit
+    assert (tmp_path / ".git" / "index").read_bytes() == index  # rewritten with the new time by what locks it
     (tmp_path / "new.txt").touch()
     assert git_commit() == commit
     code.write_text("changed")

@@ -14,7 +14,7 @@ from transformers_sem import TASKS, SEMForMultiTaskDensePrediction, SEMImageProc
 from transformers_sem.evaluation.evaluator import save_image_scores
 from transformers_sem.evaluation.map_files import save_maps
 from transformers_sem.utils.environment import save_report
-from transformers_sem.utils.files import atomic_write, lock_file, locked, plain_disk_errors, save_trained
+from transformers_sem.utils.files import atomic_write, locked, plain_disk_errors, save_trained
 from transformers_sem.visualization.panels import Prediction, save_panel
 
 from ..tiny import tiny_config
@@ -147,10 +147,12 @@ def test_an_unfinished_file_has_a_name_that_fits_and_that_is_no_neighbors(tmp_pa
 
 
 def test_a_lock_is_held_by_one(tmp_path):
-    lock = lock_file(tmp_path / "new" / ".lock", "One thing at a time")
-    with pytest.raises(ValueError, match=r"One thing at a time; another one holds .*\.lock"):
-        lock_file(tmp_path / "new" / ".lock", "One thing at a time")
-    lock.release()
+    with (
+        locked(tmp_path / "new" / ".lock", "One thing at a time"),
+        pytest.raises(ValueError, match=r"One thing at a time; another one holds .*\.lock"),
+        locked(tmp_path / "new" / ".lock", "One thing at a time"),
+    ):
+        pass
     for _ in range(2):
         with locked(tmp_path / "new" / ".lock", "One thing at a time"):
             pass

@@ -3,12 +3,12 @@
     transformers-sem prepare nyud_v2 SOURCE --verify
     transformers-sem prepare pascal_context SOURCE --output FOLDER --preview preview.png
 
-SOURCE of nyud_v2: the folder NYUDv2 or NYUD_MT, a tar or zip archive of it, or the official nyu_depth_v2_labeled.mat with splits.mat
-and a class map beside it. SOURCE of pascal_context: the folder PASCALContext or PASCAL_MT, or a tar or zip archive of it. SOURCE of
-cityscapes: the folder with leftImg8bit, gtFine, disparity and camera, or a tar or zip archive of it; --num-classes 7 writes categories
-instead of classes. Maps that are missing are computed where that is possible, and marked as derived. --verify reads every file and lists what is wrong. The same
-command resumes a run that was interrupted. --shrink 4 writes images and maps at a quarter of their height and width, for experiments
-on small machines.
+SOURCE of nyud_v2: the folder NYUDv2 or NYUD_MT, a tar or zip archive of it, or the official nyu_depth_v2_labeled.mat with
+splits.mat and a class map beside it. SOURCE of pascal_context: the folder PASCALContext or PASCAL_MT, or a tar or zip archive of
+it. SOURCE of cityscapes: the folder with leftImg8bit, gtFine, disparity and camera, or a tar or zip archive of it;
+--num-classes 7 writes categories instead of classes. Maps that are missing are computed where that is possible, and marked as
+derived. --verify reads every file and lists what is wrong. The same command resumes a run that was interrupted. --shrink 4 writes
+images and maps at a quarter of their height and width, for experiments on small machines.
 """
 
 import argparse

@@ -108,8 +108,8 @@ SPLITS = {"train": "trainNdxs", "validation": "testNdxs"}
 OFFICIAL_SIZES = {"train": 795, "validation": 654}
 NUM_FINE_CLASSES = 894
 RULE = (
-    "the folder NYUDv2 that has images/, segmentation/, depth/ and gt_sets/, its parent, its tar or zip archive, or the folder of the "
-    f"official {OFFICIAL_FILE}"
+    "the folder NYUDv2 that has images/, segmentation/, depth/ and gt_sets/, its parent, its tar or zip archive, or the "
+    f"folder of the official {OFFICIAL_FILE}"
 )
 # Frames are 480 x 640 with a blank border; papers use the 425 x 560 inside.
 FULL_SIZE, CROPPED_SIZE = (480, 640), (425, 560)

@@ -72,6 +72,7 @@ class MetricSums:
     def _call(self, task: str, prediction: Tensor, reference: Tensor) -> Callable[[], dict[str, Tensor]]:
         metric = find_metric(task)
         pair = as_map(prediction), as_map(reference)
+        # Labels of the image processor are never 8-bit, nor are label maps of PASCAL-Context, where 255 is a class
         if pair[1].dtype == torch.uint8 and self._has_two_values(task) and is_black_and_white(pair[1]):
             raise ValueError(
                 f"A {task} label holds values from 0 to 1, {INVALID_ID} invalid; got an 8-bit map of 0 and 255 alone, where 255 "
@@ -82,7 +83,7 @@ class MetricSums:
         return partial(metric.statistics, *pair, self.task_num_labels[task], **self.task_metric_kwargs.get(task, {}))
 
     def _has_two_values(self, task: str) -> bool:
-        """Whether labels are masks. Those of the image processor are never 8-bit, nor are maps of PASCAL-Context with a class 255."""
+        """Whether labels are masks of two values."""
         kind = get_task(task).kind
         return kind is PROBABILITY or (kind is CLASS_IDS and self.task_num_labels[task] == 2)
 
@@ -137,12 +138,14 @@ def check_metric(task: str, num_labels: int, arguments: Mapping) -> None:
     is_number = isinstance(num_labels, Integral) and not isinstance(num_labels, bool)
     if not is_number or num_labels not in kind.widths:
         raise ValueError(
-            f"A head for {kind.values} has {describe_widths(kind.widths)}; got {num_labels!r} for {task}."
+            f"A head for {kind.values} has {describe_widths(kind.widths)}; got {num_labels!r} for {task}. Correct it."
         )
     try:
         inspect.signature(find_metric(task).statistics).bind(None, None, num_labels, **arguments)
     except TypeError as error:
-        raise ValueError(f"`task_metric_kwargs[{task!r}]` are arguments of its statistics: {error}.") from error
+        raise ValueError(
+            f"`task_metric_kwargs[{task!r}]` are arguments of its statistics: {error}. Correct or remove them."
+        ) from error
 
 
 def as_map(values: Tensor | np.ndarray) -> Tensor:

@@ -108,14 +108,9 @@ def card_of_folder(folder: Path, name: str, model_id: str) -> ModelCard:
     """
     config = SEMConfig.from_pretrained(folder, local_files_only=True)
     reports = find_reports(folder)
-    images = [predictions_path(path) for path in reports]
-    return make_card(
-        config,
-        name,
-        model_id=model_id,
-        evaluations=[read_evaluation(path) for path in reports],
-        images=[image.name if image.is_file() else None for image in images],
-    )
+    images = [image.name if image.is_file() else None for image in map(predictions_path, reports)]
+    evaluations = map(read_evaluation, reports)
+    return make_card(config, name, model_id=model_id, reports=list(zip(evaluations, images, strict=True)))
 
 
 def read_evaluation(path: Path) -> dict[str, Any]:
@@ -132,7 +127,7 @@ def read_evaluation(path: Path) -> dict[str, Any]:
     missing = [key for key in EVALUATION_KEYS if key not in evaluation] if isinstance(evaluation, dict) else "a report"
     if missing:
         raise ValueError(f"{path} lacks {missing}, which a card needs. {remedy}.")
-    if path.name != EVALUATION_NAME:  # distinct where one loader read several datasets
+    if path.name != EVALUATION_NAME:  # the names of files differ also where one loader read several datasets
         evaluation["dataset"] = path.stem.removeprefix("evaluation_")
     return evaluation
 
@@ -142,8 +137,7 @@ def make_card(
     name: str,
     *,
     model_id: str,
-    evaluations: Sequence[dict[str, Any]] = (),
-    images: Sequence[str | None] = (None,),
+    reports: Sequence[tuple[dict[str, Any], str | None]] = (),
 ) -> ModelCard:
     """Renders the card of a model.
 
@@ -151,13 +145,13 @@ def make_card(
         config ([`SEMConfig`]): Configuration of the model.
         name (`str`): Name of the model.
         model_id (`str`): Where it is loaded from.
-        evaluations (`Sequence[dict]`): The reports of `transformers-sem evaluate`, with data and training, one for each
-            dataset.
-        images (`Sequence[str]`): For each report, the name of an image of predictions beside the card, or `None`.
+        reports (`Sequence[tuple[dict, str | None]]`): For each dataset, the report of `transformers-sem evaluate`, with data
+            and training, and the name of an image of predictions beside the card.
 
     Returns:
         `huggingface_hub.ModelCard`: with the metadata that the Hub reads.
     """
+    evaluations = [evaluation for evaluation, _ in reports]
     card_data = make_card_data(config, name, evaluations)
     training = evaluations[0].get("training") if evaluations else None
     return ModelCard.from_template(
@@ -168,7 +162,7 @@ def make_card(
         tasks=[describe_task(config, task) for task in config.tasks],
         encoder=encoder_name(config),
         has_code=bool(getattr(config, "auto_map", None)),
-        reports=list(zip(evaluations, images, strict=bool(evaluations))),
+        reports=reports,
         main_rows=main_rows,
         all_rows=all_rows,
         describe_environment=describe_environment,

@@ -3,7 +3,7 @@
 import math
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -307,18 +307,9 @@ def hold_output_dir(config: TrainingConfig) -> Iterator[None]:
         ValueError: If another process trains there, or the folder holds a run with other settings.
     """
     output_dir = Path(config.output_dir)
-    with lock_output_dir(output_dir):
+    with locked(output_dir / ".lock", "One process trains in a folder at a time", LOCK_SECONDS):
         claim_output_dir(config, replace=not holds_weights(output_dir))
         yield
-
-
-def lock_output_dir(folder: Path) -> AbstractContextManager:
-    """Locks a folder against other trainings in a `with` block.
-
-    Raises:
-        ValueError: If another process holds the lock.
-    """
-    return locked(folder / ".lock", "One process trains in a folder at a time", LOCK_SECONDS)
 
 
 def claim_output_dir(config: TrainingConfig, *, replace: bool = False) -> None:

@@ -118,10 +118,10 @@ def seed_step(seed: int, step: int, rank: int) -> None:
 
 
 def worker_context() -> BaseContext | None:
-    """Returns the way to start workers: Ctrl-C and SIGTERM, which reach the whole process group, are blocked in them from the start.
+    """Returns a context of `multiprocessing` whose processes start with Ctrl-C and SIGTERM blocked.
 
-    A worker that one of them ends before it ignores them would end the run. Only a forked process inherits what is blocked;
-    where processes start in another way, `None` is the default way.
+    These signals reach the whole process group. A worker that one of them ends before `init_worker` ignores them would end the
+    run. Where processes are not forked, the default context, `None`, is returned.
     """
     default = multiprocessing.get_context()
     if default.get_start_method() != "fork":
@@ -147,7 +147,8 @@ def init_worker(worker: int) -> None:
     Workers end when their iterator is freed, as `open_batches` does. That must not be left to the exit of the interpreter,
     which sends SIGTERM and waits.
     """
-    gc.freeze()  # a worker must not free an earlier iterator of its parent, which would join the workers of that
+    # Otherwise a worker may free an earlier iterator that its parent still holds, and wait for the workers of that one
+    gc.freeze()
     for signum in SIGNALS:
         signal.signal(signum, signal.SIG_IGN)
 

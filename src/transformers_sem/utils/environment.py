@@ -64,7 +64,9 @@ def git_commit() -> str | None:
     # A virtual environment may lie in another project's repository: only one that tracks this file counts.
     if run_git("ls-files", "--error-unmatch", Path(__file__).name) is None:
         return None
-    return run_git("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
+    commit = run_git("rev-parse", "HEAD")
+    # `git describe --dirty` would lock the index, whatever it is told
+    return f"{commit}-dirty" if commit and run_git("status", "--porcelain", "--untracked-files=no") else commit
 
 
 def run_git(*arguments: str) -> str | None:

@@ -31,8 +31,9 @@ def atomic_write(path: Path) -> Iterator[Path]:
         unfinished.unlink(missing_ok=True)
 
 
-def lock_file(path: Path, rule: str, seconds: float = 0) -> FileLock:
-    """Locks a file until the returned lock is released or this process ends. The file is created, and stays.
+@contextmanager
+def locked(path: Path, rule: str, seconds: float = 0) -> Iterator[None]:
+    """Locks a file in a `with` block. The file is created, and stays.
 
     Args:
         path (`Path`): The file, beside what it protects.
@@ -50,19 +51,9 @@ def lock_file(path: Path, rule: str, seconds: float = 0) -> FileLock:
         raise ValueError(
             f"{rule}; another one holds {str(path)!r}. Wait for it or stop it; ending its launcher is not enough."
         ) from error
-    return lock
-
-
-@contextmanager
-def locked(path: Path, rule: str, seconds: float = 0) -> Iterator[None]:
-    """Holds the lock of [`lock_file`] in a `with` block.
-
-    Whatever ends the block releases it. A lock in a variable lives as long as the traceback of an error, which a notebook keeps.
-    """
-    lock = lock_file(path, rule, seconds)
     try:
         yield
-    finally:
+    finally:  # left to the garbage collector, the lock would live as long as the traceback of an error, which a notebook keeps
         lock.release()
 
 

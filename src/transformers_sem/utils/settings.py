@@ -74,9 +74,8 @@ def parse_yaml(text: str | bytes, source: str) -> Any:
     """
     try:
         return yaml.load(text, SettingsLoader)  # a SafeLoader
-    except (
-        Exception
-    ) as error:  # of several types: the date 2021-99-99 is a `ValueError`, `!!timestamp x` an `AttributeError`
+    # PyYAML raises several types: a `ValueError` for the date 2021-99-99, an `AttributeError` for `!!timestamp x`
+    except Exception as error:
         raise ValueError(f"Cannot use {source}: it is not YAML; {error}. Correct it.") from error
 
 

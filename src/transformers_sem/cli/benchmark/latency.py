@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 from ...modeling_sem import SEMForMultiTaskDensePrediction
 from ...training.config import TrainingConfig, model_config, network_size
 from ...utils.environment import environment
+from ...utils.errors import describe_error
 from ...utils.extras import require
 from .timing import seconds
 
@@ -50,13 +51,13 @@ def time_limit(num_seconds: int) -> Iterator[None]:
 
 @torch.no_grad()
 def compile_model(model: SEMForMultiTaskDensePrediction, image: torch.Tensor) -> dict[str, Callable]:
-    """Returns the compiled model by its name in the table, and nothing, with a line, where the compiler does not end."""
+    """Returns the compiled model by its name in the table. Where compiling fails or takes too long, prints why and returns none."""
     compiled = torch.compile(model)
     try:
         with time_limit(COMPILE_SECONDS):
             compiled(image)
-    except Exception as error:  # the compiler wraps errors, also that of the time limit, in its own
-        print(f"torch compiled is left out: {str(error).splitlines()[0]}")
+    except Exception as error:  # the compiler wraps errors, also that of the time limit, in its own of several lines
+        print(f"torch compiled is left out: {describe_error(error) or type(error).__name__}")
         return {}
     return {"torch compiled": compiled}
 
