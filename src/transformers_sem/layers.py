@@ -14,13 +14,13 @@ from transformers.utils.output_capturing import CompileableContextVar
 
 
 def to_tokens(feature_map: Tensor) -> Tensor:
-    """`(B, C, H, W)` -> `(B, H * W, C)`."""
-    return feature_map.flatten(2).transpose(1, 2)
+    """`(..., C, H, W)` -> `(..., H * W, C)`."""
+    return feature_map.flatten(-2).transpose(-1, -2)
 
 
 def to_map(tokens: Tensor, size: tuple[int, int]) -> Tensor:
-    """`(B, H * W, C)` -> `(B, C, H, W)`."""
-    return tokens.transpose(1, 2).unflatten(2, size)
+    """`(..., H * W, C)` -> `(..., C, H, W)`."""
+    return tokens.transpose(-1, -2).unflatten(-1, size)
 
 
 @dataclass(frozen=True)

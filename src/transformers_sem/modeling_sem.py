@@ -143,9 +143,9 @@ class SEMFeatureReassembly(nn.Module):
 
 def reference_grid(height: int, width: int, device: torch.device) -> Tensor:
     """p_ref of Eq. (1): the centers of `height` x `width` cells in [-1, 1], `(height * width, 2)` as (y, x)."""
-    rows = 2 * (torch.arange(height, device=device, dtype=torch.float32) + 0.5) / height - 1
-    columns = 2 * (torch.arange(width, device=device, dtype=torch.float32) + 0.5) / width - 1
-    return torch.stack(torch.meshgrid(rows, columns, indexing="ij"), dim=-1).flatten(0, 1)
+    rows = (torch.arange(height, device=device, dtype=torch.float32) + 0.5) * (2 / height) - 1
+    columns = (torch.arange(width, device=device, dtype=torch.float32) + 0.5) * (2 / width) - 1
+    return torch.cartesian_prod(rows, columns)
 
 
 def deform_points(reference_points: Tensor, offsets: Tensor) -> Tensor:
@@ -156,9 +156,10 @@ def deform_points(reference_points: Tensor, offsets: Tensor) -> Tensor:
 def sample_points(feature_map: Tensor, points: Tensor) -> Tensor:
     """Bilinear sampling, phi of Eq. (2): `(B, C, H, W)` at `points` `(B, N, 2)` -> `(B, N, C)`.
 
-    Points are (y, x); -1 and 1 are the centers of the first and last pixel. Values outside the map are zero.
+    Points are (y, x) in float32, because bfloat16 has too few digits; -1 and 1 are the centers of the first and last
+    pixel. Values outside the map are zero.
     """
-    grid = points.flip(-1).unsqueeze(2).float()  # grid_sample wants (x, y), in float32: bfloat16 has too few digits
+    grid = points.flip(-1).unsqueeze(2)  # grid_sample wants (x, y)
     sampled = F.grid_sample(feature_map.float(), grid, mode="bilinear", padding_mode="zeros", align_corners=True)
     return sampled.squeeze(-1).transpose(1, 2).to(feature_map.dtype)
 
@@ -365,9 +366,10 @@ class SEMInterTaskModule(nn.Module):
         with maybe_autocast(states.device.type, enabled=False):
             reconstructed_states, responsibilities, consensus_bases = self.interact(states.float())
         tokens = tokens + self.project_out(reconstructed_states.to(states.dtype))
-        record("responsibilities", responsibilities.transpose(-1, -2).unflatten(-1, size))  # (B, T, K, H, W)
+        record("responsibilities", (responsibilities, size))
         record("bases", consensus_bases)
-        return {task: to_map(tokens[:, index], size) for index, task in enumerate(task_maps)}, consensus_bases
+        task_maps = dict(zip(task_maps, to_map(tokens, size).unbind(dim=1), strict=True))
+        return task_maps, consensus_bases
 
     def interact(self, states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """X `(B, T, N, C)` -> X~ = A mu^(R) of the same shape, A `(B, T, N, K)` and mu^(R) `(B, K, C)`.
@@ -695,13 +697,7 @@ class SEMModel(SEMPreTrainedModel):
         padding = Padding(tuple(pixel_values.shape[-2:]), self.size_divisor)
         encoded = self.encode(pixel_values, padding, **kwargs)
         with record_states(output_sem_states) as states:
-            feature_maps = self.reassembly(encoded.feature_maps)
-            if self.decoder is None:  # rows STL and MTL of the paper's tables
-                return self.build_output(
-                    encoded, dict.fromkeys(self.config.tasks, feature_maps[-1]), None, states, padding
-                )
-            intra_task_maps = self.intra_task(feature_maps)
-            task_maps, stage_bases = self.decoder(intra_task_maps, feature_maps)
+            task_maps, intra_task_maps, stage_bases = self.decode(self.reassembly(encoded.feature_maps))
         self.update_initial_bases(stage_bases)
         return self.build_output(encoded, task_maps, intra_task_maps, states, padding)
 
@@ -725,6 +721,19 @@ class SEMModel(SEMPreTrainedModel):
             padded = padded.contiguous(memory_format=torch.channels_last)
         return self.backbone.forward_with_filtered_kwargs(padded, **{**kwargs, "return_dict": True})
 
+    def decode(
+        self, feature_maps: tuple[Tensor, ...]
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor] | None, list[Tensor | None]]:
+        """S encoder maps -> `{task: (B, C, H / 4, W / 4)}`, `{task: X^t}` and mu^(R) of each stage.
+
+        Without a decoder, in the rows STL and MTL of the paper's tables, every task has the last encoder map.
+        """
+        if self.decoder is None:
+            return dict.fromkeys(self.config.tasks, feature_maps[-1]), None, []
+        intra_task_maps = self.intra_task(feature_maps)
+        task_maps, stage_bases = self.decoder(intra_task_maps, feature_maps)
+        return task_maps, intra_task_maps, stage_bases
+
     @torch.no_grad()
     def update_initial_bases(self, stage_bases: list[Tensor | None]) -> None:
         """Moves mu^(0) of every stage towards the consensus bases of this batch, in training only.
@@ -732,7 +741,7 @@ class SEMModel(SEMPreTrainedModel):
         The bases of a module whose weights are frozen stay, as those of a model with adapters, which are saved without it.
         It is called here and not in the inter-task module, because gradient checkpointing may run that module twice.
         """
-        if not self.training:
+        if not self.training or self.decoder is None:
             return
         for stage, bases in zip(self.decoder.stages, stage_bases, strict=True):
             if bases is not None and stage.inter_task.project_in.weight.requires_grad:
@@ -775,8 +784,8 @@ class SEMModel(SEMPreTrainedModel):
             stage_weights=dict(zip(tasks, states["stage_weights"], strict=False)),
             intra_task_attentions=dict(zip(tasks, states["intra_task_attentions"], strict=False)),
             responsibilities=tuple(
-                padding.crop(dict(zip(tasks, by_task.unbind(dim=1), strict=True)), stride)
-                for by_task, stride in zip(states["responsibilities"], reversed(self.strides), strict=False)
+                padding.crop(dict(zip(tasks, to_map(by_task, size).unbind(dim=1), strict=True)), stride)
+                for (by_task, size), stride in zip(states["responsibilities"], reversed(self.strides), strict=False)
             ),
             bases=tuple(states["bases"]),
         )

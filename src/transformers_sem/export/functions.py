@@ -4,7 +4,6 @@ Tracing for every image size is slow, and slower the more the sizes of the maps 
 maps of a whole number of cells, where a cell is `SEMModel.size_divisor` pixels; a call of it then has sizes that are simple.
 """
 
-import warnings
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -13,10 +12,9 @@ import torch.nn.functional as F
 from timm.layers.conv2d_same import Conv2dSame
 from torch import Tensor, nn
 from torch.export import Dim
-from torch.func import functional_call
-from torch.onnx.ops import symbolic
-from transformers.modeling_outputs import BackboneOutput
+from torch.onnx.ops import symbolic_multi_out
 
+from ..layers import Padding
 from ..modeling_sem import SEMForMultiTaskDensePrediction, SEMModel
 
 
@@ -33,7 +31,7 @@ class MapSize:
 
 @dataclass(frozen=True)
 class Signature:
-    """Name of an ONNX function and the maps that it takes and returns; several are returned in one row per image."""
+    """Name of an ONNX function and the maps that it takes and returns."""
 
     name: str
     inputs: list[MapSize]
@@ -53,34 +51,20 @@ class Call(nn.Module):
         self.module = module
         self.signature = signature
 
-    def forward(self, *feature_maps: Tensor) -> Tensor:
-        """Maps `(B, C, H, W)` -> the map that the module returns."""
-        return self.call(feature_maps)[0]
-
-    def call(self, feature_maps: tuple[Tensor, ...]) -> list[Tensor]:
-        """Maps `(B, C, H, W)` -> all maps that the module returns."""
+    def forward(self, *feature_maps: Tensor) -> Tensor | tuple[Tensor, ...]:
+        """Maps `(B, C, H, W)` -> the maps that the module returns, or the only one."""
         batch_size, _, *size = feature_maps[0].shape
         rows, columns = (edge // self.signature.inputs[0].edge for edge in size)
-        shapes = [(map_.channels, map_.edge * rows, map_.edge * columns) for map_ in self.signature.outputs]
-        lengths = [map_.channels * map_.edge**2 * rows * columns for map_ in self.signature.outputs]
-        packed = symbolic(
+        outputs = symbolic_multi_out(
             f"{DOMAIN}::{self.signature.name}",
             [*feature_maps, *weights_of(self.module).values()],
-            dtype=feature_maps[0].dtype,
-            shape=(batch_size, sum(lengths)) if len(shapes) > 1 else (batch_size, *shapes[0]),
+            dtypes=[feature_maps[0].dtype] * len(self.signature.outputs),
+            shapes=[
+                (batch_size, map_.channels, map_.edge * rows, map_.edge * columns) for map_ in self.signature.outputs
+            ],
             version=1,
         )
-        if len(shapes) == 1:
-            return [packed]
-        return [part.unflatten(1, shape) for part, shape in zip(packed.split(lengths, dim=1), shapes, strict=True)]
-
-
-class EncoderCall(Call):
-    """A call in the place of the backbone of [`SEMModel`]."""
-
-    def forward_with_filtered_kwargs(self, pixel_values: Tensor, **kwargs) -> BackboneOutput:
-        """Encodes the images; the graph holds no other output of the backbone."""
-        return BackboneOutput(feature_maps=tuple(self.call((pixel_values,))))
+        return outputs[0] if len(outputs) == 1 else tuple(outputs)
 
 
 class WholeConv2d(Conv2dSame):
@@ -107,23 +91,34 @@ class Encoder(nn.Module):
             if type(module) is Conv2dSame:
                 module.__class__ = WholeConv2d
 
-    def forward(self, pixel_values: Tensor) -> Tensor:
-        """Images `(B, 3, H, W)` of whole cells -> the maps of all stages in one row per image."""
-        feature_maps = self.reassembly(self.backbone(pixel_values).feature_maps)
-        return feature_maps[0] if len(feature_maps) == 1 else torch.cat([x.flatten(1) for x in feature_maps], dim=1)
+    def forward(self, pixel_values: Tensor) -> tuple[Tensor, ...]:
+        """Images `(B, 3, H, W)` of whole cells -> the maps of all stages."""
+        return tuple(self.reassembly(self.backbone(pixel_values).feature_maps))
+
+
+class Network(nn.Module):
+    """The model between padding and cropping, where every map has a whole number of cells."""
+
+    def __init__(self, sem: SEMModel):
+        super().__init__()
+        self.sem = sem
+
+    def forward(self, pixel_values: Tensor) -> tuple[Tensor, ...]:
+        """Images `(B, 3, H, W)` of whole cells -> the features of each task, `(B, C, H / 4, W / 4)`."""
+        task_maps, _, _ = self.sem.decode(self.sem.backbone(pixel_values))
+        return tuple(task_maps.values())
 
 
 class Body(nn.Module):
-    """A module whose weights are inputs, in the order of `weights_of`."""
+    """A module whose input maps are one argument."""
 
     def __init__(self, module: nn.Module):
         super().__init__()
         self.module = module
-        self.names = list(weights_of(module))
 
-    def forward(self, feature_maps: list[Tensor], weights: list[Tensor]) -> Tensor:
-        """The output of the module with these weights."""
-        return functional_call(self.module, dict(zip(self.names, weights, strict=True)), tuple(feature_maps))
+    def forward(self, feature_maps: list[Tensor]) -> Tensor | tuple[Tensor, ...]:
+        """The output of the module."""
+        return self.module(*feature_maps)
 
 
 def trace_function(module: nn.Module, signature: Signature, cells: tuple[int, int] | None) -> ir.Function:
@@ -141,51 +136,100 @@ def trace_function(module: nn.Module, signature: Signature, cells: tuple[int, in
         {0: batch} if cells else {0: batch, 2: size.edge * free_rows, 3: size.edge * free_columns}
         for size in signature.inputs
     ]
-    weights = list(weights_of(module).values())
-    with warnings.catch_warnings():  # it warns that it keeps its own names of the free sizes
-        warnings.filterwarnings("ignore", message="# ONNX model has different number of inputs")
-        program = torch.onnx.export(
-            Body(module).eval(),
-            (feature_maps, weights),
-            dynamic_shapes=(free, [None] * len(weights)),
-            dynamo=True,
-            optimize=False,
-            verbose=False,
-        )
-    return ir.Function(DOMAIN, signature.name, graph=program.model.graph, attributes=[])
+    body = Body(module).eval()
+    program = torch.onnx.export(
+        body, (feature_maps,), dynamic_shapes=(free,), dynamo=True, optimize=False, verbose=False
+    )
+    return as_function(program.model.graph, signature.name, list(weights_of(body)))
 
 
-def share_function(modules: nn.ModuleDict, signature: Signature, cells: tuple[int, int] | None) -> ir.Function:
+def as_function(graph: ir.Graph, name: str, weights: list[str]) -> ir.Function:
+    """Turns the weights of a graph into inputs, in the order of `weights`, of which it may not use some."""
+    for weight in weights:
+        value = graph.initializers.pop(weight, ir.Value(name=weight))
+        value.const_value = None
+        graph.inputs.append(value)
+    return ir.Function(DOMAIN, name, graph=graph, attributes=[])
+
+
+def share_function(modules: nn.Module, signatures: dict[str, Signature], cells: tuple[int, int] | None) -> ir.Function:
     """Replaces the modules of the tasks, which differ in their weights only, by calls of one function."""
-    function = trace_function(next(iter(modules.values())), signature, cells)
-    for task, module in modules.items():
-        modules[task] = Call(module, signature)
+    function = trace_function(modules.get_submodule(next(iter(signatures))), next(iter(signatures.values())), cells)
+    for task, signature in signatures.items():
+        modules.add_module(task, Call(modules.get_submodule(task), signature))
     return function
 
 
-def replace_by_calls(model: SEMForMultiTaskDensePrediction, cells: tuple[int, int] | None) -> list[ir.Function]:
-    """Replaces encoder, intra-task modules and decoder blocks of the model by calls, and returns the functions."""
-    sem, config = model.sem, model.config
-    edges = [int(sem.size_divisor / stride) for stride in sem.strides]  # from shallow to deep
-    decodes = sem.decoder is not None
-    widths = (
-        [stage.lateral.in_channels for stage in reversed(sem.decoder.stages)] if decodes else sem.backbone.channels
-    )
-    maps = [MapSize(width, edge) for width, edge in zip(widths, edges, strict=True)]
-    encoder = Encoder(sem)
-    signature = Signature("encoder", [MapSize(config.backbone_config.num_channels, sem.size_divisor)], maps)
-    functions = [trace_function(encoder, signature, cells)]
-    sem.backbone, sem.reassembly = EncoderCall(encoder, signature), nn.Identity()
-    if not decodes:
-        return functions
-    task_map = MapSize(config.hidden_size, edges[-1])
+class Logits(nn.Module):
+    """The model as calls of functions; its logits are a tuple, in the order of its tasks."""
+
+    def __init__(self, model: SEMForMultiTaskDensePrediction, network: Call):
+        super().__init__()
+        self.network, self.heads = network, model.heads
+        self.tasks, self.size_divisor, self.stride = (
+            model.config.tasks,
+            model.sem.size_divisor,
+            model.sem.output_stride,
+        )
+
+    def forward(self, pixel_values: Tensor) -> tuple[Tensor, ...]:
+        """Images `(B, 3, H, W)` -> logits `(B, C_t, H / 4, W / 4)` of each task."""
+        padding = Padding(tuple(pixel_values.shape[-2:]), self.size_divisor)
+        task_maps = self.network(padding.pad(pixel_values))
+        task_maps = padding.crop(dict(zip(self.tasks, task_maps, strict=True)), self.stride)
+        return tuple(self.heads(task_maps).values())
+
+
+def encoder_widths(sem: SEMModel) -> list[int]:
+    """Returns the channels of the maps that the decoder reads, or else the heads, from shallow to deep."""
+    if sem.decoder is None:
+        return sem.backbone.channels
+    return [stage.lateral.in_channels for stage in reversed(sem.decoder.stages)]
+
+
+def split_decoder(sem: SEMModel, edges: list[int], cells: tuple[int, int] | None) -> list[ir.Function]:
+    """Replaces the intra-task modules and the decoder blocks by calls, and returns the functions."""
+    config = sem.config
+    task_map, functions = MapSize(config.hidden_size, edges[-1]), []
     if config.use_intra_task:
         seen = [MapSize(config.hidden_size, edge) for edge in edges[-config.num_intra_task_stages :]]
         signature = Signature("intra_task", [task_map, *seen], [task_map])
-        functions.append(share_function(sem.intra_task.task_modules, signature, cells))
+        functions.append(share_function(sem.intra_task.task_modules, dict.fromkeys(config.tasks, signature), cells))
     for index, (stage, edge) in enumerate(zip(sem.decoder.stages, reversed(edges), strict=True)):
         result = MapSize(config.decoder_hidden_sizes[index], edge)
         signature = Signature(f"decoder_block_{index}", [task_map, result], [result])
-        functions.append(share_function(stage.blocks, signature, cells))
+        functions.append(share_function(stage.blocks, dict.fromkeys(config.tasks, signature), cells))
         task_map = result
     return functions
+
+
+def split_into_functions(
+    model: SEMForMultiTaskDensePrediction, cells: tuple[int, int] | None
+) -> tuple[Logits, list[ir.Function]]:
+    """Takes a model apart, whose modules it replaces.
+
+    Args:
+        model ([`SEMForMultiTaskDensePrediction`]): In evaluation mode.
+        cells (`tuple[int, int]`, *optional*): Rows and columns of cells of the image; `None` leaves them free.
+
+    Returns:
+        The model as calls of functions, and the functions.
+    """
+    sem, config = model.sem, model.config
+    edges = [int(sem.size_divisor / stride) for stride in sem.strides]  # from shallow to deep
+    image = MapSize(config.backbone_config.num_channels, sem.size_divisor)
+    signature = Signature(
+        "encoder", [image], [MapSize(*size) for size in zip(encoder_widths(sem), edges, strict=True)]
+    )
+    encoder = Encoder(sem)
+    functions = [trace_function(encoder, signature, cells)]
+    sem.backbone, sem.reassembly = Call(encoder, signature), nn.Identity()
+    if sem.decoder is not None:
+        functions += split_decoder(sem, edges, cells)
+    task_map = MapSize(sem.output_channels, int(sem.size_divisor / sem.output_stride))
+    network = Call(Network(sem), Signature("network", [image], [task_map] * len(config.tasks)))
+    functions.append(trace_function(network.module, network.signature, cells))
+    feature = MapSize(sem.output_channels, 1)
+    heads = {task: Signature("head", [feature], [MapSize(width, 1)]) for task, width in config.task_num_labels.items()}
+    functions.append(share_function(model.heads, heads, None))
+    return Logits(model, network), functions

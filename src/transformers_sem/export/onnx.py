@@ -19,11 +19,10 @@ from onnx_ir.passes.common import (
     RemoveUnusedOpsetsPass,
 )
 from onnxscript.optimizer import fold_constants_ir
-from torch import Tensor, nn
 from torch.onnx import OnnxExporterError, ONNXProgram
 
 from ..modeling_sem import SEMForMultiTaskDensePrediction, SEMHierarchyAdaptiveAttention, SEMInterTaskModule
-from .functions import replace_by_calls
+from .functions import split_into_functions
 
 
 TOLERANCE = 1e-3
@@ -31,18 +30,6 @@ FIXED_SIZE = "Pass --size HEIGHT WIDTH for a graph of one image size"
 FLOAT32_NODE = "float32_"  # how the names of nodes start that stay float32 in smaller graphs
 # Sampling points and EM iterations, which the model computes in float32 in any precision, and the last layer of the heads
 FLOAT32_MODULES = {SEMHierarchyAdaptiveAttention.__name__, SEMInterTaskModule.__name__, "classifier"}
-
-
-class Logits(nn.Module):
-    """Returns the logits of a model as a tuple, in the order of its tasks."""
-
-    def __init__(self, model: SEMForMultiTaskDensePrediction):
-        super().__init__()
-        self.model = model
-
-    def forward(self, pixel_values: Tensor) -> tuple[Tensor, ...]:
-        """Maps images `(B, 3, H, W)` to logits `(B, C_t, H / 4, W / 4)` of each task."""
-        return tuple(self.model(pixel_values).logits.values())
 
 
 def check_encoder(model: SEMForMultiTaskDensePrediction) -> None:
@@ -113,11 +100,11 @@ def trace(model: SEMForMultiTaskDensePrediction, size: tuple[int, int] | None) -
         OnnxExporterError: If the encoder cannot be traced.
     """
     divisor = model.sem.size_divisor
-    functions = replace_by_calls(model, size and tuple(-(-edge // divisor) for edge in size))
+    logits, functions = split_into_functions(model, size and tuple(-(-edge // divisor) for edge in size))
     images = torch.zeros(2, model.config.backbone_config.num_channels, *(size or (2 * divisor, 3 * divisor)))
     free = dict.fromkeys((0,) if size else (0, 2, 3), torch.export.Dim.DYNAMIC)
     program = torch.onnx.export(
-        Logits(model).eval(),
+        logits.eval(),
         (images,),
         input_names=["pixel_values"],
         output_names=model.config.tasks,

@@ -46,7 +46,7 @@ def build_step(
     """Returns a function that runs one training step on the batch, and waits for the device."""
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     model, optimizer = accelerator.prepare(
-        model.train(), torch.optim.Adam(parameters, config.learning_rate, weight_decay=config.weight_decay)
+        model.train(), torch.optim.Adam(parameters, config.learning_rate, weight_decay=config.weight_decay, fused=True)
     )
 
     def step() -> float:
