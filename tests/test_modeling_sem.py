@@ -22,7 +22,7 @@ from transformers import (
 
 from transformers_sem import TASKS, SEMConfig, SEMForMultiTaskDensePrediction, SEMModel
 from transformers_sem.backbone import use_linear_layers
-from transformers_sem.layers import SEMPatchConv2d
+from transformers_sem.layers import SEMPatchConv2d, SkipInitOnMeta
 from transformers_sem.modeling_sem import (
     Padding,
     SEMFeatureReassembly,
@@ -31,7 +31,6 @@ from transformers_sem.modeling_sem import (
     SEMIntraTaskModule,
     SEMOffsetNetwork,
     SEMStageWeighting,
-    SkipInitOnMeta,
     aggregate_stages,
     consensus,
     deform_points,

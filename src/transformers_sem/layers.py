@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from timm.layers import LayerNorm2d
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from transformers.utils.output_capturing import CompileableContextVar
 
 
@@ -178,3 +179,29 @@ class SEMConvBlock(nn.Module):
     def forward(self, feature_map: Tensor) -> Tensor:
         """`(B, C_in, H, W)` -> `(B, C_out, H, W)`."""
         return self.activation(self.norm(self.conv(feature_map)))
+
+
+# What torch, timm and transformers draw initial weights with
+INITIALIZERS = {
+    nn.init.kaiming_uniform_,
+    nn.init.normal_,
+    nn.init.uniform_,
+    Tensor.add_,
+    Tensor.clamp_,
+    Tensor.erfinv_,
+    Tensor.mul_,
+    Tensor.normal_,
+    Tensor.uniform_,
+}
+
+
+class SkipInitOnMeta(TorchFunctionMode):
+    """Draws no weights on the meta device, where they have no values and drawing them takes longer than loading them."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if function in INITIALIZERS:
+            tensor = args[0] if args else kwargs["tensor"]
+            if tensor.is_meta:
+                return tensor
+        return function(*args, **kwargs)

@@ -17,7 +17,6 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from timm.layers import LayerNorm2d
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -35,7 +34,18 @@ from .backbone import (
     parameters_to_buffers,
 )
 from .configuration_sem import SEMConfig
-from .layers import SEMMLP, Padding, SEMConvBlock, SEMPatchConv2d, record, record_states, resize, to_map, to_tokens
+from .layers import (
+    SEMMLP,
+    Padding,
+    SEMConvBlock,
+    SEMPatchConv2d,
+    SkipInitOnMeta,
+    record,
+    record_states,
+    resize,
+    to_map,
+    to_tokens,
+)
 from .losses import mean_over_ranks
 from .modeling_outputs import SEMModelOutput, SEMMultiTaskOutput, SEMNormalEstimatorOutput, SEMStates
 from .task_kinds import CLASS_IDS, METRES, UNIT_VECTORS, TaskKind
@@ -513,32 +523,6 @@ class SEMTaskHeads(nn.Module):
         return {task: head(task_maps[task]) for task, head in self.items()}
 
 
-# What torch, timm and transformers draw initial weights with
-INITIALIZERS = {
-    nn.init.kaiming_uniform_,
-    nn.init.normal_,
-    nn.init.uniform_,
-    Tensor.add_,
-    Tensor.clamp_,
-    Tensor.erfinv_,
-    Tensor.mul_,
-    Tensor.normal_,
-    Tensor.uniform_,
-}
-
-
-class SkipInitOnMeta(TorchFunctionMode):
-    """Draws no weights on the meta device, where they have no values and drawing them takes longer than loading them."""
-
-    def __torch_function__(self, function, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
-        if function in INITIALIZERS:
-            tensor = args[0] if args else kwargs["tensor"]
-            if tensor.is_meta:
-                return tensor
-        return function(*args, **kwargs)
-
-
 class SEMPreTrainedModel(PreTrainedModel):
     """Weight initialization and loading of pretrained weights."""
 
@@ -705,17 +689,11 @@ class SEMModel(SEMPreTrainedModel):
         self, pixel_values: torch.FloatTensor, padding: Padding, **kwargs: Unpack[TransformersKwargs]
     ) -> BackboneOutput:
         """Checks and pads the images, and returns the output of the backbone."""
-        self._check_pixel_values(pixel_values)
+        self._check_pixel_values(pixel_values, padding)
         for name in ("output_hidden_states", "output_attentions"):
             kwargs.setdefault(name, getattr(self.config, name))
         # the processor returns float32, whatever the model; a replica of DataParallel lists no parameters
         dtypes = (parameter.dtype for parameter in self.backbone.parameters() if parameter.is_floating_point())
-        if self.image_size is not None and padding.padded_size != self.image_size:
-            raise ValueError(
-                f"This encoder takes images of {self.image_size[0]} x {self.image_size[1]} only; got {padding.size[0]} x "
-                f"{padding.size[1]}. Set the image processor's `size` or `pad_size` to that, build a timm encoder for "
-                "another size with model_kwargs={'img_size': [height, width]}, or use an encoder for all sizes."
-            )
         padded = padding.pad(pixel_values).to(next(dtypes, pixel_values.dtype))
         if padded.device.type == "cpu":  # faster there; convolutions pass the memory format on
             padded = padded.contiguous(memory_format=torch.channels_last)
@@ -790,7 +768,7 @@ class SEMModel(SEMPreTrainedModel):
             bases=tuple(states["bases"]),
         )
 
-    def _check_pixel_values(self, pixel_values: Tensor) -> None:
+    def _check_pixel_values(self, pixel_values: Tensor, padding: Padding) -> None:
         if pixel_values.ndim != 4:
             raise ValueError(
                 f"`pixel_values` must have the shape (batch_size, num_channels, height, width); got "
@@ -808,6 +786,12 @@ class SEMModel(SEMPreTrainedModel):
             raise ValueError(
                 f"An image must have at least the size of one patch, {self.min_size} x {self.min_size} pixels; got "
                 f"{height} x {width}. Enlarge it, for example with the image processor's `size`."
+            )
+        if self.image_size is not None and padding.padded_size != self.image_size:
+            raise ValueError(
+                f"This encoder takes images of {self.image_size[0]} x {self.image_size[1]} only; got {height} x {width}. "
+                "Set the image processor's `size` or `pad_size` to that, build a timm encoder for another size with "
+                "model_kwargs={'img_size': [height, width]}, or use an encoder for all sizes."
             )
 
 

@@ -8,6 +8,7 @@ from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from transformers_sem import SEMConfig, SEMForMultiTaskDensePrediction, SEMModel, get_task
 from transformers_sem.data.benchmarks import BENCHMARKS
 from transformers_sem.data.transforms import TrainingAugmentation
+from transformers_sem.layers import SkipInitOnMeta
 from transformers_sem.losses import (
     balanced_binary_cross_entropy,
     balanced_cross_entropy,
@@ -15,7 +16,6 @@ from transformers_sem.losses import (
     l1,
     unit_vector_l1,
 )
-from transformers_sem.modeling_sem import SkipInitOnMeta
 from transformers_sem.training.config import TrainingConfig
 from transformers_sem.training.optimizer import build_optimizer, layer_depths
 

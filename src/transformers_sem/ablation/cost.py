@@ -6,7 +6,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..configuration_sem import SEMConfig
-from ..modeling_sem import SEMForMultiTaskDensePrediction, SkipInitOnMeta
+from ..layers import SkipInitOnMeta
+from ..modeling_sem import SEMForMultiTaskDensePrediction
 
 
 def count_multiply_accumulates(function: Callable, *inputs: torch.Tensor) -> float:
