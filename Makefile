@@ -23,7 +23,7 @@ endif
 train: .venv/installed  ## Train a small model on rendered scenes in minutes, and draw its predictions
 	.venv/bin/transformers-sem train --config quickstart
 
-test: .venv/installed  ## Run the tests: CPU, offline, under three minutes
+test: .venv/installed  ## Run the tests: CPU, offline, about five minutes on two cores
 	OMP_NUM_THREADS=1 .venv/bin/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 .venv-oldest/installed: setup.cfg pyproject.toml
