@@ -58,6 +58,13 @@ ROWS = {
     "with inter": {"use_intra_task": False},
     "sem": {},
 }
+
+
+def slow(values):
+    """The values as parameters of slow tests."""
+    return [pytest.param(value, marks=pytest.mark.slow) for value in values]
+
+
 # The memory alignment of loaded weights selects kernels that round differently
 UNALIGNED = {"rtol": 0, "atol": 1e-6}
 SWITCHES = (
@@ -635,7 +642,7 @@ def test_a_batch_without_valid_labels_costs_nothing(task):
     "overrides",
     [
         *ROWS.values(),
-        *(switch for switch in SWITCHES if switch not in NO_OTHER_MODEL),
+        *slow(switch for switch in SWITCHES if switch not in NO_OTHER_MODEL),
         {"task_num_labels": {"semseg": 5}},
         {"task_num_labels": ALL_TASKS},
         {"backbone_config": PLAIN_VIT},
@@ -972,7 +979,16 @@ def trained_model(**overrides):
     return model.eval()
 
 
-@pytest.mark.parametrize("overrides", [*ROWS.values(), {"backbone_config": PLAIN_VIT}], ids=[*ROWS, "plain vit"])
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ROWS["multi task"],
+        ROWS["sem"],
+        {"backbone_config": PLAIN_VIT},
+        *slow(ROWS[name] for name in ("single task", "baseline", "with intra", "with inter")),
+    ],
+    ids=str,
+)
 def test_reloading_is_exact(overrides, tmp_path):
     model = trained_model(**overrides)
     model.save_pretrained(tmp_path)
@@ -1146,7 +1162,7 @@ TRANSFORMERS_ENCODERS = {
 }
 
 
-@pytest.mark.parametrize("name", TRANSFORMERS_ENCODERS)
+@pytest.mark.parametrize("name", ["swin", "dinov2", *slow(["convnext", "dinov3"])])
 def test_encoders_of_transformers(name, tmp_path):
     model = build_model(backbone_config=TRANSFORMERS_ENCODERS[name].to_dict())
     assert feature_map_sizes(model, 64, 96) == [(16, 24), (8, 12), (4, 6), (2, 3)]

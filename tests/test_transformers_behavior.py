@@ -57,7 +57,9 @@ def labels_of(size=64):
     return {task: random_labels(task, 2, (size, size)) for task in TASK_NAMES}
 
 
-@pytest.mark.parametrize("model_class", CLASSES)
+@pytest.mark.parametrize(
+    "model_class", [SEMForMultiTaskDensePrediction, pytest.param(SEMModel, marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize("backbone", BACKBONES)
 def test_buffers_come_back_from_the_meta_device(backbone, model_class):
     expected = dict(model_class(build_config(backbone)).named_buffers())
@@ -70,7 +72,7 @@ def test_buffers_come_back_from_the_meta_device(backbone, model_class):
         assert torch.equal(buffer, expected[name]), name
 
 
-@pytest.mark.parametrize("use_decoder", [True, False])
+@pytest.mark.parametrize("use_decoder", [True, pytest.param(False, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("backbone", BACKBONES)
 def test_every_trainable_parameter_learns(backbone, use_decoder, tmp_path):
     SEMForMultiTaskDensePrediction(build_config(backbone, use_decoder=use_decoder)).save_pretrained(tmp_path)

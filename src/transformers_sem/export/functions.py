@@ -4,6 +4,7 @@ Tracing for every image size is slow, and slower the more the sizes of the maps 
 maps of a whole number of cells, where a cell is `SEMModel.size_divisor` pixels; a call of it then has sizes that are simple.
 """
 
+import warnings
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -137,9 +138,11 @@ def trace_function(module: nn.Module, signature: Signature, cells: tuple[int, in
         for size in signature.inputs
     ]
     body = Body(module).eval()
-    program = torch.onnx.export(
-        body, (feature_maps,), dynamic_shapes=(free,), dynamo=True, optimize=False, verbose=False
-    )
+    with warnings.catch_warnings():  # it warns that it keeps one name for sizes that are equal
+        warnings.filterwarnings("ignore", message="# The axis name")
+        program = torch.onnx.export(
+            body, (feature_maps,), dynamic_shapes=(free,), dynamo=True, optimize=False, verbose=False
+        )
     return as_function(program.model.graph, signature.name, list(weights_of(body)))
 
 
