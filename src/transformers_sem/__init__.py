@@ -35,8 +35,7 @@ AutoConfig.register(SEMTimmBackboneConfig.model_type, SEMTimmBackboneConfig, exi
 AutoBackbone.register(SEMTimmBackboneConfig, SEMTimmBackbone, exist_ok=True)
 AutoImageProcessor.register(SEMConfig, image_processor_classes={"torchvision": SEMImageProcessor}, exist_ok=True)
 for auto_class, model_class in AUTO_MODELS.items():
-    if hasattr(transformers, auto_class):  # older releases have no AutoModelForNormalEstimation
-        getattr(transformers, auto_class).register(SEMConfig, model_class, exist_ok=True)
+    getattr(transformers, auto_class).register(SEMConfig, model_class, exist_ok=True)
 
 
 __all__ = [

@@ -151,7 +151,7 @@ def find_image_sizes(backbone: PreTrainedModel, strides: list[Fraction]) -> tupl
 def _probe_image_sizes(config: PreTrainedConfig, strides: list[Fraction]) -> tuple[int, tuple[int, int] | None]:
     own_size = own_image_size(config)
     stride = int(max(strides))
-    # HRNet has a deeper stage than it need return. Attention windows are often a fixed share of a square image, and fit into
+    # HRNet has a stage that is deeper than those it returns. Attention windows are often a fixed share of a square image, and fit into
     # multiples of it
     divisors = [stride, 2 * stride, *(own_size[:1] if own_size[0] == own_size[1] else ())]
     sizes = [(3 * divisor, 5 * divisor) for divisor in divisors]  # windows of 7, 8 or 12 cells do not fit into 3 x 5

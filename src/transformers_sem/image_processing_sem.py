@@ -197,13 +197,12 @@ class SEMImageProcessor(TorchvisionBackend):
             raise ValueError(f"An image is a path, a PIL image, an array or a tensor; got {type(image).__name__}.")
         return super().process_image(image, do_convert_rgb, input_data_format, device, **kwargs)
 
-    def convert_to_rgb(self, image: Image.Image | Tensor, **kwargs) -> Image.Image | Tensor:
-        """Converts gray or RGBA images to RGB. transformers takes floating-point RGBA in [0, 1] only."""
-        is_float_rgba = isinstance(image, Tensor) and image.is_floating_point() and image.shape[0] == 4
-        if is_float_rgba and (image.min() < 0 or image.max() > 1):
+    def convert_to_rgb(self, image: Tensor, input_data_format: str | ChannelDimension | None = None) -> Tensor:
+        """Converts gray or RGBA `(channels, height, width)` to RGB. transformers takes floating-point RGBA in [0, 1] only."""
+        if image.is_floating_point() and image.shape[0] == 4 and (image.min() < 0 or image.max() > 1):
             check_levels(image)
-            return super().convert_to_rgb(image / 255, **kwargs) * 255
-        return super().convert_to_rgb(image, **kwargs)
+            return super().convert_to_rgb(image / 255, input_data_format) * 255
+        return super().convert_to_rgb(image, input_data_format)
 
     def _preprocess_image_like_inputs(
         self, images, maps, labels, do_convert_rgb, input_data_format, return_tensors=None, device=None, **kwargs

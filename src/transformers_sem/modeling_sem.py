@@ -378,8 +378,7 @@ class SEMInterTaskModule(nn.Module):
         tokens = tokens + self.project_out(reconstructed_states.to(states.dtype))
         record("responsibilities", (responsibilities, size))
         record("bases", consensus_bases)
-        task_maps = dict(zip(task_maps, to_map(tokens, size).unbind(dim=1), strict=True))
-        return task_maps, consensus_bases
+        return dict(zip(task_maps, to_map(tokens, size).unbind(dim=1), strict=True)), consensus_bases
 
     def interact(self, states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """X `(B, T, N, C)` -> X~ = A mu^(R) of the same shape, A `(B, T, N, K)` and mu^(R) `(B, K, C)`.

@@ -169,11 +169,8 @@ class Logits(nn.Module):
     def __init__(self, model: SEMForMultiTaskDensePrediction, network: Call):
         super().__init__()
         self.network, self.heads = network, model.heads
-        self.tasks, self.size_divisor, self.stride = (
-            model.config.tasks,
-            model.sem.size_divisor,
-            model.sem.output_stride,
-        )
+        self.tasks = model.config.tasks
+        self.size_divisor, self.stride = model.sem.size_divisor, model.sem.output_stride
 
     def forward(self, pixel_values: Tensor) -> tuple[Tensor, ...]:
         """Images `(B, 3, H, W)` -> logits `(B, C_t, H / 4, W / 4)` of each task."""

@@ -17,13 +17,16 @@ from ..image_processing_sem import SEMImageProcessor
 from ..modeling_sem import AUTO_MODELS, SEMForMultiTaskDensePrediction
 from ..pipeline_sem import MultiTaskDensePredictionPipeline
 from ..utils.loading import load_image_processor, load_model
-from .card import card_of_folder, find_reports, predictions_path, read_evaluation
+from .card import EVALUATION_NAME, SEVERAL_EVALUATIONS, card_of_folder, find_reports, predictions_path, read_evaluation
 
 
 LOG_IN = "Log in with `hf auth login` or set HF_TOKEN, with a token that may write there"
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 # Files of these names that an upload does not bring belong to an earlier version, and are deleted by the same commit.
-REPLACED = ["*.py", "*.safetensors", "*.safetensors.index.json", "evaluation*.json", "predictions*.png"]
+REPLACED = [
+    *("*.py", "*.safetensors", "*.safetensors.index.json", EVALUATION_NAME, SEVERAL_EVALUATIONS),
+    *("predictions.png", "predictions_*.png"),
+]
 
 
 # ----------------------------------------------------------------------------------------------------------------------
