@@ -71,10 +71,10 @@ def check_base_fields(values: dict[str, Any]) -> None:
 
 
 def read_file_fields(values: dict[str, Any]) -> dict[str, Any]:
-    """Returns the fields of a configuration file, without names that are no fields.
+    """Returns a copy of the fields of a configuration file.
 
     Raises:
-        ValueError: If it asks for an implementation that may be code from the Hub.
+        ValueError: If it asks for an implementation that may be code from the Hub, or names what is no field.
     """
     for name in IMPLEMENTATION_FIELDS:
         if values.get(name) not in IMPLEMENTATIONS_OF_FILES:
@@ -82,12 +82,21 @@ def read_file_fields(values: dict[str, Any]) -> dict[str, Any]:
                 f"`{name}` of a file is one of {list(IMPLEMENTATIONS_OF_FILES)}; got {values[name]!r}. Pass another one to "
                 "from_pretrained()."
             )
-    return without_reserved_names(values)
+    check_names(values)
+    return dict(values)
 
 
-def without_reserved_names(values: dict[str, Any]) -> dict[str, Any]:
-    """Returns the fields that are set, without `RESERVED_NAMES`."""
-    return {name: value for name, value in values.items() if name not in RESERVED_NAMES}
+def check_names(values: dict[str, Any]) -> None:
+    """Checks that a configuration sets fields and nothing else.
+
+    Raises:
+        ValueError: If it sets one of `RESERVED_NAMES`.
+    """
+    reserved = sorted(RESERVED_NAMES & set(values))
+    if reserved:
+        raise ValueError(
+            f"A configuration sets fields; {reserved} are no fields but part of its class. Leave them out."
+        )
 
 
 def check_numbers(name: str, value: Any, limit: int) -> None:
@@ -579,8 +588,9 @@ def _build_backbone_config(backbone_config: dict | PreTrainedConfig | None) -> P
     _check_is_backbone(CONFIG_MAPPING[model_type])
     check_numbers("backbone_config", backbone_config, MAX_WIDTH)
     check_base_fields(backbone_config)
+    check_names(backbone_config)
     try:
-        return AutoConfig.for_model(**without_reserved_names(backbone_config))
+        return AutoConfig.for_model(**backbone_config)
     except BUILD_ERRORS as error:
         raise ValueError(
             f"`backbone_config` cannot be that of a {model_type} encoder: {error}. Correct the fields that this names."
