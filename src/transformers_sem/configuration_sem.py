@@ -285,10 +285,10 @@ class SEMConfig(PreTrainedConfig):
                 f"`attn_implementation` of a file is one of {list(ATTENTIONS_OF_FILES)}; got "
                 f"{config_dict['attn_implementation']!r}. Pass another one to from_pretrained()."
             )
+        config_dict = _without_return_dict(config_dict)
         known = {field.name for field in fields(cls)} - {field.name for field in fields(PreTrainedConfig)}
         changes = {name: kwargs.pop(name) for name in sorted({*known, "first_task"} & set(kwargs))}
         classes = {name: kwargs.pop(name, None) for name in STANDARD_CLASS_FIELDS}
-        config_dict = dict(config_dict)
         if any(value is not None for value in classes.values()):
             changes |= cls.from_dict(config_dict, **changes)._with_classes(**classes)
         if {"task_num_labels", "task_id2label", "first_task"} & set(changes):
@@ -529,7 +529,7 @@ def _build_backbone_config(backbone_config: dict | PreTrainedConfig | None) -> P
     """Builds the configuration from a dictionary; without a `model_type` it is that of a timm encoder."""
     if isinstance(backbone_config, PreTrainedConfig):
         return backbone_config
-    backbone_config = backbone_config or {}
+    backbone_config = _without_return_dict(backbone_config or {})
     model_type = backbone_config.get("model_type", SEMTimmBackboneConfig.model_type)
     if model_type == SEMTimmBackboneConfig.model_type:
         return SEMTimmBackboneConfig.from_dict(backbone_config)
@@ -548,6 +548,11 @@ def _build_backbone_config(backbone_config: dict | PreTrainedConfig | None) -> P
         raise ValueError(
             f"`backbone_config` cannot be that of a {model_type} encoder: {error}. Correct the fields that this names."
         ) from error
+
+
+def _without_return_dict(config_dict: dict[str, Any]) -> dict[str, Any]:
+    """Leaves out the field that turns outputs into tuples: only the caller of a model or of `from_pretrained` asks for them."""
+    return {name: value for name, value in config_dict.items() if name != "return_dict"}
 
 
 def _check_is_backbone(config_class: type[PreTrainedConfig]) -> None:

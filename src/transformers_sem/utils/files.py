@@ -72,7 +72,8 @@ def plain_disk_errors(folder: Path) -> Iterator[None]:
             raise
         reason = str(error).strip().split("\n")[0].rstrip(".")
         raise OSError(
-            f"Cannot write to {folder}: {reason}. Free some space; the same command goes on from the last checkpoint."
+            f"Cannot write to {folder}: {reason}. Free some space, and run the same command again; a training goes on from "
+            "its last checkpoint."
         ) from error
 
 

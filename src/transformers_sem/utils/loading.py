@@ -47,7 +47,6 @@ def load_model(
         config = model_class.config_class.from_pretrained(source, local_files_only=local_files_only)
         if config.model_type != model_class.config_class.model_type:
             raise ValueError(f"the model type is {config.model_type!r}, not {model_class.config_class.model_type!r}.")
-        config.return_dict = True
     with explain_failure(f"The weights in {source} cannot be read"):
         model, report = model_class.from_pretrained(
             source,
