@@ -42,7 +42,7 @@ test-slow: .venv/installed  ## Run the slow tests too
 test-gpu: .venv/installed  ## Run the tests that need a CUDA device
 	.venv/bin/python -m pytest -m gpu
 
-smoke: .venv/installed  ## Train 4 steps, evaluate, save, reload and resume
+smoke: .venv/installed  ## Run the tests of a training run of a few steps
 	.venv/bin/python -m pytest -q tests/cli/test_train.py
 
 quality: .venv/installed  ## Check formatting and style without changes

@@ -111,6 +111,12 @@ def test_from_other_models(repository, user_folder):
     assert names["model"].heads["semseg"].classifier.out_channels == 2 and names["loss"] > 0
 
 
+def test_train(repository, user_folder):
+    names = run_python(repository / "docs" / "train.md")
+    assert names["samples"][0]["labels"]["normal"].shape == (3, 96, 128)
+    assert names["batch"]["labels"]["depth"].shape == (1, 1, 64, 64)
+
+
 def test_add_a_task(repository, user_folder):
     names = run_python(repository / "docs" / "add_a_task.md")
     assert names["config"].tasks == ["depth", "albedo"] and set(names["outputs"].losses) == {"depth", "albedo"}

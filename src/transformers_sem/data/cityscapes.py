@@ -11,7 +11,7 @@ are unpacked to, or a tar or zip archive of it:
 where ID is CITY_SEQUENCE_FRAME. Without `gtFine` or without `disparity`, rows have no classes or no depth.
 
 Depth is metres, baseline * fx / disparity. It is unknown beyond 80 m, as in the evaluation of depth from one image: the error
-of stereo grows with the square of the depth, and is 4 m there for a quarter of a pixel. Without `camera`, all frames are
+of stereo grows with the square of the depth, and is 3.4 m there for a quarter of a pixel. Without `camera`, all frames are
 taken to have the most frequent camera; those of some cities see 6 % farther.
 """
 
