@@ -57,7 +57,8 @@ class WeightingRun(Run):
 
     def build_model(self):
         widths = {"depth": 1, "normal": 3}
-        return SEMForMultiTaskDensePrediction(tiny_config(task_num_labels=widths, task_loss_weighting="uncertainty"))
+        config = tiny_config(task_num_labels=widths, task_loss_weighting="uncertainty", use_decoder=False)
+        return SEMForMultiTaskDensePrediction(config)
 
     def loss(self):
         labels = {task: random_labels(task, 2, (32, 32)) for task in ("depth", "normal")}
@@ -129,12 +130,11 @@ def test_learned_weights_of_the_losses_are_resumed(tmp_path):
     run = WeightingRun()
     saved = run.step()
     save_checkpoint(run.accelerator, tmp_path, 1, keep=1)
-    expected = [run.step() for _ in range(2)]
+    expected = run.step()
     resumed = WeightingRun()
     assert resume(resumed.accelerator, tmp_path) == 1
     assert saved.all() and torch.equal(resumed.weights(), saved)
-    for weights in expected:
-        assert torch.equal(resumed.step(), weights)
+    assert torch.equal(resumed.step(), expected)
 
 
 def test_a_full_disk_is_an_error_and_with_space_the_run_goes_on(run, tmp_path):
