@@ -190,7 +190,8 @@ CONTRADICTIONS = [
     ({"task_num_labels": {"normal": 1}}, ["unit vectors", "3 channel", "is 1"]),
     ({"task_num_labels": {"boundary": 2}}, ["1 channel", "task_num_labels['boundary']", "is 2"]),
     ({"task_num_labels": {"saliency": 1}}, ["2 channel", "task_num_labels['saliency']", "is 1"]),
-    ({"task_num_labels": {"semseg": 256}}, ["1 to 255 channels", "task_num_labels['semseg']", "is 256"]),
+    ({"task_num_labels": {"semseg": 1}}, ["2 to 255 channels", "is 1"]),  # a softmax over one class is always 1
+    ({"task_num_labels": {"semseg": 256}}, ["2 to 255 channels", "task_num_labels['semseg']", "is 256"]),
     ({"task_id2label": ["a"]}, ["task_id2label", "dict"]),
     ({"task_num_labels": {"semseg": 1}, "task_id2label": {"semseg": ["a"]}}, ["task_id2label['semseg']", "['a']"]),
     ({"task_loss_kwargs": {"boundary": {"weight": 2}}}, ["task_loss_kwargs['boundary']", "'weight'"]),

@@ -163,9 +163,10 @@ def write(content):
         (lambda path: path.mkdir(), "directory"),
         (lambda path: path.symlink_to("nowhere"), "No such file"),
         (lambda path: Image.new("F", (3, 4)).save(path, format="TIFF"), "8 bits"),
-        (lambda path: Image.new("I", (3, 4), -5).save(path, format="TIFF"), "got -5 to -5"),
+        (lambda path: Image.new("I", (3, 4), -5).save(path, format="TIFF"), "mode I with -5 to -5"),
+        (lambda path: Image.new("I", (3, 4), 200).save(path, format="TIFF"), "mode I with 200 to 200"),
     ],
-    ids=["empty", "text", "postscript", "folder", "dangling", "float", "negative"],
+    ids=["empty", "text", "postscript", "folder", "dangling", "float", "negative", "wide"],
 )
 def test_unreadable_files_raise(tmp_path, make, words):
     path = tmp_path / "photo.jpg"

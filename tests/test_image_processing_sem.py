@@ -614,6 +614,24 @@ def test_arguments_of_other_processors_that_would_have_no_effect_are_refused(nam
         processor(np.zeros((8, 8, 3), np.uint8), **{name: True})
 
 
+def test_arguments_of_other_processors_are_refused_beside_a_file(tmp_path):
+    """transformers drops what it does not know, without a word."""
+    SEMImageProcessor().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="has no `do_reduce_labels`.*Give class ids from 0"):
+        AutoImageProcessor.from_pretrained(tmp_path, do_reduce_labels=True)
+    with pytest.raises(ValueError, match="has no `keep_aspect_ratio`.*do_pad=True"):
+        SEMImageProcessor.from_pretrained(tmp_path, keep_aspect_ratio=True)
+    assert AutoImageProcessor.from_pretrained(tmp_path, do_pad=True).do_pad
+
+
+def test_levels_of_another_factor_are_not_between_0_and_1():
+    image = np.full((6, 7, 3), 0.9)
+    for rescale_factor in (1 / 127.5, 1 / 65535):
+        with pytest.raises(ValueError, match="do_rescale=False for values in"):
+            SEMImageProcessor(do_resize=False, rescale_factor=rescale_factor)(image)
+    SEMImageProcessor(do_resize=False, rescale_factor=1.0)(image)
+
+
 def test_segmentation_maps_are_called_maps():
     image = np.zeros((8, 8, 3), np.uint8)
     with pytest.raises(ValueError, match="no `segmentation_maps`.*maps={task"):

@@ -554,6 +554,12 @@ def test_loss_is_the_weighted_sum_with_intermediate_supervision():
     assert outputs.loss.item() == pytest.approx(expected, rel=1e-5)
 
 
+def test_no_module_has_the_name_of_a_default_target_of_peft(model):
+    """peft would put adapters on it unasked."""
+    parts = {part for name, _ in model.named_modules() for part in name.split(".")}
+    assert "q_proj" in parts and not parts & {"query", "value"}
+
+
 def test_learned_weights_start_at_the_fixed_ones_and_fall_where_a_loss_is_large(model, tmp_path):
     images, labels = random_images(), random_labels(NYUD_TASKS)
     assert not any("variance" in name for name in model.state_dict())

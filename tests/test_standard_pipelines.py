@@ -1,5 +1,7 @@
 """One checkpoint of six tasks in the pipelines and Auto classes that transformers has for one task."""
 
+import json
+import shutil
 import sys
 
 import numpy as np
@@ -87,6 +89,17 @@ def test_image_segmentation_names_the_classes_of_the_first_task_of_class_ids(che
         for segment in segments:
             ids[np.array(segment["mask"]) == 255] = segment_id(CLASSES, segment["label"])
         assert (ids == prediction["semseg"].numpy()).mean() > 0.999  # a batch rounds otherwise
+
+
+def test_a_configuration_does_not_turn_the_outputs_into_tuples(checkpoint, images, expected, tmp_path):
+    folder = shutil.copytree(checkpoint, tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    backbone = {**config["backbone_config"], "return_dict": False}
+    (folder / "config.json").write_text(json.dumps({**config, "backbone_config": backbone, "return_dict": False}))
+    depth = pipeline("depth-estimation", model=str(folder), device="cpu")(images[0])["predicted_depth"]
+    torch.testing.assert_close(depth, expected[0]["depth"], rtol=0, atol=1e-4)
+    assert pipeline("image-segmentation", model=str(folder), device="cpu")(images[0])
+    assert SEMConfig.from_pretrained(folder, return_dict=False).return_dict is False  # a caller may ask for tuples
 
 
 def segment_id(names, label):

@@ -1,12 +1,14 @@
 """The backbone of SEM: building it, inspecting it, and loading pretrained weights into it."""
 
 from fractions import Fraction
+from pathlib import Path
 
 import timm
 import torch
 from torch import Tensor, nn
 from transformers import AutoBackbone, AutoImageProcessor, BaseImageProcessor, PreTrainedConfig, PreTrainedModel
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from transformers.utils import IMAGE_PROCESSOR_NAME
 
 from .backbone_timm import SEMTimmBackbone
 from .configuration_sem import BUILD_ERRORS, SEMTimmBackboneConfig
@@ -237,8 +239,18 @@ def pretraining_normalization(config: PreTrainedConfig, source: str | None = Non
 
 
 def find_image_processor(source: str | None) -> BaseImageProcessor | None:
-    """Returns the image processor in a folder or repository of the Hub, or `None` if there is none."""
+    """Returns the image processor in a folder or repository of the Hub, or `None` if there is none that transformers knows.
+
+    Raises:
+        ValueError: If its file is damaged.
+    """
     try:
         return AutoImageProcessor.from_pretrained(source) if source else None
-    except (OSError, ValueError):
+    except ValueError:
         return None
+    except Exception as error:  # transformers does not check what the file holds
+        if isinstance(error, OSError) and not Path(source, IMAGE_PROCESSOR_NAME).is_file():
+            return None
+        raise ValueError(
+            f"Cannot use {IMAGE_PROCESSOR_NAME} of {source}: {type(error).__name__} {error}. Correct the file or remove it."
+        ) from error

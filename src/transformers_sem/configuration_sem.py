@@ -70,8 +70,8 @@ def check_base_fields(values: dict[str, Any]) -> None:
             raise ValueError(f"`{name}` is a dictionary; got {value!r}. Correct it or leave it out.")
 
 
-def read_file_fields(values: dict[str, Any]) -> dict[str, Any]:
-    """Returns a copy of the fields of a configuration file.
+def check_file_fields(values: dict[str, Any]) -> None:
+    """Checks what a configuration file sets.
 
     Raises:
         ValueError: If it asks for an implementation that may be code from the Hub, or names what is no field.
@@ -83,7 +83,6 @@ def read_file_fields(values: dict[str, Any]) -> dict[str, Any]:
                 "from_pretrained()."
             )
     check_names(values)
-    return dict(values)
 
 
 def check_names(values: dict[str, Any]) -> None:
@@ -162,7 +161,8 @@ class SEMTimmBackboneConfig(BackboneConfigMixin, PreTrainedConfig):
     @classmethod
     def from_dict(cls, config_dict: dict, **kwargs):
         """Builds a configuration; see [`SEMConfig.from_dict`]."""
-        return super().from_dict(read_file_fields(config_dict), **kwargs)
+        check_file_fields(config_dict)
+        return super().from_dict(config_dict, **kwargs)
 
     def validate_encoder(self):
         """Checks that the fields describe a network and nothing else."""
@@ -326,7 +326,8 @@ class SEMConfig(PreTrainedConfig):
 
         If `task_num_labels` is replaced, tasks of another width take their other entries from the task table.
         """
-        config_dict = read_file_fields(config_dict)
+        check_file_fields(config_dict)
+        config_dict = _without_return_dict(config_dict)
         known = {field.name for field in fields(cls)} - {field.name for field in fields(PreTrainedConfig)}
         changes = {name: kwargs.pop(name) for name in sorted({*known, "first_task"} & set(kwargs))}
         classes = {name: kwargs.pop(name, None) for name in STANDARD_CLASS_FIELDS}
@@ -575,7 +576,7 @@ def _build_backbone_config(backbone_config: dict | PreTrainedConfig | None) -> P
     """Builds the configuration from a dictionary; without a `model_type` it is that of a timm encoder."""
     if isinstance(backbone_config, PreTrainedConfig):
         return backbone_config
-    backbone_config = backbone_config or {}
+    backbone_config = _without_return_dict(backbone_config or {})
     model_type = backbone_config.get("model_type", SEMTimmBackboneConfig.model_type)
     if model_type == SEMTimmBackboneConfig.model_type:
         return SEMTimmBackboneConfig.from_dict(backbone_config)
@@ -595,6 +596,11 @@ def _build_backbone_config(backbone_config: dict | PreTrainedConfig | None) -> P
         raise ValueError(
             f"`backbone_config` cannot be that of a {model_type} encoder: {error}. Correct the fields that this names."
         ) from error
+
+
+def _without_return_dict(config_dict: dict[str, Any]) -> dict[str, Any]:
+    """Leaves out the field that turns outputs into tuples: only the caller of a model or of `from_pretrained` asks for them."""
+    return {name: value for name, value in config_dict.items() if name != "return_dict"}
 
 
 def _check_is_backbone(config_class: type[PreTrainedConfig]) -> None:

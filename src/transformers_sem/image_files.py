@@ -221,7 +221,7 @@ def to_upright_rgb(image: Image.Image) -> Image.Image:
     """
     image = to_upright(image)
     if image.mode.startswith("I"):
-        return _scale_16_bits(np.asarray(image)).convert("RGB")
+        return _scale_16_bits(np.asarray(image), image.mode).convert("RGB")
     if image.mode == "F":
         raise ValueError("an image has integer levels; this one holds floating-point values. Save it with 8 bits.")
     try:
@@ -235,10 +235,12 @@ def to_upright_rgb(image: Image.Image) -> Image.Image:
         ) from error
 
 
-def _scale_16_bits(levels: np.ndarray) -> Image.Image:
-    if levels.min() < 0 or levels.max() > 65535:
+def _scale_16_bits(levels: np.ndarray, mode: str) -> Image.Image:
+    may_be_8_bits = mode == "I" and 0 < levels.max() <= 255  # 32 bits leave open what white is
+    if levels.min() < 0 or levels.max() > 65535 or may_be_8_bits:
         raise ValueError(
-            f"a gray image has levels from 0 to 65535; got {levels.min()} to {levels.max()}. Save it with 8 bits."
+            f"a gray image has 8 bits, or 16 with levels from 0 to 65535; got mode {mode} with {levels.min()} to {levels.max()}. Save "
+            "it with 8 bits."
         )
     return Image.fromarray(((levels.astype(np.uint32) + 128) // 257).astype(np.uint8))
 
@@ -321,18 +323,23 @@ def check_layout(pixels: np.ndarray) -> None:
         )
 
 
-def check_levels(pixels: Tensor, *, are_divided: bool = True) -> None:
-    """Checks that floating-point pixels are finite and, if they will be divided by 255, levels 0..255.
+def check_levels(pixels: Tensor, rescale_factor: float = 1 / 255) -> None:
+    """Checks that floating-point pixels are finite and, if they will be divided, levels.
+
+    Args:
+        pixels (`torch.Tensor`): Pixels of one image.
+        rescale_factor (`float`, *optional*, defaults to 1 / 255): What they will be multiplied by.
 
     Raises:
-        ValueError: If they are not finite or, of levels, lie in [0, 1], are negative or above 255.
+        ValueError: If they are not finite or, of levels, lie in [0, 1] or, where white is 255, outside 0..255.
     """
     if not pixels.is_floating_point():
         return
     low, high = (bound.item() for bound in pixels.aminmax())
     if not math.isfinite(high - low):
         raise ValueError(f"A floating-point image holds finite numbers; got {low:g} to {high:g}.")
-    if are_divided and (not (low >= 0 and high <= 255) or 0 < high <= 1):
+    is_divided = rescale_factor < 0.1 and 0 < high <= 1
+    if is_divided or (rescale_factor == 1 / 255 and not (low >= 0 and high <= 255)):
         raise ValueError(
             f"A floating-point image holds levels 0..255, which are rescaled to [0, 1]; got {low:g} to {high:g}. Pass "
             "do_rescale=False for values in [0, 1], and do_normalize=False too for normalized ones."

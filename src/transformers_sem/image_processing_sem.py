@@ -50,6 +50,12 @@ class TaskLabels(dict):
 OTHER_ARGUMENTS = {
     "do_reduce_labels": "Give class ids from 0, and 255 for pixels without a class.",
     "do_center_crop": "Crop images and maps before.",
+    "reduce_labels": "Give class ids from 0, and 255 for pixels without a class.",
+    "ignore_index": "Pixels without a class have the id 255.",
+    "do_flip_channel_order": "Give RGB images, as in `image[..., ::-1]` of OpenCV's.",
+    "keep_aspect_ratio": "Set `do_pad=True` and `pad_size`.",
+    "ensure_multiple_of": "The model pads images itself.",
+    "size_divisor": "The model pads images itself.",
     "segmentation_maps": "Give `maps={task: ...}`.",
 }
 MAX_EDGE = 10_000  # pixels: an image of that height and width takes 1.2 GB
@@ -115,6 +121,12 @@ class SEMImageProcessor(TorchvisionBackend):
         _refuse_other_arguments(kwargs)
         check_settings(kwargs)
         super().__init__(**kwargs)
+
+    @classmethod
+    def from_dict(cls, image_processor_dict: dict[str, Any], **kwargs: Any) -> "SEMImageProcessor":
+        """Builds a processor from the values of a file; `kwargs` replace some. transformers ignores those it does not know."""
+        _refuse_other_arguments(kwargs)
+        return super().from_dict(image_processor_dict, **kwargs)
 
     @classmethod
     def for_backbone(
@@ -211,7 +223,7 @@ class SEMImageProcessor(TorchvisionBackend):
             images=images, do_convert_rgb=do_convert_rgb, input_data_format=input_data_format, device=device
         )
         for image in images:
-            check_levels(image, are_divided=kwargs["do_rescale"] and kwargs["rescale_factor"] == 1 / 255)
+            check_levels(image, kwargs["rescale_factor"] if kwargs["do_rescale"] else 1.0)
         sizes = [tuple(image.shape[-2:]) for image in images]
         layout = {key: kwargs[key] for key in ("do_resize", "size", "do_pad", "pad_size")}
         content_sizes, padded_sizes = self._plan_sizes(sizes, **layout)

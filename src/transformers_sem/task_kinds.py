@@ -348,7 +348,7 @@ def is_black_and_white(labels: Tensor) -> bool:
 
 CLASS_IDS = TaskKind(
     values="class ids from 0",
-    widths=range(1, INVALID_ID + 1),  # the ids of wider heads are no 8-bit labels
+    widths=range(2, INVALID_ID + 1),  # one class alone is learned by no loss; ids of wider heads are no 8-bit labels
     dtype=torch.int64,
     invalid_value=INVALID_ID,
     value_range=(0, INVALID_ID - 1),

@@ -23,7 +23,7 @@ def make_boundary_pair(seed):
 @pytest.fixture
 def boundary_folders(tmp_path):
     """Arguments of the command for three images of predictions and labels."""
-    for seed, name in enumerate("abc"):
+    for seed, name in enumerate(["a", "b", "my photo 1"]):
         for folder, values in zip(("predictions", "labels"), make_boundary_pair(seed), strict=True):
             save_image(tmp_path / folder / f"{name}.png", values)
     return ["--predictions", tmp_path / "predictions", "--labels", tmp_path / "labels", "--processes", 1]
@@ -31,15 +31,15 @@ def boundary_folders(tmp_path):
 
 def test_boundaries_on_disk_are_scored(boundary_folders, tmp_path):
     output = tmp_path / "new" / "boundaries.json"
-    (tmp_path / "ids.txt").write_text("c\na\n")
-    for ids, names in (([], "abc"), (["--ids", tmp_path / "ids.txt"], "ac")):
+    (tmp_path / "ids.txt").write_text("my photo 1\na\n")
+    for ids, seeds in (([], range(3)), (["--ids", tmp_path / "ids.txt"], (0, 2))):
         arguments = [*boundary_folders, "--max-distance", 0.03, "--output", output, *ids]
         result = run("evaluate-boundaries", *arguments)
         assert result.code == 0, result.errors
-        counts = [boundary_counts(*make_boundary_pair("abc".index(name)), 0.03) for name in names]
+        counts = [boundary_counts(*make_boundary_pair(seed), 0.03) for seed in seeds]
         report = json.loads(output.read_text())
         assert report["scores"] == boundary_scores(counts)
-        assert (report["num_images"], report["max_distance"]) == (len(names), 0.03)
+        assert (report["num_images"], report["max_distance"]) == (len(seeds), 0.03)
         assert "transformers-sem evaluate-boundaries --predictions" in report["command"]
         assert "commit" in report["environment"]
         assert f"{report['scores']['ods']:.4f}" in result.output and str(output) in result.output

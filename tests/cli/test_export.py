@@ -172,6 +172,17 @@ def test_every_precision_is_written_compared_and_scored(zero, tmp_path, monkeypa
     assert "commit" in report["environment"] and (output / "run_onnx.py").is_file()
 
 
+def test_a_dataset_of_other_classes_is_refused_before_the_export(tmp_path):
+    pytest.importorskip("onnx")
+    names = {index: f"class {index}" for index in range(15)}  # as many as those of the dataset
+    config = tiny_config(task_num_labels={"semseg": 15}, task_id2label={"semseg": names})
+    SEMForMultiTaskDensePrediction(config).save_pretrained(tmp_path / "model")
+    SEMImageProcessor(size={"height": 32, "width": 64}).save_pretrained(tmp_path / "model")
+    settings = ["dataset=scenes", "dataset_kwargs={num_train: 1, num_validation: 1, height: 32, width: 64}"]
+    result = run("export", "--model", tmp_path / "model", "--output", tmp_path / "onnx", "--evaluate", *settings)
+    assert "Those of 'semseg' are ['class 0'" in error_line(result) and not (tmp_path / "onnx").exists()
+
+
 def test_a_page_has_the_layout_of_transformers_js(zero, tmp_path, monkeypatch):
     pytest.importorskip("onnx")
     folder = importlib.import_module("transformers_sem.export.folder")

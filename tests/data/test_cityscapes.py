@@ -1,4 +1,5 @@
 import json
+import os
 import re
 import shutil
 from pathlib import Path
@@ -171,6 +172,12 @@ def test_broken_cameras_are_named(tmp_path, text):
     path.write_text(text)
     with pytest.raises(ValueError, match=f"{re.escape(str(path))} must be JSON with .*baseline and intrinsic.fx"):
         read_camera(str(path))
+
+
+def test_a_camera_that_is_a_pipe_is_named(tmp_path):
+    os.mkfifo(tmp_path / "a_camera.json")
+    with pytest.raises(ValueError, match="must be JSON.*no regular file"):
+        read_camera(str(tmp_path / "a_camera.json"))
 
 
 def test_maps_whose_folder_is_missing_are_left_out(root):

@@ -159,6 +159,17 @@ def test_units(root):
         np.testing.assert_allclose(depth, 500 * metres, rtol=1e-6)
 
 
+def test_whole_numbers_are_metres_only_where_the_unit_says_so(root):
+    """Levels of an 8-bit image, and millimetres of a near scene, are small enough for metres."""
+    frame = find_source(root).frames["train"][0]
+    (root / "dataset.yaml").write_text("tasks: {depth: }")
+    PILImage.fromarray(np.full(SHAPE, 200, np.uint8)).save(frame["depth"])
+    with pytest.raises(BrokenFrameError, match="whole numbers needs a unit; got uint8: write 'unit: millimetre'"):
+        find_source(root).read(frame)
+    (root / "dataset.yaml").write_text("tasks: {depth: {unit: metre}}")
+    assert (find_source(root).read(frame)["depth"] == 200).all()
+
+
 def test_vectors_and_other_suffixes(root):
     (root / "dataset.yaml").write_text("tasks: {normal: }")
     for name in NAMES:
@@ -220,12 +231,12 @@ BROKEN_SETTINGS = {
     "tasks: {depth: {unit: foot}}": "unit of depth is one of .*got 'foot'",
     "tasks: {depth: {unit: -1}}": "above 0; got -1",
     "tasks: {normal: {axes: x}}": "axes of normal are one of .*right-up-backward.*got 'x'",
-    "tasks: {semseg: }": "classes of semseg are 1 to 255 distinct names.*got None",
+    "tasks: {semseg: }": "classes of semseg are 2 to 255 distinct names.*got None",
     "tasks: {semseg: {classes: [a, a]}}": "distinct names",
     "tasks: {semseg: {classes: [yes, b]}}": "in quotes",
     "tasks: {semseg: {classes: {0: a, 0.5: b}}}": "whole numbers 0..65535",
     "tasks: {semseg: {classes: [a, b], ignored: 1}}": "none of them is the ignored one; .*ignored 1",
-    f"tasks: {{semseg: {{classes: {list(map(str, range(256)))}}}}}": "1 to 255",
+    f"tasks: {{semseg: {{classes: {list(map(str, range(256)))}}}}}": "2 to 255",
 }
 
 
@@ -243,6 +254,9 @@ def test_a_mask_of_0_and_255_has_two_classes(root, prepare):
     with pytest.raises(DatasetGenerationError) as error:
         prepare()
     assert "write 'classes: {0: ..., 255: ...}' in dataset.yaml, or 'ignored: 255'" in str(error.value.__cause__)
+    (root / "dataset.yaml").write_text(SETTINGS.replace("[background, head]", "{1: head, 0: background}"))
+    with pytest.raises(DatasetGenerationError):  # in any order
+        prepare()
     text = SETTINGS.replace("[background, head]", "{0: background, 255: head}")
     (root / "dataset.yaml").write_text(text)
     row = prepare()["train"][0]
@@ -331,7 +345,12 @@ BROKEN_FILES = {
     "another size": ("parsing", np.zeros((3, 4), np.uint8), "size of its image"),
     "gray normals": ("normal", np.zeros(SHAPE, np.uint8), "must be 8-bit RGB"),
     "colors for depth": ("depth", np.zeros((*SHAPE, 3), np.uint8), "must be numbers"),
-    "mask of 0 and 1": ("saliency", np.eye(*SHAPE, dtype=np.uint8), "multiply them by 255"),
+    "mask of 0 and 1": ("saliency", np.eye(*SHAPE, dtype=np.uint8), "got 0, 1: multiply ids by 255"),
+    "mask with unknown pixels": (
+        "saliency",
+        np.resize(np.array([0, 1, 255], np.uint8), SHAPE),
+        "got 0, 1, 255: multiply",
+    ),
 }
 
 

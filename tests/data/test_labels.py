@@ -95,6 +95,9 @@ def test_depth_twice_as_large_is_half_as_far():
     depth = Label(torch.full((1, HEIGHT, WIDTH), 4.0), "depth")
     assert (functional.resize(depth, [2 * HEIGHT, 2 * WIDTH]) == 2).all()
     assert (functional.resized_crop(depth, 0, 0, HEIGHT // 2, WIDTH // 2, [HEIGHT, WIDTH]) == 2).all()
+    assert (
+        functional.resize(Label(depth * 200, "depth"), [HEIGHT // 2, WIDTH // 2]).isnan().all()
+    )  # 1,600 m: no sensor sees that far
     assert functional.resize(depth, [HEIGHT // 2]).shape == (1, HEIGHT // 2, WIDTH // 2)  # the shorter edge
     assert functional.resize(depth, None, max_size=64).shape == (1, 48, 64)
 

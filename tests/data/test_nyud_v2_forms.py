@@ -14,7 +14,7 @@ from PIL import Image
 
 from transformers_sem.data.derive import Intrinsics, normals_from_depth
 from transformers_sem.data.files import BrokenFrameError, read_variable
-from transformers_sem.data.nyud_v2 import NYUDv2, find_source, read_official_frame
+from transformers_sem.data.nyud_v2 import NYUDv2, find_source, read_class_map, read_official_frame
 
 from ..data import nyud_v2_forms as forms
 
@@ -191,6 +191,12 @@ def test_official_file_alone(official):
         with pytest.raises(FileNotFoundError, match="labeled.mat needs .* in the same folder.* Copy it there"):
             find_source(official)
         (official / name).write_bytes(content)
+
+
+def test_a_pipe_beside_the_class_map_is_not_read(tmp_path):
+    os.mkfifo(tmp_path / "a.mat")
+    scipy.io.savemat(tmp_path / "map.mat", {"mapClass": np.arange(894) % 41})
+    assert read_class_map(tmp_path).tolist() == [0, *(np.arange(894) % 41)]
 
 
 def test_class_map_of_version_7_3(official, bare_rows, fit_once):

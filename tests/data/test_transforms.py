@@ -1,4 +1,5 @@
 import pickle
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -181,6 +182,15 @@ def test_zoomed_normals_are_unit_vectors_or_invalid():
         torch.testing.assert_close(lengths[valid], torch.ones(int(valid.sum())))
         assert valid.float().mean() > 0.3
         assert lengths[: int(20 * zoom), int(np.ceil(30 * zoom)) :].isnan().all()
+
+
+def test_a_mask_of_0_and_255_is_warned_of(monkeypatch, caplog):
+    """A row of one's own cannot be refused: it may have pixels without a class and none of the second class."""
+    monkeypatch.setitem(TASKS, "mask", replace(TASKS["semseg"], name="mask", num_labels=2))
+    row = slope_row()
+    row["mask"] = Image.fromarray(np.asarray(row["semseg"]) // 8 * 255)
+    row_to_tensors(row, ["mask"])
+    assert "A mask map has no pixel of id 1, and 255 marks" in caplog.text
 
 
 def test_holes_do_not_grow():

@@ -452,10 +452,10 @@ def test_uneven_ranks_score_as_one_process_does(rank_results, rank, num_first):
 @pytest.mark.parametrize(
     ("task", "width", "arguments", "expected"),
     [
-        ("semseg", 0, {}, r"1 to 255 channels; got 0 for semseg"),
-        ("semseg", "3", {}, r"1 to 255 channels; got '3' for semseg"),
-        ("semseg", True, {}, r"1 to 255 channels; got True"),
-        ("semseg", 2**63, {}, r"1 to 255 channels"),
+        ("semseg", 0, {}, r"2 to 255 channels; got 0 for semseg"),
+        ("semseg", "3", {}, r"2 to 255 channels; got '3' for semseg"),
+        ("semseg", True, {}, r"2 to 255 channels; got True"),
+        ("semseg", 2**63, {}, r"2 to 255 channels"),
         (
             "boundary",
             1,

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from transformers_sem import SEMImageProcessor
+from transformers_sem import SEMForMultiTaskDensePrediction, SEMImageProcessor
 from transformers_sem.data.benchmarks import get_benchmark
 from transformers_sem.evaluation.evaluator import EvaluationConfig
 from transformers_sem.modeling_outputs import SEMMultiTaskOutput
@@ -16,10 +16,10 @@ from transformers_sem.modeling_outputs import SEMMultiTaskOutput
 pytest.importorskip("onnxruntime", reason="the extra `onnx` is not installed")
 
 from transformers_sem.export import folder
-from transformers_sem.export.graph import Graph, graph_scores
+from transformers_sem.export.graph import Graph, graph_scores, load_scored_rows
 
 from ..tiny import tiny_config
-from .graphs import save_constant_logits
+from .graphs import export_biases, save_constant_logits
 
 
 @pytest.fixture
@@ -67,11 +67,31 @@ def test_images_that_the_graph_cannot_take_are_named(graph):
 def test_the_scores_of_a_graph_are_those_of_its_predictions(graph):
     settings = {"num_train": 1, "num_validation": 3, "height": 32, "width": 64}
     config = EvaluationConfig(dataset="scenes", dataset_kwargs=settings, num_evaluation_images=2)
-    scores = graph_scores(graph, SEMImageProcessor(do_resize=False), config)
-    rows = get_benchmark("scenes").load(**settings)["validation"]
+    model = SEMForMultiTaskDensePrediction(tiny_config(task_num_labels={"depth": 1}))
+    benchmark, rows = load_scored_rows(model, config)
+    assert len(rows) == 2
+    scores = graph_scores(graph, SEMImageProcessor(do_resize=False), benchmark, rows)
     depth = np.concatenate([np.ravel(rows[index]["depth"]) for index in range(2)])
     expected = np.sqrt(np.square(depth - 2)[np.isfinite(depth)].mean())
     assert scores["depth/rmse"] == pytest.approx(expected, rel=1e-4)
+
+
+def test_classes_are_scored_by_their_names(tmp_path):
+    """A model that says one class everywhere has its scores, whatever the id of the class in the model."""
+    names = get_benchmark("scenes").class_names["semseg"]
+    settings = {"num_train": 1, "num_validation": 1, "height": 32, "width": 64}
+    config, scores = EvaluationConfig(dataset="scenes", dataset_kwargs=settings), []
+    for order in (names, [*names[1:], names[0]]):
+        model = SEMForMultiTaskDensePrediction(
+            tiny_config(task_num_labels={"semseg": len(names)}, task_id2label={"semseg": dict(enumerate(order))})
+        )
+        model.heads["semseg"].classifier.bias.data.copy_(torch.tensor([float(name == names[0]) for name in order]))
+        benchmark, rows = load_scored_rows(model, config)
+        assert model.config.class_names("semseg") == names
+        export_biases(model, tmp_path / "model.onnx", None)
+        graph = Graph(tmp_path / "model.onnx", model.config)
+        scores.append(graph_scores(graph, SEMImageProcessor(do_resize=False), benchmark, rows))
+    assert scores[0] == scores[1] and scores[0]["semseg/pixel_accuracy"] > 0
 
 
 def test_calibration_images_are_what_the_processor_returns(tmp_path, monkeypatch):

@@ -25,6 +25,7 @@ from transformers_sem.data.nyud_v2 import find_source
 from transformers_sem.hub.upload import REPLACED, create_repository, file_sizes, stage_model, upload, write_card
 
 from ..data.nyud_v2_forms import write_tiny_folder
+from ..disk import full_disk
 from ..tiny import tiny_config
 from .hub_server import HubServer
 from .test_card import EVALUATION
@@ -327,6 +328,12 @@ def test_what_is_no_trained_model_is_refused(trained, tmp_path, damage, message)
     with pytest.raises((ValueError, OSError), match=message):
         stage_model(folder, tmp_path / "staging")
     assert list((tmp_path / "staging").iterdir()) == []
+
+
+@pytest.mark.parametrize("custom_code", [False, True])
+def test_a_full_disk_is_an_error_with_a_remedy(trained, tmp_path, custom_code):
+    with full_disk(100_000), pytest.raises(OSError, match="Cannot write to .* Free some space"):
+        stage_model(trained, tmp_path, custom_code=custom_code)
 
 
 def test_names_that_the_hub_has_not_are_refused(hub):

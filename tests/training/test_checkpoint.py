@@ -7,6 +7,7 @@ import torch
 from accelerate import Accelerator
 from torch.optim.lr_scheduler import PolynomialLR
 
+from transformers_sem import SEMForMultiTaskDensePrediction
 from transformers_sem.training.checkpoint import (
     MANIFEST_NAME,
     checkpoint_step,
@@ -17,6 +18,10 @@ from transformers_sem.training.checkpoint import (
     write_manifest,
 )
 
+from ..disk import full_disk
+from ..samples import random_labels
+from ..tiny import tiny_config
+
 
 class Run:
     """A model, an optimizer and a schedule, as in a training run."""
@@ -24,18 +29,43 @@ class Run:
     def __init__(self):
         torch.manual_seed(0)
         self.accelerator = Accelerator(cpu=True)
-        model = torch.nn.Linear(3, 1)
+        model = self.build_model()
         optimizer = torch.optim.Adam(model.parameters(), lr=0.1)
         self.schedule = PolynomialLR(optimizer, total_iters=10)
         self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
         self.accelerator.register_for_checkpointing(self.schedule)
 
+    def build_model(self):
+        return torch.nn.Linear(3, 1)
+
+    def loss(self):
+        return self.model(torch.rand(2, 3)).sum()
+
+    def weights(self):
+        return self.model.weight
+
     def step(self):
-        self.model(torch.rand(2, 3)).sum().backward()
+        self.loss().backward()
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.schedule.step()
-        return self.model.weight.detach().clone()
+        return self.weights().detach().clone()
+
+
+class WeightingRun(Run):
+    """It learns the weights of its two losses."""
+
+    def build_model(self):
+        widths = {"depth": 1, "normal": 3}
+        config = tiny_config(task_num_labels=widths, task_loss_weighting="uncertainty", use_decoder=False)
+        return SEMForMultiTaskDensePrediction(config)
+
+    def loss(self):
+        labels = {task: random_labels(task, 2, (32, 32)) for task in ("depth", "normal")}
+        return self.model(torch.rand(2, 3, 32, 32), labels=labels).loss
+
+    def weights(self):
+        return torch.cat([*self.model.task_log_variances.values()])
 
 
 @pytest.fixture
@@ -94,6 +124,33 @@ def test_a_resumed_run_equals_an_uninterrupted_one(run, tmp_path):
     for weights in expected:
         assert torch.equal(resumed.step(), weights)
     assert resumed.schedule.get_last_lr() == run.schedule.get_last_lr()
+
+
+def test_learned_weights_of_the_losses_are_resumed(tmp_path):
+    run = WeightingRun()
+    saved = run.step()
+    save_checkpoint(run.accelerator, tmp_path, 1, keep=1)
+    expected = run.step()
+    resumed = WeightingRun()
+    assert resume(resumed.accelerator, tmp_path) == 1
+    assert saved.all() and torch.equal(resumed.weights(), saved)
+    assert torch.equal(resumed.step(), expected)
+
+
+def test_a_full_disk_is_an_error_and_with_space_the_run_goes_on(run, tmp_path):
+    run.step()
+    save_checkpoint(run.accelerator, tmp_path, 1, keep=1)
+    expected = [run.step()]
+    with full_disk(1000), pytest.raises(OSError, match="Cannot write to .* Free some space"):
+        save_checkpoint(run.accelerator, tmp_path, 2, keep=1)
+    assert list_checkpoints(tmp_path) == [tmp_path / "step_000001"]
+    expected += [run.step() for _ in range(2)]  # as if there had been no save
+    for step, weights in enumerate(expected, start=1):
+        resumed = Run()
+        assert resume(resumed.accelerator, tmp_path) == step
+        assert torch.equal(resumed.step(), weights)
+        save_checkpoint(resumed.accelerator, tmp_path, step + 1, keep=1)
+    assert names(tmp_path) == ["step_000004"]
 
 
 def test_the_newest_is_resumed(run, tmp_path):

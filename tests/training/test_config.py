@@ -104,6 +104,10 @@ def test_whole_numbers_are_numbers(write):
         ("learning_rate=small", ["'learning_rate'", "float", "'small'"]),
         ("gradient_checkpointing=1", ["'gradient_checkpointing'", "bool", "1"]),
         ("pretrained_backbone=3", ["'pretrained_backbone'", "bool", "str", "3"]),
+        *(
+            (f"model.backbone_config={value}", ["`model.backbone_config`", value, "key: value"])
+            for value in ("5", "0", "'abc'", "[['a']]")
+        ),
         ("model=convnext", ["'model'", "dict", "str"]),
         ("tasks=depth", ["'tasks'", "list", "'depth'"]),
         ("input_size=[32, 64, 96]", ["`input_size`", "two numbers", "[32, 64, 96]"]),

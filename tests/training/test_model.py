@@ -2,15 +2,18 @@
 
 import json
 import math
+import os
+import shutil
 
 import pytest
 import torch
 from accelerate import Accelerator
 from datasets import Dataset
 from safetensors.torch import load_file, save_file
-from transformers import CLIPImageProcessor, Dinov2Config
+from transformers import CLIPImageProcessor, Dinov2Config, PreTrainedModel
 
 from transformers_sem import SEMForMultiTaskDensePrediction, SEMImageProcessor, SEMTimmBackboneConfig
+from transformers_sem.backbone import find_image_processor
 from transformers_sem.data.benchmarks import get_benchmark
 from transformers_sem.evaluation.constant_predictor import ConstantPredictor, fit_constant
 from transformers_sem.task_kinds import start_at_shares
@@ -26,6 +29,7 @@ from transformers_sem.training.model import (
 from ..tiny import TINY_BACKBONE, tiny_config
 
 
+NAMES = ("activation_checkpointing_enable", "gradient_checkpointing_enable")  # of transformers for one method
 WIDTHS = {"semseg": 3, "depth": 1, "normal": 3, "boundary": 1, "saliency": 2}
 
 
@@ -172,6 +176,14 @@ def test_an_encoder_that_timm_has_no_weights_of_gets_the_values_of_imagenet(monk
     assert list(SEMImageProcessor.for_backbone(backbone).image_mean) == IMAGENET_MEAN
 
 
+@pytest.mark.parametrize("text", ["[]", "{", '{"auto_map": 5}'])
+def test_a_damaged_processor_of_an_encoder_is_named(tmp_path, text):
+    assert find_image_processor(str(tmp_path)) is None
+    (tmp_path / "preprocessor_config.json").write_text(text)
+    with pytest.raises(ValueError, match=f"Cannot use preprocessor_config.json of {tmp_path}.*Correct"):
+        find_image_processor(str(tmp_path))
+
+
 def test_a_transformers_encoder_brings_its_own_processor(tmp_path):
     CLIPImageProcessor(image_std=[0.1, 0.2, 0.3]).save_pretrained(tmp_path)
     for config, source in ((Dinov2Config(), str(tmp_path)), (Dinov2Config(name_or_path=str(tmp_path)), True)):
@@ -209,6 +221,68 @@ def test_weights_that_are_available_are_loaded():
     backbone = {"model_name": "tf_efficientnet_lite0", "out_indices": [2, 3, 4, 5], "drop_path_rate": 0.0}
     config = TrainingConfig(dataset="scenes", model={"backbone_config": backbone}, pretrained_backbone="if_available")
     assert decide_pretrained_backbone(config, get_benchmark("scenes")).pretrained_backbone is True
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """A trained model of two tasks."""
+    folder = tmp_path_factory.mktemp("saved")
+    SEMForMultiTaskDensePrediction(tiny_config(task_num_labels={"depth": 1, "normal": 3})).save_pretrained(folder)
+    SEMImageProcessor().save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("config.json", "[]", "Cannot use config.json"),
+        ("config.json", {"to_dict": 5}, "Cannot use config.json"),
+        ("config.json", {"model_type": "vit"}, "model type is 'vit', not 'sem'"),
+        ("config.json", {"hidden_size": "a"}, "Cannot use config.json.*hidden_size"),
+        ("model.safetensors", 2000, "weights in .* cannot be read"),
+        ("preprocessor_config.json", "[]", "Cannot use preprocessor_config.json"),
+        ("preprocessor_config.json", {"image_std": [0, 0, 0]}, "Cannot use preprocessor_config.json.*`image_std`"),
+        ("training.pipe", None, "folder of regular files"),
+    ],
+)
+def test_a_pretrained_model_that_cannot_be_used_is_named(saved, tmp_path, name, content, message):
+    folder = shutil.copytree(saved, tmp_path / "model")
+    path = folder / name
+    if content is None:
+        os.mkfifo(path)
+    elif isinstance(content, int):
+        path.write_bytes(path.read_bytes()[:content])
+    else:
+        changed = content if isinstance(content, str) else json.dumps({**json.loads(path.read_text()), **content})
+        path.write_text(changed)
+    config = TrainingConfig(dataset="scenes", tasks=["depth"], pretrained_model=str(folder))
+    with pytest.raises(ValueError, match=message) as error:
+        build_image_processor(config, None)
+        build_model(config, get_benchmark("scenes"))
+    assert str(folder) in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_pretrained_model_in_half_precision_is_trained_in_float32(saved, tmp_path):
+    model = SEMForMultiTaskDensePrediction.from_pretrained(saved, dtype=torch.bfloat16)
+    model.save_pretrained(tmp_path)
+    config = TrainingConfig(dataset="scenes", tasks=["depth", "normal"], pretrained_model=str(tmp_path))
+    trained = build_model(config, get_benchmark("scenes"))
+    assert {parameter.dtype for parameter in trained.parameters()} == {torch.float32}
+    assert torch.equal(trained.heads["depth"].classifier.weight.bfloat16(), model.heads["depth"].classifier.weight)
+
+
+def test_activations_are_checkpointed_under_either_name(saved, monkeypatch):
+    config = TrainingConfig(
+        dataset="scenes", tasks=["depth"], pretrained_model=str(saved), gradient_checkpointing=True
+    )
+    benchmark = get_benchmark("scenes")
+    assert any(getattr(module, "gradient_checkpointing", False) for module in build_model(config, benchmark).modules())
+    for name, other in (NAMES, NAMES[::-1]):
+        with monkeypatch.context() as patch:
+            called = []
+            patch.delattr(PreTrainedModel, name, raising=False)
+            patch.setattr(PreTrainedModel, other, lambda model, called=called: called.append(model), raising=False)
+            assert called == [build_model(config, benchmark)]
 
 
 def test_a_pretrained_model_without_its_weights_is_refused(tmp_path):

@@ -1,5 +1,4 @@
 import os
-import resource
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +16,7 @@ from transformers_sem.utils.environment import save_report
 from transformers_sem.utils.files import atomic_write, locked, plain_disk_errors, save_trained
 from transformers_sem.visualization.panels import Prediction, save_panel
 
+from ..disk import full_disk
 from ..tiny import tiny_config
 
 
@@ -75,17 +75,6 @@ def write_panel(folder, seed):
 every_writer = pytest.mark.parametrize(
     "write", [write_report, write_image_scores, write_maps, write_arrays, write_panel]
 )
-
-
-@contextmanager
-def full_disk(num_bytes=40):
-    """No file grows beyond this."""
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, limits[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from ..evaluation.evaluator import SETTINGS_NAME
 from ..training.config import IF_AVAILABLE, WITHOUT_EFFECT_ON_WEIGHTS, TrainingConfig, network_size
 from ..training.history import read_history
 from ..utils.files import atomic_write
+from ..utils.loading import load_config
 from .cost import build_without_weights, count_multiply_accumulates
 
 
@@ -45,7 +46,7 @@ def without_command(report: dict[str, Any]) -> dict[str, Any]:
 def count_cost(folder: Path) -> tuple[float, float]:
     """Returns the parameters of a trained model in millions, and its multiply-accumulates for one image in billions."""
     size = network_size(TrainingConfig.load(folder / SETTINGS_NAME))
-    model, image = build_without_weights(SEMConfig.from_pretrained(folder), size)
+    model, image = build_without_weights(load_config(SEMConfig, folder), size)
     return model.num_parameters() / 1e6, count_multiply_accumulates(model, image)
 
 

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..data.benchmarks import SCORED_BOUNDARY_IDS
+from ..data.files import read_list
 from ..evaluation.boundary import boundary_scores
 from ..evaluation.boundary_files import count_boundaries, pair_files
 from ..utils.arguments import json_path, positive_integer
@@ -33,7 +34,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--ids",
-        help="file of the names to evaluate, or pascal_context for the 2,498 of the field's protocol (default: all)",
+        help="file of the names to evaluate, one per line, or pascal_context for the 2,498 of the field's protocol (default: all)",
     )
     parser.add_argument("--processes", type=positive_integer, default=available_cpus(), help="default: all cores")
     parser.add_argument("--output", type=json_path, default=Path("boundaries.json"), help="JSON file to write")
@@ -44,7 +45,7 @@ def read_ids(source: str | None) -> list[str] | None:
     """Returns the names of PASCAL-Context's protocol or of a file with one name per line; `None` stands for all images."""
     if source is None:
         return None
-    return sorted(SCORED_BOUNDARY_IDS) if source == "pascal_context" else Path(source).read_text().split()
+    return sorted(SCORED_BOUNDARY_IDS) if source == "pascal_context" else read_list(Path(source))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -82,11 +82,12 @@ def check_arguments(parsed: argparse.Namespace) -> Path:
 def write(parsed: argparse.Namespace, folder: Path) -> dict[str, dict]:
     """Writes everything to an empty folder and returns the description of its graphs."""
     from ..export.folder import export_folder, possible_precisions
-    from ..export.graph import Graph, graph_scores
+    from ..export.graph import Graph, graph_scores, load_scored_rows
 
     config = None if parsed.evaluate is None else EvaluationConfig.load(parsed.model, parsed.evaluate)
     model = load_model(SEMForMultiTaskDensePrediction, parsed.model)
     image_processor = load_image_processor(SEMImageProcessor, parsed.model)
+    scored = None if config is None else load_scored_rows(model, config)
     precisions = parsed.precisions or (possible_precisions(model, parsed.calibration) if parsed.web else [])
     graphs = export_folder(
         model,
@@ -97,9 +98,9 @@ def write(parsed: argparse.Namespace, folder: Path) -> dict[str, dict]:
         calibration=parsed.calibration,
         is_web=parsed.web is not None,
     )
-    if config is not None:
+    if scored is not None:
         for facts in graphs.values():
-            facts["scores"] = graph_scores(Graph(folder / facts["file"], model.config), image_processor, config)
+            facts["scores"] = graph_scores(Graph(folder / facts["file"], model.config), image_processor, *scored)
     if parsed.web is not None:
         name = Path(parsed.model).name if Path(parsed.model).is_dir() else parsed.model
         write_page(folder, model, name, [*graphs], parsed.runtime)

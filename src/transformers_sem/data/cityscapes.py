@@ -167,6 +167,8 @@ def read_camera(path: str) -> float:
         ValueError: If the file has no such numbers above 0.
     """
     try:
+        if not Path(path).is_file():  # reading a pipe never ends
+            raise FileNotFoundError("no regular file")
         camera = json.loads(Path(path).read_bytes())
         product = camera["extrinsic"]["baseline"] * camera["intrinsic"]["fx"]
         if not 0 < product < float("inf"):

@@ -214,15 +214,17 @@ def read_gray(path: str) -> np.ndarray:
     """Reads gray levels `(height, width)`, uint8. Bits, and values in 0..1 of .npy files, are scaled to 0..255.
 
     Raises:
-        ValueError: If the file holds anything else.
+        ValueError: If the file holds anything else, such as ids 0 and 1 with or without an invalid 255.
     """
     levels = read_values(path)
     if levels.dtype == bool or (path.endswith(".npy") and levels.min(initial=0) >= 0 and levels.max(initial=0) <= 1):
         levels = np.round(levels * 255.0).astype(np.uint8)
     if levels.ndim != 2 or levels.dtype != np.uint8:
         raise ValueError(f"it must be 8-bit gray or one bit (height, width); got {levels.dtype} {levels.shape}")
-    if levels.max(initial=0) == 1:
-        raise ValueError("it must be 0 or 255; got 0 and 1, multiply them by 255")
+    if (levels == 1).any() and not ((levels > 1) & (levels < 255)).any():
+        raise ValueError(
+            f"it must be 0 or 255; got {', '.join(map(str, np.unique(levels)))}: multiply ids by 255 (no level marks unknown pixels)"
+        )
     return levels
 
 

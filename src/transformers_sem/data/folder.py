@@ -18,7 +18,7 @@ Any of the tasks is optional. `dataset.yaml` names those that the folder has, an
         classes: [road, building, tree]  # ids 0, 1, 2 in the files; or {7: road, 11: building}
         ignored: 255                     # the id of pixels without a class; 255 by default, unless it is a class
       depth:
-        unit: millimetre                 # or metre (default), centimetre, or a number: the metres of one unit
+        unit: millimetre                 # or metre, centimetre, or a number: the metres of one unit; floating-point files need none
       normal:
         axes: right-up-backward          # or right-down-forward (default)
       boundary:
@@ -152,10 +152,10 @@ def check_classes(task: str, classes: Any, ignored: Any) -> None:
     by_id = number_classes(classes) if isinstance(classes, list | dict) else {}
     names = list(by_id.values())
     is_name = [isinstance(name, str) for name in names]
-    if not 1 <= len(names) <= INVALID_ID or not all(is_name) or len(set(names)) < len(names):
+    if not 2 <= len(names) <= INVALID_ID or not all(is_name) or len(set(names)) < len(names):
         raise ValueError(
-            f"The classes of {task} are 1 to {INVALID_ID} distinct names, as in 'classes: [road, tree]' or "
-            f"'classes: {{7: road}}'; got {classes!r}. Put names that YAML does not read as text, such as yes, in quotes."
+            f"The classes of {task} are 2 to {INVALID_ID} distinct names, as in 'classes: [road, tree]' or "
+            f"'classes: {{7: road, 9: tree}}'; got {classes!r}. Put names that YAML does not read as text, such as yes, in quotes."
         )
     ids = [*by_id, INVALID_ID if ignored is None else ignored]
     if not all(is_number(index) and index in range(65536) for index in ids) or ignored in by_id:
@@ -238,7 +238,7 @@ def build_reader(task: str, settings: dict[str, Any]) -> Callable[[str], np.ndar
         ids = tuple(number_classes(settings["classes"]))
         return partial(read_classes, ids=ids, ignored=settings.get("ignored"))
     if spec.kind is METRES:
-        return partial(read_metres, unit=settings.get("unit", DEFAULT_UNIT))
+        return partial(read_metres, unit=settings.get("unit"))
     if spec.kind is UNIT_VECTORS:
         return partial(read_unit_vectors, signs=AXES[settings.get("axes", DEFAULT_AXES)])
     if spec.kind is PROBABILITY:
@@ -257,9 +257,9 @@ def read_classes(path: str, ids: tuple[int, ...], ignored: int | None) -> np.nda
     labels = read_values(path, palette=True)
     if labels.dtype.kind not in "iu" or labels.ndim != 2:
         raise ValueError(f"ids must be whole numbers (height, width); got {labels.dtype} {labels.shape}")
-    if ignored is None and ids == (0, 1) and set(np.unique(labels)) == {0, INVALID_ID}:
+    if ignored is None and len(ids) == 2 and INVALID_ID not in ids and set(np.unique(labels)) == {0, INVALID_ID}:
         raise ValueError(
-            f"ids of two classes must be 0 and 1; got a mask of 0 and 255: write 'classes: {{0: ..., 255: ...}}' in {SETTINGS_NAME}, "
+            f"ids must be those of the two classes, {list(ids)}; got a mask of 0 and 255: write 'classes: {{0: ..., 255: ...}}' in {SETTINGS_NAME}, "
             "or 'ignored: 255' if 255 marks pixels without a class"
         )
     ignored = INVALID_ID if ignored is None else ignored
@@ -274,11 +274,21 @@ def read_classes(path: str, ids: tuple[int, ...], ignored: int | None) -> np.nda
     return table[labels]
 
 
-def read_metres(path: str, unit: str | float) -> np.ndarray:
-    """Reads depth of any unit as metres `(height, width)`, float32, NaN where unknown."""
+def read_metres(path: str, unit: str | float | None) -> np.ndarray:
+    """Reads depth of any unit as metres `(height, width)`, float32, NaN where unknown.
+
+    Args:
+        path: The file.
+        unit: The unit of its values; `None` for metres, which whole numbers are only where the unit says so.
+    """
     values = read_values(path)
     if values.dtype.kind not in "iuf" or values.ndim != 2:
         raise ValueError(f"depth must be numbers (height, width); got {values.dtype} {values.shape}")
+    if unit is None and values.dtype.kind != "f":
+        raise ValueError(
+            f"depth in whole numbers needs a unit; got {values.dtype}: write 'unit: millimetre', for example, in {SETTINGS_NAME}"
+        )
+    unit = unit or DEFAULT_UNIT
     depth = values * UNITS.get(unit, unit)
     if np.nanmax(depth, initial=0.0) > MAX_DEPTH and np.isfinite(np.nanmax(depth)):
         raise ValueError(

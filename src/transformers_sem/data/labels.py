@@ -22,7 +22,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional
 
-from ..task_kinds import TaskKind, keep_values
+from ..task_kinds import MAX_DEPTH, METRES, TaskKind, keep_values
 from ..tasks import get_task, resize_label
 
 
@@ -117,7 +117,10 @@ def resize(label: Label, size: list[int] | None, max_size: int | None = None, **
     outline = torch.empty(1, height, width, device="meta")
     new_height, new_width = functional.resize(outline, size, max_size=max_size).shape[-2:]
     resized = resize_label(label.task, label.as_subclass(Tensor), (new_height, new_width))
-    return Label(label.kind.zoom_values(resized, (new_height / height + new_width / width) / 2), label.task)
+    values = label.kind.zoom_values(resized, (new_height / height + new_width / width) / 2)
+    if label.kind is METRES:  # farther than any sensor sees: the model would take it for another unit
+        values = values.where(values <= MAX_DEPTH, torch.nan)
+    return Label(values, label.task)
 
 
 @v2.functional.register_kernel(functional.crop, Label)

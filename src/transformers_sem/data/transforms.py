@@ -18,12 +18,15 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional
 from torchvision.tv_tensors import TVTensor
 from tqdm.auto import tqdm
+from transformers.utils import logging
 
 from ..image_files import to_upright_rgb
-from ..task_kinds import CLASS_IDS
-from ..tasks import VARIANTS, invalid_labels, register_variant, to_label
+from ..task_kinds import CLASS_IDS, is_black_and_white
+from ..tasks import VARIANTS, get_task, invalid_labels, register_variant, to_label
 from .labels import Label
 
+
+logger = logging.get_logger(__name__)
 
 Labels = dict[str, Label]
 
@@ -95,7 +98,14 @@ def describe_row(rows: datasets.Dataset | Sequence[dict[str, Any]], index: int) 
 
 def read_label(task: str, value: Image.Image | None, size: tuple[int, int]) -> Tensor:
     """Converts a map to a label; a missing one is invalid everywhere."""
-    return to_label(task, value) if value is not None else invalid_labels(task, 1, size)[0]
+    if value is None:
+        return invalid_labels(task, 1, size)[0]
+    label = to_label(task, value)
+    if get_task(task).num_labels == 2 and is_black_and_white(label):
+        logger.warning_once(
+            f"A {task} map has no pixel of id 1, and 255 marks pixels without a class. Divide a mask by 255."
+        )
+    return label
 
 
 def check_probability(name: str, value: float) -> float:

@@ -2,14 +2,15 @@
 
 from pathlib import Path
 
+import datasets
 import onnxruntime
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
 from ..configuration_sem import SEMConfig
-from ..data.benchmarks import get_benchmark
-from ..evaluation.evaluator import MODEL, Evaluation, EvaluationConfig
+from ..data.benchmarks import Benchmark, get_benchmark
+from ..evaluation.evaluator import MODEL, Evaluation, EvaluationConfig, match_classes, scored_widths
 from ..image_processing_sem import SEMImageProcessor
 from ..modeling_outputs import SEMMultiTaskOutput
 from ..modeling_sem import SEMForMultiTaskDensePrediction
@@ -59,11 +60,10 @@ def largest_difference(model: SEMForMultiTaskDensePrediction, graph: Graph, size
     return torch.stack([(exported[task] - logits[task]).abs().amax() for task in logits]).amax().item()
 
 
-def graph_scores(graph: Graph, image_processor: SEMImageProcessor, config: EvaluationConfig) -> dict[str, float]:
-    """Scores a graph on labeled images, as the command `evaluate` scores the model.
-
-    Returns:
-        `dict[str, float]`: `{"task/score": value}` in fractions, metres and degrees.
+def load_scored_rows(
+    model: SEMForMultiTaskDensePrediction, config: EvaluationConfig
+) -> tuple[Benchmark, datasets.Dataset]:
+    """Loads the labeled images to score graphs on, and brings the classes of the model to their order, before it is exported.
 
     Raises:
         ValueError: If the dataset has other classes than the model.
@@ -71,6 +71,24 @@ def graph_scores(graph: Graph, image_processor: SEMImageProcessor, config: Evalu
     benchmark = get_benchmark(config.dataset, config.data_dir, config.dataset_kwargs, config.tasks)
     rows = benchmark.load(config.data_dir, **config.dataset_kwargs)["validation"]
     rows = rows.select(range(min(config.num_evaluation_images or len(rows), len(rows))))
+    match_classes(model, benchmark, scored_widths(model, benchmark, rows))
+    return benchmark, rows
+
+
+def graph_scores(
+    graph: Graph, image_processor: SEMImageProcessor, benchmark: Benchmark, rows: datasets.Dataset
+) -> dict[str, float]:
+    """Scores a graph on labeled images, as the command `evaluate` scores the model.
+
+    Args:
+        graph ([`Graph`]): The graph, with the classes in the order of the dataset.
+        image_processor ([`SEMImageProcessor`]): Of its model.
+        benchmark ([`Benchmark`]): Of the dataset.
+        rows (`datasets.Dataset`): The labeled images.
+
+    Returns:
+        `dict[str, float]`: `{"task/score": value}` in fractions, metres and degrees.
+    """
     evaluation = Evaluation(
         model=graph,
         image_processor=image_processor,

@@ -18,6 +18,7 @@ from ..evaluation.metrics import find_metric
 from ..pipeline_sem import PIPELINE_TAG
 from ..tasks import get_task
 from ..utils.files import atomic_write
+from ..utils.loading import load_config
 from ..visualization.panels import save_image
 
 
@@ -106,7 +107,7 @@ def card_of_folder(folder: Path, name: str, model_id: str) -> ModelCard:
         OSError: If there is no `config.json`.
         ValueError: If one of the files is not what it should be.
     """
-    config = SEMConfig.from_pretrained(folder, local_files_only=True)
+    config = load_config(SEMConfig, folder, local_files_only=True)
     reports = find_reports(folder)
     images = [image.name if image.is_file() else None for image in map(predictions_path, reports)]
     evaluations = map(read_evaluation, reports)

@@ -16,6 +16,7 @@ from ..configuration_sem import SEMConfig
 from ..image_processing_sem import SEMImageProcessor
 from ..modeling_sem import AUTO_MODELS, SEMForMultiTaskDensePrediction
 from ..pipeline_sem import MultiTaskDensePredictionPipeline
+from ..utils.files import plain_disk_errors
 from ..utils.loading import load_image_processor, load_model
 from .card import EVALUATION_NAME, SEVERAL_EVALUATIONS, card_of_folder, find_reports, predictions_path, read_evaluation
 
@@ -45,7 +46,7 @@ def stage_model(folder: Path, staging: Path, *, custom_code: bool = False) -> No
             `trust_remote_code=True`.
 
     Raises:
-        OSError: If there is no model, or a part of it is missing.
+        OSError: If there is no model, a part of it is missing, or the disk is full.
         ValueError: If it is another model, or its weights are incomplete or a pickle.
     """
     check_files(folder)
@@ -54,14 +55,15 @@ def stage_model(folder: Path, staging: Path, *, custom_code: bool = False) -> No
     reports = find_reports(folder)
     for path in reports:
         read_evaluation(path)
-    if custom_code:
-        save_with_code(model, image_processor, staging)
-    else:
-        model.save_pretrained(staging)
-        image_processor.save_pretrained(staging)
-    for path in (*reports, *map(predictions_path, reports)):
-        if path.is_file():
-            shutil.copyfile(path, staging / path.name)
+    with plain_disk_errors(staging):
+        if custom_code:
+            save_with_code(model, image_processor, staging)
+        else:
+            model.save_pretrained(staging)
+            image_processor.save_pretrained(staging)
+        for path in (*reports, *map(predictions_path, reports)):
+            if path.is_file():
+                shutil.copyfile(path, staging / path.name)
 
 
 def write_card(staging: Path, repository: str) -> None:

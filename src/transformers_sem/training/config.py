@@ -214,7 +214,13 @@ class TrainingConfig:
     def validate_names(self):
         """Trackers and fields of the model are known."""
         check_keys("`trackers`", self.trackers, TRACKERS)
-        backbone = self.model.get("backbone_config") or {}
+        backbone = self.model.get("backbone_config")
+        backbone = {} if backbone is None else backbone
+        if not isinstance(backbone, dict):
+            raise ValueError(
+                f"`model.backbone_config` has fields, such as model_name and out_indices; got {backbone!r}. Write each as "
+                "`key: value`, or leave it out."
+            )
         if "model_type" not in backbone:
             known = ["model_name", "num_channels", "drop_path_rate", "model_kwargs", "out_indices", "out_features"]
             check_keys("fields of `model.backbone_config`", backbone, known)

@@ -14,6 +14,7 @@ from ..evaluation.constant_predictor import ConstantPredictor
 from ..image_processing_sem import SEMImageProcessor
 from ..modeling_sem import SEMForMultiTaskDensePrediction
 from ..tasks import get_task
+from ..utils.loading import explain_failure, load_config, load_image_processor
 from .config import IF_AVAILABLE, TrainingConfig, label_fields, model_config, network_size
 
 
@@ -36,8 +37,10 @@ def build_model(
     if constant is not None:
         init_heads(model, constant, new_tasks)
     if config.gradient_checkpointing:
-        # older releases of transformers know the second name only, and newer ones warn of it
-        getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
+        if hasattr(model, "activation_checkpointing_enable"):
+            model.activation_checkpointing_enable()
+        else:  # its name in older releases of transformers
+            model.gradient_checkpointing_enable()
     if config.freeze_backbone:
         model.sem.backbone.requires_grad_(False)
     # The momentum of the bases is per optimizer step, whatever the number of micro-batches.
@@ -48,20 +51,21 @@ def build_model(
 def load_trained_model(config: TrainingConfig, labels: dict) -> tuple[SEMForMultiTaskDensePrediction, list[str]]:
     """Loads `pretrained_model`, for tasks and classes that may be others; returns it with the tasks whose heads are new."""
     try:
-        trained = SEMConfig.from_pretrained(config.pretrained_model)
+        trained = load_config(SEMConfig, config.pretrained_model)
         # Classes in another order are loaded as they were trained, and then brought to the order of the data
         new_names = {task: list(names.values()) for task, names in labels["task_id2label"].items()}
         reordered = [task for task in new_names if same_classes(trained.class_names(task), new_names[task])]
         names = {**labels["task_id2label"], **{task: trained.task_id2label[task] for task in reordered}}
-        model, info = SEMForMultiTaskDensePrediction.from_pretrained(
-            config.pretrained_model,
-            ignore_mismatched_sizes=True,
-            output_loading_info=True,
-            dtype=torch.float32,
-            use_safetensors=True,
-            **{**labels, "task_id2label": names},
-            **config.model,
-        )
+        new = SEMConfig.from_pretrained(config.pretrained_model, **{**labels, "task_id2label": names}, **config.model)
+        with explain_failure(f"The weights in {config.pretrained_model} cannot be read"):
+            model, info = SEMForMultiTaskDensePrediction.from_pretrained(
+                config.pretrained_model,
+                config=new,
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
+                dtype=torch.float32,
+                use_safetensors=True,
+            )
     except OSError as error:
         raise OSError(
             f"`pretrained_model` is the folder or Hub name of a trained SEM; got {config.pretrained_model!r}: {error}"
@@ -158,5 +162,6 @@ def build_image_processor(config: TrainingConfig, backbone_config: PreTrainedCon
         if getattr(config, name) is not None:
             settings[name] = getattr(config, name)
     if config.pretrained_model:
-        return SEMImageProcessor.from_pretrained(config.pretrained_model, **settings)
+        trained = load_image_processor(SEMImageProcessor, config.pretrained_model)
+        return SEMImageProcessor.from_dict(trained.to_dict(), **settings)
     return SEMImageProcessor.for_backbone(backbone_config, backbone_source(config), **settings)

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -67,12 +68,13 @@ def plain_disk_errors(folder: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, RuntimeError, SafetensorError) as error:
-        # torch's `inline_container.cc` writes archives
-        if isinstance(error, RuntimeError) and "inline_container" not in str(error):
+        # torch writes archives by its `inline_container.cc` and by streams of C++
+        if isinstance(error, RuntimeError) and not re.search("inline_container|iostream", str(error)):
             raise
         reason = str(error).strip().split("\n")[0].rstrip(".")
         raise OSError(
-            f"Cannot write to {folder}: {reason}. Free some space; the same command goes on from the last checkpoint."
+            f"Cannot write to {folder}: {reason}. Free some space, and run the same command again; a training goes on from "
+            "its last checkpoint."
         ) from error
 
 

@@ -6,8 +6,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.image_processing_base import ImageProcessingMixin
+from transformers.image_utils import validate_preprocess_arguments
 
 from .errors import describe_error
 
@@ -22,6 +23,23 @@ def explain_failure(what: str) -> Iterator[None]:
     except Exception as error:
         message = describe_error(error) or type(error).__name__
         raise ValueError(f"{what}: {message} Correct the file, or train or copy the model again.") from error
+
+
+def load_config(
+    config_class: type[PreTrainedConfig], source: str | Path, *, local_files_only: bool = False
+) -> PreTrainedConfig:
+    """Loads the configuration of a trained model.
+
+    Raises:
+        OSError: If there is none.
+        ValueError: If its file cannot be used, or is that of another kind of model.
+    """
+    check_regular_files(source)
+    with explain_failure(f"Cannot use config.json of {source}"):
+        config = config_class.from_pretrained(source, local_files_only=local_files_only)
+        if config.model_type != config_class.model_type:
+            raise ValueError(f"the model type is {config.model_type!r}, not {config_class.model_type!r}.")
+    return config
 
 
 def load_model(
@@ -43,12 +61,7 @@ def load_model(
         OSError: If there is no such model, or it has no weights in safetensors.
         ValueError: If a file cannot be used, or tensors are missing, unexpected or of another shape.
     """
-    check_regular_files(source)
-    with explain_failure(f"Cannot use config.json of {source}"):
-        config = model_class.config_class.from_pretrained(source, local_files_only=local_files_only)
-        if config.model_type != model_class.config_class.model_type:
-            raise ValueError(f"the model type is {config.model_type!r}, not {model_class.config_class.model_type!r}.")
-        config.return_dict = True
+    config = load_config(model_class.config_class, source, local_files_only=local_files_only)
     with explain_failure(f"The weights in {source} cannot be read"):
         model, report = model_class.from_pretrained(
             source,
@@ -84,7 +97,21 @@ def load_image_processor(
     """
     check_regular_files(source)
     with explain_failure(f"Cannot use preprocessor_config.json of {source}"):
-        return processor_class.from_pretrained(source, local_files_only=local_files_only)
+        processor = processor_class.from_pretrained(source, local_files_only=local_files_only)
+        settings = processor.to_dict()
+        # otherwise the first image fails on a value that is null
+        checked = (
+            "do_rescale",
+            "rescale_factor",
+            "do_normalize",
+            "image_mean",
+            "image_std",
+            "do_resize",
+            "size",
+            "resample",
+        )
+        validate_preprocess_arguments(**{name: settings.get(name) for name in checked})
+    return processor
 
 
 def check_regular_files(source: str | Path) -> None:
