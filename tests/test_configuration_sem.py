@@ -1,5 +1,6 @@
 """The defaults are the paper's numbers, and a configuration survives saving, whatever its tasks and encoder."""
 
+import json
 import socket
 
 import pytest
@@ -298,13 +299,48 @@ def test_other_tasks_for_a_saved_model(tmp_path):
         SEMConfig.from_pretrained(tmp_path, task_num_labels={"semsg": 2})
 
 
-def test_only_the_caller_chooses_an_attention_that_may_load_code(tmp_path):
-    config = tiny_config()
-    with pytest.raises(ValueError, match=r"`attn_implementation` of a file.*'kernels-community/flash-attn2'"):
-        SEMConfig.from_dict({**config.to_dict(), "attn_implementation": "kernels-community/flash-attn2"})
+@pytest.mark.parametrize(
+    "name",
+    ["attn_implementation", "_attn_implementation", "experts_implementation", "_experts_implementation"],
+)
+def test_only_the_caller_chooses_an_implementation_that_may_load_code(tmp_path, name):
+    config, kernel = tiny_config(), "kernels-community/flash-attn2"
+    path = tmp_path / "config.json"
+    for value in (kernel, {"": kernel}, {"backbone_config": kernel}):
+        path.write_text(json.dumps({**config.to_dict(), name: value}))
+        for read in (SEMConfig.from_pretrained, SEMConfig.from_json_file, AutoConfig.from_pretrained):
+            with pytest.raises(ValueError, match=rf"`{name}` of a file.*{kernel}"):
+                read(path)
+        with pytest.raises(ValueError, match=rf"`{name}` of a file.*{kernel}"):
+            SEMTimmBackboneConfig.from_dict({name: value})
     config.save_pretrained(tmp_path)
     chosen = SEMConfig.from_pretrained(tmp_path, attn_implementation="flash_attention_2")
     assert chosen._attn_implementation == "flash_attention_2"
+    path.write_text(json.dumps({**config.to_dict(), "_attn_implementation": "eager"}))
+    assert SEMConfig.from_pretrained(path)._attn_implementation == "eager"
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"attribute_map": {"zzz": "_attn_implementation_internal"}, "zzz": "kernels-community/flash-attn2"},
+        {"attribute_map": {"_attn_implementation_internal": "zzz"}, "zzz": "kernels-community/flash-attn2"},
+        {"__dict__": {"_attn_implementation_internal": "kernels-community/flash-attn2"}},
+        {"sub_configs": {}},
+        {"_auto_class": "AutoConfig"},
+        {"to_dict": 5},
+    ],
+    ids=["map to", "map from", "dict", "parts", "private", "method"],
+)
+def test_a_file_sets_fields_and_nothing_else_of_a_configuration(values):
+    dinov2 = {"model_type": "dinov2", "hidden_size": 16, "num_hidden_layers": 4, "num_attention_heads": 2}
+    for encoder in (TINY_BACKBONE, {**dinov2, "out_indices": [1, 2, 3, 4]}):
+        saved = tiny_config(backbone_config=encoder).to_dict()
+        for changed in ({**values, **saved}, {**saved, "backbone_config": {**values, **saved["backbone_config"]}}):
+            with pytest.raises(
+                ValueError, match=rf"A configuration sets fields; \['{next(iter(values))}'\] are no fields"
+            ):
+                SEMConfig.from_dict(changed)
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import math
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import fields
+from os import PathLike
 from typing import Any, Literal
 
 import torch
@@ -26,7 +27,18 @@ drop_rate attn_drop_rate proj_drop_rate pos_drop_rate patch_drop_rate drop_block
 swiglu_mlp use_grn conv_mlp stem_type kernel_sizes output_stride
 """
 # What a `config.json` may name; the others look for more code, so only the caller of `from_pretrained` asks for them
-ATTENTIONS_OF_FILES = (None, "eager", "sdpa")
+IMPLEMENTATIONS_OF_FILES = (None, "eager", "sdpa")
+IMPLEMENTATION_FIELDS = (
+    *("attn_implementation", "experts_implementation"),
+    *("_attn_implementation", "_experts_implementation"),  # transformers reads these too
+)
+# Attributes of every configuration that are no fields. transformers would set them as well, and an `attribute_map` of a file
+# would let another field pass for one that was checked.
+RESERVED_NAMES = {
+    name
+    for name in dir(PreTrainedConfig)
+    if name.startswith("_") or type(inspect.getattr_static(PreTrainedConfig, name)) is not property
+} - {"model_type", *IMPLEMENTATION_FIELDS, *(field.name for field in fields(PreTrainedConfig))}
 # Largest values, well beyond any network in use: without them a `config.json` of one line would fill any memory
 MAX_WIDTH = 2**16
 MAX_ENCODER_NUMBER = 2**13
@@ -56,6 +68,34 @@ def check_base_fields(values: dict[str, Any]) -> None:
         value = values.get(name)
         if isinstance(value, (bool, int, float, str, list)):
             raise ValueError(f"`{name}` is a dictionary; got {value!r}. Correct it or leave it out.")
+
+
+def check_file_fields(values: dict[str, Any]) -> None:
+    """Checks what a configuration file sets.
+
+    Raises:
+        ValueError: If it asks for an implementation that may be code from the Hub, or names what is no field.
+    """
+    for name in IMPLEMENTATION_FIELDS:
+        if values.get(name) not in IMPLEMENTATIONS_OF_FILES:
+            raise ValueError(
+                f"`{name}` of a file is one of {list(IMPLEMENTATIONS_OF_FILES)}; got {values[name]!r}. Pass another one to "
+                "from_pretrained()."
+            )
+    check_names(values)
+
+
+def check_names(values: dict[str, Any]) -> None:
+    """Checks that a configuration sets fields and nothing else.
+
+    Raises:
+        ValueError: If it sets one of `RESERVED_NAMES`.
+    """
+    reserved = sorted(RESERVED_NAMES & set(values))
+    if reserved:
+        raise ValueError(
+            f"A configuration sets fields; {reserved} are no fields but part of its class. Leave them out."
+        )
 
 
 def check_numbers(name: str, value: Any, limit: int) -> None:
@@ -117,6 +157,12 @@ class SEMTimmBackboneConfig(BackboneConfigMixin, PreTrainedConfig):
         self.stage_names = ["stem", *(f"stage{index}" for index in range(1, max(out_indices) + 1))]
         self.set_output_features_output_indices(out_features=None, out_indices=out_indices)
         super().__post_init__(**kwargs)
+
+    @classmethod
+    def from_dict(cls, config_dict: dict, **kwargs):
+        """Builds a configuration; see [`SEMConfig.from_dict`]."""
+        check_file_fields(config_dict)
+        return super().from_dict(config_dict, **kwargs)
 
     def validate_encoder(self):
         """Checks that the fields describe a network and nothing else."""
@@ -280,11 +326,7 @@ class SEMConfig(PreTrainedConfig):
 
         If `task_num_labels` is replaced, tasks of another width take their other entries from the task table.
         """
-        if config_dict.get("attn_implementation") not in ATTENTIONS_OF_FILES:
-            raise ValueError(
-                f"`attn_implementation` of a file is one of {list(ATTENTIONS_OF_FILES)}; got "
-                f"{config_dict['attn_implementation']!r}. Pass another one to from_pretrained()."
-            )
+        check_file_fields(config_dict)
         config_dict = _without_return_dict(config_dict)
         known = {field.name for field in fields(cls)} - {field.name for field in fields(PreTrainedConfig)}
         changes = {name: kwargs.pop(name) for name in sorted({*known, "first_task"} & set(kwargs))}
@@ -300,6 +342,11 @@ class SEMConfig(PreTrainedConfig):
                 entries = config_dict.get(name) or {}
                 config_dict[name] = {t: entries[t] for t in entries if widths.get(t) == new_widths.get(t)}
         return super().from_dict({**config_dict, **changes}, **kwargs)
+
+    @classmethod
+    def from_json_file(cls, json_file: str | PathLike):
+        """Builds a configuration from a JSON file; see [`SEMConfig.from_dict`]."""
+        return cls.from_dict(cls._dict_from_json_file(json_file))
 
     def _restore_task_order(self, tasks: list[str] | None) -> None:
         """Restores the order of the tasks from the list `tasks`, because transformers sorts the keys of its JSON files."""
@@ -542,6 +589,7 @@ def _build_backbone_config(backbone_config: dict | PreTrainedConfig | None) -> P
     _check_is_backbone(CONFIG_MAPPING[model_type])
     check_numbers("backbone_config", backbone_config, MAX_WIDTH)
     check_base_fields(backbone_config)
+    check_names(backbone_config)
     try:
         return AutoConfig.for_model(**backbone_config)
     except BUILD_ERRORS as error:

@@ -8,6 +8,7 @@ import time
 import zipfile
 import zlib
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import SimpleNamespace
 
 import numpy as np
@@ -15,7 +16,7 @@ import pytest
 from PIL import Image
 
 from transformers_sem.data import files
-from transformers_sem.data.files import BrokenFrameError, FrameReader, find_root, read_list, unpack
+from transformers_sem.data.files import BrokenFrameError, FrameReader, extract, find_root, read_list, unpack
 
 
 @pytest.fixture(autouse=True)
@@ -263,6 +264,49 @@ def test_a_damaged_archive_is_refused_or_makes_no_difference(tmp_path, unpack_in
         else:
             assert {path: (folder / path).read_bytes() for path in members} == members
     assert refused > 0.9 * len(positions)
+
+
+def extract_into(folder: Path, archive: Path) -> dict[str, bytes] | None:
+    """Returns the files of an archive, or `None` where it is refused."""
+    with TemporaryDirectory(dir=folder) as parent:
+        content = Path(parent) / "content"
+        try:
+            extract(archive, content)
+        except Exception:  # `unpack` makes one of all
+            return None
+        return {str(path.relative_to(content)): path.read_bytes() for path in content.rglob("*") if path.is_file()}
+
+
+def test_a_cut_tar_archive_loses_no_files_in_silence(tmp_path):
+    members = {f"a/{letter}.txt": letter.encode() * 700 for letter in "bc"} | {"a/d.txt": b""}
+    archive = write_archive(tmp_path / "a.tar", members)
+    content = archive.read_bytes()
+    end = 2 * 1536 + 512
+    found = {}
+    for cut in {*range(0, end + 1024, 97), *range(0, end + 1024, 512), len(content)}:
+        archive.write_bytes(content[:cut])
+        found[cut] = extract_into(tmp_path, archive)
+    assert {cut for cut in found if found[cut] is None} == {cut for cut in found if cut < end + 512}
+    assert all(files == members for files in found.values() if files is not None)
+    damaged = bytearray(content)
+    damaged[2 * 1536] ^= 1  # the header of the last file, which holds nothing
+    archive.write_bytes(damaged)
+    assert extract_into(tmp_path, archive) is None
+
+
+def test_a_damaged_zip_archive_loses_no_files_in_silence(tmp_path):
+    members = {"b.txt": b"b" * 70, "c.txt": b"c", "d.txt": b""}
+    archive = write_zip(tmp_path / "a.zip", {name: (0, content) for name, content in members.items()})
+    content, results = archive.read_bytes(), []
+    start = 8 * content.index(b"PK\1\2")
+    length_of_a_comment = start + 8 * 32
+    for position in [*range(length_of_a_comment, length_of_a_comment + 16), *range(start, 8 * len(content), 13)]:
+        damaged = bytearray(content)
+        damaged[position // 8] ^= 1 << position % 8
+        archive.write_bytes(damaged)
+        results.append(extract_into(tmp_path, archive))
+    assert [files for files in results if files not in (None, members)] == []
+    assert results.count(None) > 50
 
 
 def write_zip(path: Path, members: dict[str, tuple[int, bytes]]) -> Path:

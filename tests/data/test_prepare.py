@@ -1,4 +1,5 @@
 import argparse
+import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -13,7 +14,8 @@ from transformers_sem.cli.prepare import build_parser, run
 from transformers_sem.data import prepare as preparing
 from transformers_sem.data.benchmarks import get_benchmark
 from transformers_sem.data.nyud_v2 import NYUDv2, find_source
-from transformers_sem.data.prepare import prepare, verify
+from transformers_sem.data.prepare import prepare, verify, write_shard
+from transformers_sem.data.row_format import encode_map
 from transformers_sem.hub import upload as hub
 from transformers_sem.utils.files import locked
 from transformers_sem.utils.processes import process_pool
@@ -182,6 +184,42 @@ def test_empty_output_folder(root, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path / "prepared")
     prepare(find_source(root), Path("."), num_processes=1)
     assert (tmp_path / "prepared" / "README.md").is_file()
+
+
+@pytest.mark.parametrize(
+    "hostile",
+    [
+        {"image": {"bytes": None, "path": "private.png"}},
+        {"image": {"bytes": None, "path": "http://127.0.0.1:9/private.png"}},
+        {"semseg": {"bytes": None, "path": "private.png"}},
+        {"more": [{"bytes": None, "path": "private.png"}]},
+    ],
+    ids=["file", "address", "label", "more"],
+)
+def test_a_prepared_folder_opens_no_other_files(tmp_path, hostile):
+    image = {"bytes": encode_map(np.zeros((4, 5, 3), np.uint8)), "path": None}
+    row = {"id": "0", "image": image, "semseg": None, "more": None}
+    rows = [{**row, **change} for change in ({}, hostile)]  # labels may be missing
+    features = datasets.Features(
+        {"id": datasets.Value("string"), "image": datasets.Image(), "semseg": datasets.Image()}
+        | ({"more": datasets.List(datasets.Image())} if "more" in hostile else {})
+    )
+    (tmp_path / "data").mkdir()
+    for split, part in (("train", rows), ("validation", [{**row, "id": "1"}])):
+        write_shard(tmp_path / "data" / f"{split}-0.parquet", part, features)
+    (column,) = hostile
+    with pytest.raises(ValueError, match=f"holds its images; the column '{column}' of .* names files in other places"):
+        get_benchmark("nyud_v2").load(str(tmp_path))
+
+
+def test_the_card_of_a_prepared_folder_chooses_no_files(root, tmp_path):
+    output = tmp_path / "prepared"
+    prepare(find_source(root), output, num_processes=1)
+    files = [{"split": split, "path": "/private.csv"} for split in ("train", "validation")]
+    DatasetCard(f"---\nconfigs: {json.dumps([{'config_name': 'default', 'data_files': files}])}\n---\n").save(
+        output / "README.md"
+    )
+    assert_equal_rows(get_benchmark("nyud_v2").load(str(output))["train"], build(root, tmp_path)["train"])
 
 
 def test_a_damaged_page_is_found(root, tmp_path):

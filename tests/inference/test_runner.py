@@ -94,19 +94,22 @@ def test_a_name_that_is_too_long_for_a_result_does_not_affect_the_others(tmp_pat
     assert "File name too long" in failure and failure.endswith("Rename it.")
 
 
-def test_pipes_and_devices_are_not_opened(tmp_path):
+def test_pipes_devices_and_broken_links_do_not_affect_the_others(tmp_path):
     images = tmp_path / "images"
     images.mkdir()
     os.mkfifo(images / "a.jpg")
     (images / "b.png").symlink_to("/dev/zero")
     os.mkfifo(images / "c.mp4")
+    for name in ("e.jpg", "f.mp4"):
+        (images / name).symlink_to("n" * 300)
     Image.new("RGB", (9, 8)).save(images / "d.png")
     summary = build_runner(tmp_path / "out").run(find_inputs([str(images)], tmp_path / "out"))
     assert summary.num_predicted == 1
     assert [failure.split(": ")[0] for failure in summary.failures] == [
-        f"Cannot read {images / name}" for name in ("a.jpg", "b.png", "c.mp4")
+        f"Cannot read {images / name}" for name in ("a.jpg", "b.png", "c.mp4", "e.jpg", "f.mp4")
     ]
-    assert all("regular file" in failure for failure in summary.failures)
+    assert all("regular file" in failure for failure in summary.failures[:3])
+    assert all("File name too long" in failure for failure in summary.failures[3:])
 
 
 def test_a_full_disk_ends_the_run_with_a_sentence(tmp_path, monkeypatch):

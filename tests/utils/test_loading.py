@@ -67,7 +67,7 @@ def test_weights_that_do_not_belong_to_the_configuration_are_refused(folder):
         ({"dtype": "float99"}, "`dtype`.*'float99'"),
         ({"model_type": "vit"}, "model type is 'vit', not 'sem'"),
         ({"task_id2label": ["a"]}, "task_id2label"),
-        ({"to_dict": 5}, "not callable"),
+        ({"to_dict": 5}, "sets fields.*'to_dict'"),
     ],
 )
 def test_a_configuration_that_cannot_be_used_is_named(folder, values, message):

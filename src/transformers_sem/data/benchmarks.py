@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.dataset
 import pyarrow.parquet as pq
 from datasets.exceptions import DatasetGenerationError
+from datasets.features.features import require_decoding
 from torch import Tensor
 
 from ..tasks import get_task, register_variant
@@ -21,6 +22,8 @@ from .row_format import LABEL_MAP
 
 
 logger = logging.getLogger(__name__)
+
+PREPARED_SPLITS = ("train", "validation")
 
 
 def same_classes(names: Sequence[str], others: Sequence[str]) -> bool:
@@ -144,7 +147,7 @@ class Benchmark:
             shards = Path(data_dir).expanduser() / "data"
             return {
                 split: sum(pq.read_metadata(path).num_rows for path in shards.glob(f"{split}-*.parquet"))
-                for split in ("train", "validation")
+                for split in PREPARED_SPLITS
             }
         with TemporaryDirectory() as cache_dir:  # a builder creates folders when it is constructed
             splits = self._build(data_dir, cache_dir=cache_dir, **kwargs)._split_generators(None)
@@ -172,13 +175,18 @@ class Benchmark:
         """Loads a prepared folder.
 
         Raises:
-            ValueError: If it is damaged.
+            ValueError: If it is damaged, or images lie outside it.
         """
         options = pyarrow.dataset.ParquetFragmentScanOptions(page_checksum_verification=True)
+        # Named here, because the card of a folder from elsewhere may name any file of this machine, or addresses
+        shards = {split: str(Path(folder).expanduser() / "data" / f"{split}-*.parquet") for split in PREPARED_SPLITS}
         try:
-            return datasets.load_dataset(str(Path(folder).expanduser()), fragment_scan_options=options)
+            rows = datasets.load_dataset("parquet", data_files=shards, fragment_scan_options=options)
         except DatasetGenerationError as error:
             raise ValueError(f"Cannot read {folder}: {error.__cause__ or error}. Prepare it again.") from error
+        for part in rows.values():
+            check_images_inside(part, folder)
+        return rows
 
     def rename_tasks(self, names: dict[str, str]) -> "Benchmark":
         """Returns this dataset with other names of some tasks, `{task: new name}`, which are registered as variants of them.
@@ -243,6 +251,28 @@ def check_shared_ids(rows: datasets.DatasetDict) -> None:
         raise ValueError(message)
     if shared:
         logger.warning(message)
+
+
+def check_images_inside(rows: datasets.Dataset, folder: str) -> None:
+    """Checks that rows hold their images themselves. `datasets` opens the path of an image without bytes, or its address.
+
+    Raises:
+        ValueError: If one does not, or another column names files.
+    """
+    for column, feature in rows.features.items():
+        if isinstance(feature, datasets.Image):
+            # `flatten` gives no bytes to rows without an image
+            is_inside = all(
+                chunk.flatten()[chunk.type.get_field_index("bytes")].null_count == chunk.null_count
+                for chunk in rows.data.column(column).chunks
+            )
+        else:
+            is_inside = not require_decoding(feature)
+        if not is_inside:
+            raise ValueError(
+                f"A prepared folder holds its images; the column {column!r} of {folder} names files in other places. Prepare it "
+                "again."
+            )
 
 
 def is_prepared(folder: str | Path) -> bool:

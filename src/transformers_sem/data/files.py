@@ -311,7 +311,7 @@ def read_variable(path: str | Path, name: str) -> np.ndarray:
 def find_file(root: Path, patterns: tuple[str, ...], name: str) -> str:
     """Returns the path of the first pattern that exists for a frame; the path of the first pattern if none does."""
     paths = [root / pattern.format(name) for pattern in patterns]
-    return str(next((path for path in paths if path.is_file()), paths[0]))
+    return str(next((path for path in paths if os.path.isfile(path)), paths[0]))
 
 
 def existing_patterns(root: Path, files: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
@@ -442,7 +442,10 @@ def extract_tar(archive: Path, folder: Path, bar: tqdm) -> None:
             check_space(member.size, folder)
             tar.extract(member, folder, filter="data")
             bar.update()
-        # A checksum of the compression is at the very end, and tarfile takes a damaged header for the end of the members.
+        # A checksum of the compression is at the very end, and tarfile takes a damaged or missing header for the end of the members.
+        tar.fileobj.seek(tar.offset)
+        if tar.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+            raise tarfile.TarError("it is damaged: it has no end, or a file in it has no valid header")
         while block := tar.fileobj.read(2**20):
             if block.strip(b"\0"):
                 raise tarfile.TarError("it is damaged: a file in it has no valid header")
@@ -454,6 +457,11 @@ def extract_zip(archive: Path, folder: Path, bar: tqdm) -> None:
         for member in file.infolist():
             kind = stat.S_IFMT(member.external_attr >> 16)  # 0 where the archive was not written on Unix
             check_member(member.filename, is_plain=kind in (0, stat.S_IFREG, stat.S_IFDIR))
+        with archive.open("rb") as content:
+            num_members = zipfile._EndRecData(content)[zipfile._ECD_ENTRIES_TOTAL]
+        # A member of the list may pass for the comment of the one before. Long lists of some programs are counted in 16 bits
+        if (len(file.infolist()) - num_members) % 2**16:
+            raise zipfile.BadZipFile(f"it is damaged: it lists {len(file.infolist())} of {num_members} files")
         check_space(sum(member.file_size for member in file.infolist()), folder)
         for member in file.infolist():
             file.extract(member, folder)

@@ -1,5 +1,6 @@
 """Datasets on disk: their files, rows read frame by frame, and the `datasets` builder that serves them."""
 
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -126,7 +127,7 @@ def drop_missing(source: Source) -> Source:
     frames = {
         split: [
             {
-                key: None if key in maps and value and not Path(value).is_file() else value
+                key: None if key in maps and value and not os.path.isfile(value) else value
                 for key, value in frame.items()
             }
             for frame in split_frames
@@ -158,7 +159,7 @@ def frame_files(frame: Frame) -> list[str]:
 
 def missing_files(frame: Frame) -> list[str]:
     """Returns the paths of a frame that do not exist."""
-    return [path for path in frame_files(frame) if not Path(path).is_file()]
+    return [path for path in frame_files(frame) if not os.path.isfile(path)]
 
 
 class SourceConfig(datasets.BuilderConfig):

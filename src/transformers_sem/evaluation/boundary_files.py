@@ -1,6 +1,7 @@
 """Boundary counts of images on disk, in several processes and resumable."""
 
 import hashlib
+import os
 from collections.abc import Callable, Iterable
 from importlib.metadata import version
 from pathlib import Path
@@ -117,7 +118,7 @@ def _files_by_name(folder: Path) -> dict[str, Path]:
         raise FileNotFoundError(f"Predictions and labels are folders of files; there is no folder {folder}.")
     files = {}
     for path in sorted(folder.iterdir()):
-        if path.is_file() and not path.name.startswith("."):
+        if os.path.isfile(path) and not path.name.startswith("."):
             if path.stem in files:
                 raise ValueError(
                     f"An image has one file; {files[path.stem]} and {path} have the same name. Remove one."

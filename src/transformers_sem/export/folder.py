@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,7 +34,7 @@ def read_calibration_images(folder: Path, image_processor: SEMImageProcessor) ->
     Raises:
         ValueError: If there is no image or one cannot be read.
     """
-    paths = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
+    paths = sorted(path for path in folder.iterdir() if os.path.isfile(path) and not path.name.startswith("."))
     if not paths:
         raise ValueError(f"--calibration must be a folder of images; {str(folder)!r} has no files.")
     images = [read_image_file(path) for path in paths[:MAX_CALIBRATION_IMAGES]]

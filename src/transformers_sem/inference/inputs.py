@@ -55,8 +55,8 @@ def find_inputs(inputs: list[str], output: Path) -> list[InputItem]:
     paths, bases = {}, []  # keyed by absolute path, so that a file named twice is predicted once
     for text in inputs:
         for path in [] if is_camera(text) else expand_pattern(text, output):
-            bases.append(os.path.abspath(path if path.is_dir() else path.parent))
-            found = walk(path, output) if path.is_dir() else [path]
+            bases.append(os.path.abspath(path if os.path.isdir(path) else path.parent))
+            found = walk(path, output) if os.path.isdir(path) else [path]
             paths.update((os.path.abspath(file), file) for file in found)
     if not paths and not cameras:
         raise FileNotFoundError(f"There is no image and no video in {', '.join(inputs)}.")
@@ -83,7 +83,7 @@ def expand_pattern(text: str, output: Path) -> list[Path]:
             )
         return [Path(text)]
     paths = [Path(match) for match in sorted(glob.glob(text, recursive=True))]
-    paths = [path for path in paths if path.is_dir() or path.suffix.lower() in known_endings()]
+    paths = [path for path in paths if os.path.isdir(path) or path.suffix.lower() in known_endings()]
     paths = [path for path in paths if not is_result(path, output)]
     if not paths:
         raise FileNotFoundError(
@@ -135,7 +135,7 @@ def name_items(paths: list[Path], bases: list[str]) -> list[InputItem]:
         InputItem(
             path,
             full_name.as_posix() if taken[short_name] > 1 else short_name,
-            "video" if path.suffix.lower() in VIDEO_ENDINGS and not path.is_dir() else "image",
+            "video" if path.suffix.lower() in VIDEO_ENDINGS and not os.path.isdir(path) else "image",
         )
         for path, full_name, short_name in zip(paths, full_names, short_names, strict=True)
     ]

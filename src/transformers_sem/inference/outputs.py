@@ -10,6 +10,7 @@
 
 import hashlib
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,7 @@ class OutputFolder:
 
     def fingerprint(self, item: InputItem) -> str | None:
         """Returns a hash of the item's content and of the prediction settings; `None` for cameras and unreadable files."""
-        if item.kind == "camera" or not item.path.is_file():  # reading a pipe or a device may never end
+        if item.kind == "camera" or not os.path.isfile(item.path):  # reading a pipe or a device may never end
             return None
         digest = hashlib.sha256(self.digest.encode())
         try:

@@ -1,5 +1,6 @@
 """Reading videos and cameras and writing videos, with PyAV."""
 
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -116,7 +117,7 @@ def open_video(item: InputItem) -> Iterator[VideoReader]:
             )
         input_format, pattern = CAMERAS[sys.platform]
         path, options = pattern.format(item.path), {}
-    elif item.path.exists() and not item.path.is_file():
+    elif os.path.exists(item.path) and not os.path.isfile(item.path):
         raise ValueError(f"Cannot read {item.path}: it is not a regular file.")
     with ffmpeg_errors(item):
         container = av.open(path, format=input_format, options=options)

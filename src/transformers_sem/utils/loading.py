@@ -1,5 +1,6 @@
 """Loading a trained model and its image processor: whole and usable, or one line that says what is wrong."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -121,7 +122,9 @@ def check_regular_files(source: str | Path) -> None:
     """
     folder = Path(source)
     others = (
-        [path.name for path in folder.iterdir() if not (path.is_file() or path.is_dir())] if folder.is_dir() else []
+        [path.name for path in folder.iterdir() if not (os.path.isfile(path) or os.path.isdir(path))]
+        if folder.is_dir()
+        else []
     )
     if others:
         raise ValueError(f"A model is a folder of regular files; {source} also has {sorted(others)[:3]}. Remove them.")
