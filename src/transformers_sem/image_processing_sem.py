@@ -463,6 +463,9 @@ def _refuse_other_arguments(kwargs: dict) -> None:
     for name, remedy in OTHER_ARGUMENTS.items():
         if kwargs.get(name) is not None and kwargs[name] is not False:
             raise ValueError(f"SEMImageProcessor has no `{name}`. {remedy}")
+    methods = sorted(name for name in kwargs if callable(getattr(SEMImageProcessor, name, None)))
+    if methods:  # transformers would set them
+        raise ValueError(f"An image processor sets attributes; {methods} are parts of its class. Leave them out.")
 
 
 def _maps_of(outputs, kind: TaskKind, field: str) -> Tensor:

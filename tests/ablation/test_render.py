@@ -57,7 +57,7 @@ def test_a_page_gets_tables_and_curves_and_keeps_its_text(root):
     written = render_page(page, root)
     text = page.read_text()
     assert text.startswith("# Title\n\nBefore.\n\n<!-- results/rooms -->") and text.endswith("\n\nAfter.\n")
-    assert "old" not in text and "trained at abc on CPU" in text
+    assert "old" not in text and "Trained at abc on CPU" in text
     assert "| baseline | 3 | 0.3200 ± 0.0200 | 1.0000 ± 0.0000 | 0.9000 ± 0.0000 | 1.50 | 2.50 |" in text
     assert "| MTL | 1 | 0.2000 | 1.1000 | 0.9000 | 1.50 | 2.50 |" in text
     assert "| constant predictor |  | 0.0100 | 0.0100 | 0.0100 | – | – |" in text
@@ -79,11 +79,18 @@ def test_rendering_again_changes_nothing(root, monkeypatch):
     assert page.read_text() == text
 
 
+def test_a_page_above_docs_shares_the_curves(root):
+    page = root / "README.md"
+    page.write_text(PAGE)
+    assert render_page(page, root) == [page, root / "docs" / "results_rooms.png"]
+    assert "](docs/results_rooms.png)" in page.read_text()
+
+
 def test_rows_of_several_machines_are_told_apart(root):
     write_row(root, "seed3/sem", 0.4, 0.9, hardware="GPU")
     render_page(root / "docs" / "results.md", root)
     text = (root / "docs" / "results.md").read_text()
-    assert "trained at abc on GPU: seed3/sem" in text and "trained at abc on CPU: seed0/baseline" in text
+    assert "Trained at abc on GPU: seed3/sem." in text and "Trained at abc on CPU: seed0/baseline" in text
 
 
 def test_single_task_models_of_a_seed_are_one_row(root):
@@ -108,7 +115,7 @@ def test_the_default_encoder_is_named(root):
         row["training"]["settings"]["model"] = {}
         path.write_text(json.dumps(row))
     render_page(root / "docs" / "results.md", root)
-    assert "- encoder: vit_large" in (root / "docs" / "results.md").read_text()
+    assert "encoder vit_large" in (root / "docs" / "results.md").read_text()
 
 
 def test_a_file_that_is_no_row_is_named(root):

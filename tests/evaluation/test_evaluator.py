@@ -35,6 +35,7 @@ from transformers_sem.evaluation.evaluator import (
     name_classes,
     predict,
     predict_rows,
+    read_training,
     unflatten,
 )
 from transformers_sem.evaluation.metrics import METRICS
@@ -577,6 +578,25 @@ def test_what_other_processes_work_on_is_waited_for():
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Settings
+
+
+@pytest.mark.parametrize(
+    "text", ["gradient_accumulation_steps: 0", "gradient_accumulation_steps: a", "datasets: 5", "datasets: [5]"]
+)
+def test_settings_of_a_run_that_cannot_be_used_are_named(tmp_path, text):
+    path = tmp_path / "training.yaml"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=f"Cannot use {path}: .* Correct the file"):
+        EvaluationConfig.load(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", "5"])
+def test_a_damaged_note_of_the_training_is_named(tmp_path, text):
+    assert read_training(tmp_path) is None
+    path = tmp_path / "training.json"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=f"Cannot use {path}: .* Correct the file"):
+        read_training(tmp_path)
 
 
 def test_settings_of_a_run_are_read_and_replaced(tmp_path):

@@ -301,6 +301,10 @@ def lose_tensors(folder):
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
 
 
+def have_texts_as_scores(folder):
+    (folder / "evaluation.json").write_text(json.dumps({**EVALUATION, "scores": "high"}))
+
+
 def be_evaluated_long_ago(folder):
     (folder / "evaluation.json").write_text('{"scores": {}}')
 
@@ -311,12 +315,13 @@ def be_evaluated_long_ago(folder):
         (shutil.rmtree, "There is no folder .*transformers-sem train"),
         (lose_config, "not a trained model: it has no config.json"),
         (lose_processor, "not a trained model: it has no preprocessor_config.json"),
-        (break_config, "is not a configuration"),
-        (be_another_model, "The model type must be 'sem'; that of .* is 'dpt'"),
+        (break_config, "config.json.* is not a valid JSON"),
+        (be_another_model, "Cannot use config.json of .*: the model type is 'dpt', not 'sem'"),
         (have_a_pickle, r"weights are pickles, \['pytorch_model.bin'\], which can run code"),
         (lose_weights, "it has no weights"),
         (cut_weights, "cannot be read"),
         (lose_tensors, "1 tensors are missing or unexpected"),
+        (have_texts_as_scores, "A report of .* is not one of `transformers-sem evaluate`: .*Write it again"),
         (be_evaluated_long_ago, "evaluation.json lacks .*Write it again with `transformers-sem evaluate`"),
     ],
 )

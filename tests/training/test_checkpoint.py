@@ -162,6 +162,13 @@ def test_the_newest_is_resumed(run, tmp_path):
     assert torch.equal(resumed.model.weight, weights)
 
 
+def test_a_checkpoint_of_another_model_is_named(run, tmp_path):
+    checkpoint = save_checkpoint(run.accelerator, tmp_path, 1, keep=1)
+    with pytest.raises(ValueError, match=f"The checkpoint {checkpoint} is one of another model: .*Choose") as error:
+        resume(WeightingRun().accelerator, tmp_path)
+    assert "\n" not in str(error.value)
+
+
 @pytest.fixture
 def saved(run, tmp_path):
     """A folder of checkpoints of steps 1 and 2, and the weights of step 1."""

@@ -105,13 +105,22 @@ def test_a_folder_with_a_pipe_is_refused(folder):
         ("image_std", None),
         ("size", None),
         ("resample", None),
+        ("image_mean", [0.5, 0.5]),
+        ("size", {"shortest_edge": 64}),
     ],
 )
 def test_image_processor_settings_that_cannot_be_used_are_named(folder, name, value):
     change_json(folder / "preprocessor_config.json", **{name: value})
     with pytest.raises(ValueError, match=f"preprocessor_config.json of .*`{name}`") as error:
         load_image_processor(SEMImageProcessor, folder, local_files_only=True)
-    assert (repr(value)[:5] if value is not None else "must") in str(error.value)
+    assert (repr(value)[:5] if value is not None else "must") in str(error.value) or "SizeDict" in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["preprocess", "plan_sizes", "post_process_dense_prediction"])
+def test_an_image_processor_whose_methods_are_replaced_is_refused(folder, name):
+    change_json(folder / "preprocessor_config.json", **{name: 5})
+    with pytest.raises(ValueError, match=f"preprocessor_config.json of .*{name}.*parts of its class"):
+        load_image_processor(SEMImageProcessor, folder, local_files_only=True)
 
 
 def test_what_an_image_processor_does_not_use_may_be_null(folder):

@@ -5,11 +5,12 @@
     <!-- end of results/nyud_v2_quarter -->
 
 The name in the marker is a folder relative to the folder that has `docs`: with rows of an ablation, or with the files
-`modes.jsonl` of `transformers-sem benchmark modes`, each in a folder of its own.
+`modes.jsonl` of `transformers-sem benchmark modes`, each in a folder of its own. Curves are images in `docs`.
 """
 
 import json
 import math
+import os
 import re
 import statistics
 from pathlib import Path
@@ -52,7 +53,7 @@ def render_page(page: Path, root: Path) -> list[Path]:
 
     Args:
         page (`Path`): Markdown file.
-        root (`Path`): Folder that the names in the markers are relative to.
+        root (`Path`): Folder that has `docs`; the names in the markers are relative to it.
 
     Raises:
         ValueError: If the page has no marker, or a folder has no results, or its rows have different settings.
@@ -69,10 +70,11 @@ def render_page(page: Path, root: Path) -> list[Path]:
         if speed_files:
             content = "\n\n".join(map(format_speed, speed_files))
         else:
-            rows, figure = read_rows(root / name), page.with_name(f"{name.replace('/', '_')}.png")
+            rows, figure = read_rows(root / name), root / "docs" / f"{name.replace('/', '_')}.png"
             save_figure(plot_validation(rows), figure)
             written.append(figure)
-            content = f"{format_block(rows)}\n\n![Validation scores over training]({figure.name})"
+            link = Path(os.path.relpath(figure, page.parent)).as_posix()
+            content = f"{format_block(rows)}\n\n![Validation scores over training]({link})"
         block = f"<!-- {name} -->\n{content}\n<!-- end of {name} -->"
         text = MARKERS.sub(lambda match, name=name, block=block: block if match[1] == name else match[0], text)
     replace_text(page, text)
@@ -219,13 +221,13 @@ def format_facts(rows: Rows) -> str:
     """Formats what all rows share, and which come from which commit and hardware."""
     row = next(iter(rows.values()))
     settings = row["training"]["settings"]
-    facts = [f"{name.replace('_', ' ')}: {settings[name]}" for name in SHOWN if settings.get(name) is not None]
+    facts = [f"{name.replace('_', ' ')} {settings[name]}" for name in SHOWN if settings.get(name) is not None]
     facts += [
-        f"encoder: {encoder_name(SEMConfig(backbone_config=settings['model'].get('backbone_config')))}",
-        f"evaluated images: {row['num_images']}",
+        f"encoder {encoder_name(SEMConfig(backbone_config=settings['model'].get('backbone_config')))}",
+        f"{row['num_images']} evaluated images",
     ]
     files = {name: file for row in rows.values() for name, file in row["files"].items()}
-    return "\n".join(f"- {fact}" for fact in facts + [f"trained at {origin}" for origin in describe_origins(files)])
+    return "\n\n".join([f"{'; '.join(facts)}.", *(f"Trained at {origin}." for origin in describe_origins(files))])
 
 
 def plot_validation(rows: Rows) -> "Figure":

@@ -14,7 +14,7 @@ from ..evaluation.evaluator import SETTINGS_NAME
 from ..training.config import IF_AVAILABLE, WITHOUT_EFFECT_ON_WEIGHTS, TrainingConfig, network_size
 from ..training.history import read_history
 from ..utils.files import atomic_write
-from ..utils.loading import load_config
+from ..utils.loading import explain_failure, load_config
 from .cost import build_without_weights, count_multiply_accumulates
 
 
@@ -25,10 +25,12 @@ ROW_FIELDS = {"scores", "constant_scores", "num_images", "environment", "trainin
 
 def save_row(folder: Path, path: Path) -> None:
     """Writes the row of the finished training in `folder`."""
-    report = json.loads((folder / REPORT_NAME).read_text())
+    with explain_failure(f"Cannot use {folder / REPORT_NAME}"):
+        report = json.loads((folder / REPORT_NAME).read_text())
+        training = without_command(report["training"])
     row = {
         **without_command(report),
-        "training": without_command(report["training"]),
+        "training": training,
         **dict(zip(COSTS, count_cost(folder), strict=True)),
         "history": read_history(folder),
     }

@@ -33,6 +33,7 @@ from ..utils.cache import CachedResult
 from ..utils.environment import save_report
 from ..utils.errors import check_keys
 from ..utils.files import atomic_write, locked
+from ..utils.loading import explain_failure
 from ..utils.processes import available_cpus, leave_cores, process_pool, progress
 from ..utils.settings import apply_overrides, read_settings
 from ..visualization.panels import Prediction
@@ -103,11 +104,12 @@ class EvaluationConfig:
         path, names = Path(folder) / SETTINGS_NAME, [spec.name for spec in fields(cls)]
         run = read_settings(path) if path.is_file() else {}
         values = {name: run[name] for name in names if name in run and name != "tasks"}  # those of a run are a list
-        if "gradient_accumulation_steps" in run:  # `batch_size` of a run counts all micro-batches
-            values["batch_size"] = run.get("batch_size", cls.batch_size) // run["gradient_accumulation_steps"]
+        with explain_failure(f"Cannot use {path}"):
+            if "gradient_accumulation_steps" in run:  # `batch_size` of a run counts all micro-batches
+                values["batch_size"] = run.get("batch_size", cls.batch_size) // run["gradient_accumulation_steps"]
+            named = name_datasets([DatasetConfig.from_dict(entry) for entry in run.get("datasets", [])])
         changes = apply_overrides({}, overrides)
         check_keys("settings", {**values, **changes}, names)
-        named = name_datasets([DatasetConfig.from_dict(entry) for entry in run.get("datasets", [])])
         chosen = {name: asdict(config) for name, config in named.items() if changes.get("dataset", name) == name}
         if len(chosen) > 1 and not changes.keys().isdisjoint(("data_dir", "dataset_kwargs", "tasks")):
             raise ValueError(
@@ -505,6 +507,11 @@ def save_image_scores(path: Path, image_scores: list[dict]) -> None:
 
 
 def read_training(folder: str | Path) -> dict | None:
-    """Returns what a training noted beside the weights in a folder, and `None` where there is nothing."""
+    """Returns what a training noted beside the weights in a folder, and `None` where there is nothing.
+
+    Raises:
+        ValueError: If the file is damaged.
+    """
     path = Path(folder) / TRAINING_NAME
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    with explain_failure(f"Cannot use {path}"):
+        return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None

@@ -111,7 +111,13 @@ def card_of_folder(folder: Path, name: str, model_id: str) -> ModelCard:
     reports = find_reports(folder)
     images = [image.name if image.is_file() else None for image in map(predictions_path, reports)]
     evaluations = map(read_evaluation, reports)
-    return make_card(config, name, model_id=model_id, reports=list(zip(evaluations, images, strict=True)))
+    reports = list(zip(evaluations, images, strict=True))
+    try:
+        return make_card(config, name, model_id=model_id, reports=reports)
+    except Exception as error:  # values that are no scores fail in many ways, some in the template
+        raise ValueError(
+            f"A report of {folder} is not one of `transformers-sem evaluate`: {type(error).__name__} {error}. Write it again."
+        ) from error
 
 
 def read_evaluation(path: Path) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from ..modeling_sem import AUTO_MODELS, SEMForMultiTaskDensePrediction
 from ..pipeline_sem import MultiTaskDensePredictionPipeline
 from ..utils.files import plain_disk_errors
 from ..utils.loading import load_image_processor, load_model
-from .card import EVALUATION_NAME, SEVERAL_EVALUATIONS, card_of_folder, find_reports, predictions_path, read_evaluation
+from .card import EVALUATION_NAME, SEVERAL_EVALUATIONS, card_of_folder, find_reports, predictions_path
 
 
 LOG_IN = "Log in with `hf auth login` or set HF_TOKEN, with a token that may write there"
@@ -53,8 +53,7 @@ def stage_model(folder: Path, staging: Path, *, custom_code: bool = False) -> No
     model = load_model(SEMForMultiTaskDensePrediction, folder, local_files_only=True)
     image_processor = load_image_processor(SEMImageProcessor, folder, local_files_only=True)
     reports = find_reports(folder)
-    for path in reports:
-        read_evaluation(path)
+    card_of_folder(folder, folder.name, model_id=str(folder))  # fails now, and not after the repository is created
     with plain_disk_errors(staging):
         if custom_code:
             save_with_code(model, image_processor, staging)
@@ -89,14 +88,6 @@ def check_files(folder: Path) -> None:
     for name in ("config.json", "preprocessor_config.json"):
         if not (folder / name).is_file():
             raise FileNotFoundError(f"{folder} is not a trained model: it has no {name}. {remedy}.")
-    try:
-        model_type = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
-    except (ValueError, AttributeError) as error:
-        raise ValueError(f"{folder / 'config.json'} is not a configuration: {error}. {remedy}.") from error
-    if model_type != SEMConfig.model_type:
-        raise ValueError(
-            f"The model type must be {SEMConfig.model_type!r}; that of {folder} is {model_type!r}. {remedy}."
-        )
     if not list(folder.glob("*.safetensors")):
         pickles = [path.name for path in sorted(folder.iterdir()) if path.suffix in PICKLES]
         found = f"its weights are pickles, {pickles}, which can run code" if pickles else "it has no weights"

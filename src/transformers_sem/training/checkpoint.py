@@ -4,6 +4,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -133,7 +134,11 @@ def newest_whole_checkpoint(folder: Path) -> Path | None:
 
 
 def resume(accelerator: Accelerator, folder: Path) -> int:
-    """Loads the newest whole checkpoint, the same on all ranks, and returns its step; 0 if there is none."""
+    """Loads the newest whole checkpoint, the same on all ranks, and returns its step; 0 if there is none.
+
+    Raises:
+        ValueError: If it is one of another model, for example because `pretrained_model` has changed.
+    """
     found = [newest_whole_checkpoint(folder) if accelerator.is_main_process else None]
     checkpoint = broadcast_object_list(found)[0]
     if checkpoint is None:
@@ -143,7 +148,16 @@ def resume(accelerator: Accelerator, folder: Path) -> int:
         patch_environment(TORCH_FORCE_WEIGHTS_ONLY_LOAD="1"),
         torch.serialization.safe_globals(safe_globals(accelerator)),
     ):
-        accelerator.load_state(str(checkpoint))
+        try:
+            accelerator.load_state(str(checkpoint))
+        except (RuntimeError, ValueError) as error:
+            if not re.search("state.?dict", str(error)):
+                raise
+            reason = str(error).split("\n")[0].rstrip(":. ")
+            raise ValueError(
+                f"The checkpoint {checkpoint} is one of another model: {reason}. Choose another output_dir, or remove that "
+                "folder."
+            ) from error
     return checkpoint_step(checkpoint)
 
 
