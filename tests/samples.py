@@ -1,6 +1,9 @@
-"""Random logits and labels of any task in the table."""
+"""Random logits and labels of any task in the table, and damaged files."""
+
+from pathlib import Path
 
 import torch
+from PIL import Image, PngImagePlugin
 from torch import Tensor
 
 from transformers_sem import TASKS
@@ -29,3 +32,15 @@ def random_labels(
 
 def invalid_labels(task: str, num_images: int, size: tuple[int, int]) -> Tensor:
     return random_labels(task, num_images, size, invalid_share=1.1)
+
+
+def save_damaged_png(path: Path, image: Image.Image, chunk: bytes) -> Path:
+    """Saves a PNG file with a text, a profile and EXIF data, of which the `chunk` of this name is damaged."""
+    texts, exif = PngImagePlugin.PngInfo(), Image.Exif()
+    texts.add_text("comment", "text" * 1000, zip=True)
+    exif[0x010F] = "camera"
+    image.save(path, pnginfo=texts, exif=exif, icc_profile=b"x" * 500)
+    content = bytearray(path.read_bytes())
+    content[content.index(chunk) + 12] ^= 255
+    path.write_bytes(content)
+    return path

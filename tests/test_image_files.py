@@ -2,13 +2,31 @@
 
 import os
 import sys
+import threading
+import time
 from contextlib import ExitStack
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
+import datasets
 import numpy as np
 import pytest
-from PIL import Image, PngImagePlugin
+from PIL import Image
 
-from transformers_sem.image_files import UnreadableImageError, read_image_file, to_upright_rgb, without_pillow_limit
+from transformers_sem import image_files
+from transformers_sem.data import files
+from transformers_sem.image_files import (
+    PNG_SIGNATURE,
+    UnreadableImageError,
+    load_image,
+    read_image_file,
+    repair_image,
+    to_upright_rgb,
+    without_pillow_limit,
+)
+
+from .samples import save_damaged_png
 
 
 RED, BLUE = (250, 10, 20), (10, 20, 250)
@@ -127,14 +145,61 @@ def test_threads_restore_the_limit_of_pillow(tmp_path):
 
 @pytest.mark.parametrize("name", [b"zTXt", b"iCCP", b"eXIf"])
 def test_damaged_texts_and_profiles_are_ignored(tmp_path, name):
-    texts, exif = PngImagePlugin.PngInfo(), Image.Exif()
-    texts.add_text("comment", "text" * 1000, zip=True)
-    exif[0x010F] = "camera"
-    red_above_blue().save(tmp_path / "photo.png", pnginfo=texts, exif=exif, icc_profile=b"x" * 500)
-    content = bytearray((tmp_path / "photo.png").read_bytes())
-    content[content.index(name) + 12] ^= 255
-    (tmp_path / "photo.png").write_bytes(content)
-    assert is_red_above_blue(read_image_file(tmp_path / "photo.png"))
+    path = save_damaged_png(tmp_path / "photo.png", red_above_blue(), name)
+    assert is_red_above_blue(read_image_file(path))
+    assert is_red_above_blue(Image.fromarray(files.read_image(path)))
+    # as rows are read
+    repaired = {"bytes": repair_image(path.read_bytes()), "path": None}
+    assert is_red_above_blue(datasets.Image().decode_example(repaired))
+
+
+def test_intact_images_are_not_repaired(tmp_path):
+    for ending, texts in (("png", {"dpi": (72, 72)}), ("png", {}), ("jpg", {"dpi": (72, 72)})):
+        red_above_blue().save(tmp_path / f"photo.{ending}", **texts)
+        content = (tmp_path / f"photo.{ending}").read_bytes()
+        assert repair_image(content) == content
+
+
+def test_a_large_file_that_is_no_image_is_not_read_whole(tmp_path, monkeypatch):
+    monkeypatch.setattr(Path, "read_bytes", lambda path: pytest.fail(f"reads {path}"))
+    (tmp_path / "photo.jpg").write_bytes(bytes(2**20))
+    with pytest.raises(UnreadableImageError, match="it is not an image"):
+        read_image_file(tmp_path / "photo.jpg")
+
+
+def test_a_png_file_of_zeros_is_refused_at_once(tmp_path, monkeypatch):
+    (tmp_path / "photo.png").write_bytes(PNG_SIGNATURE + bytes(2**26))
+    start = time.process_time()
+    with pytest.raises(UnreadableImageError):
+        read_image_file(tmp_path / "photo.png")
+    assert time.process_time() - start < 1
+
+
+@pytest.fixture
+def address(tmp_path):
+    """The address of a server of `tmp_path`."""
+    handler = partial(SimpleHTTPRequestHandler, directory=str(tmp_path))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def test_images_at_addresses_are_bounded(tmp_path, address, monkeypatch):
+    image = red_above_blue()
+    image.putalpha(Image.linear_gradient("L").resize(image.size))
+    image.save(tmp_path / "photo.png")
+    expected = np.asarray(read_image_file(tmp_path / "photo.png"))
+    np.testing.assert_array_equal(np.asarray(load_image(f"{address}/photo.png", 20)), expected)
+    (tmp_path / "large.ppm").write_bytes(b"P6 16001 16001 255\n")
+    with pytest.raises(
+        UnreadableImageError, match=r"large.ppm: an image has at most 256 million pixels; got 16,001 x"
+    ):
+        load_image(f"{address}/large.ppm", 20)
+    monkeypatch.setattr(image_files, "MAX_DOWNLOAD", 3_000_000)
+    (tmp_path / "long.png").write_bytes(bytes(3_000_001))
+    with pytest.raises(UnreadableImageError, match=r"long.png: an image from an address has at most 3 MB. Shrink it"):
+        load_image(f"{address}/long.png", 20)
 
 
 def test_an_upright_image_is_not_turned_again(tmp_path):

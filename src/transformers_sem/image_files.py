@@ -11,10 +11,11 @@ import stat
 import struct
 import threading
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -27,6 +28,7 @@ from transformers.image_utils import httpx  # the one that huggingface-hub requi
 IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
 HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc")  # in the header of photos from phones
 MAX_PIXELS = 256_000_000  # slightly more than the largest phone camera; 768 MB as RGB
+MAX_DOWNLOAD = 256_000_000  # bytes from an address
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 CHANNELS = (1, 3, 4)  # of an array: gray, RGB, RGBA
 # EXIF orientation -> what makes the image upright
@@ -39,6 +41,9 @@ TRANSPOSITIONS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+
+
+Converted = TypeVar("Converted")
 
 
 class UnreadableImageError(ValueError):
@@ -66,7 +71,7 @@ def load_image(source: str | Path, timeout: float | None = None) -> Image.Image:
     text = str(source)
     if text.startswith(("http://", "https://")):
         try:
-            content = httpx.get(text, timeout=timeout, follow_redirects=True).raise_for_status().content
+            content = _download(text, timeout)
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise UnreadableImageError(text, str(error) or f"{type(error).__name__}.") from error
         return _read(BytesIO(content), text)
@@ -78,6 +83,20 @@ def load_image(source: str | Path, timeout: float | None = None) -> Image.Image:
         if len(content) > len(PNG_SIGNATURE):
             return _read(BytesIO(content), "the base64 text")
     return read_image_file(source)
+
+
+def _download(url: str, timeout: float | None) -> bytes:
+    content = bytearray()
+    with httpx.stream("GET", url, timeout=timeout, follow_redirects=True) as response:
+        response.raise_for_status()
+        for block in response.iter_bytes():
+            content += block
+            if len(content) > MAX_DOWNLOAD:
+                raise UnreadableImageError(
+                    url,
+                    f"an image from an address has at most {MAX_DOWNLOAD // 10**6} MB. Shrink it, or save it as a file.",
+                )
+    return bytes(content)
 
 
 def read_image_file(path: str | Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
@@ -97,13 +116,7 @@ def _read(file: Path | BytesIO, name: str, max_pixels: int = MAX_PIXELS) -> Imag
     try:
         if isinstance(file, Path) and not stat.S_ISREG(file.stat().st_mode):  # reading a pipe or a device never ends
             raise ValueError("it is no regular file but a directory, a pipe or a device. Pass an image file.")
-        try:
-            return _decode(file, max_pixels)
-        except Exception:
-            essential = _essential_chunks(file.read_bytes() if isinstance(file, Path) else file.getvalue())
-            if essential is None:
-                raise
-            return _decode(BytesIO(essential), max_pixels)
+        return decode_image(file, to_upright_rgb, max_pixels)
     except UnidentifiedImageError as error:
         is_empty = (file.stat().st_size if isinstance(file, Path) else len(file.getvalue())) == 0
         reason = "it is empty (0 bytes)" if is_empty else f"it is not an image of {', '.join(IMAGE_FORMATS)}"
@@ -112,7 +125,41 @@ def _read(file: Path | BytesIO, name: str, max_pixels: int = MAX_PIXELS) -> Imag
         raise UnreadableImageError(name, str(error) or f"{type(error).__name__}.") from error
 
 
-def _decode(file: Path | BytesIO, max_pixels: int) -> Image.Image:
+def decode_image(
+    file: Path | BytesIO, convert: Callable[[Image.Image], Converted], max_pixels: int = MAX_PIXELS
+) -> Converted:
+    """Opens an image of `IMAGE_FORMATS` or HEIC and converts it; a PNG file with damaged texts or profiles without these.
+
+    Args:
+        file (`Path` or `BytesIO`): The file.
+        convert (`Callable`): Function of the opened image.
+        max_pixels (`int`): Maximum number of pixels; larger images are not decoded.
+
+    Raises:
+        ValueError: If it has more pixels; Pillow raises errors of any type on damaged files.
+    """
+    try:
+        return _decode(file, convert, max_pixels)
+    except Exception:
+        essential = _essential_chunks(file)
+        if essential is None:
+            raise
+        return _decode(BytesIO(essential), convert, max_pixels)
+
+
+def repair_image(content: bytes) -> bytes:
+    """Returns a PNG file with damaged texts or profiles without these, so that any program reads it; other files as they are."""
+    essential = _essential_chunks(BytesIO(content))
+    if essential is None:
+        return content
+    try:
+        _decode(BytesIO(content), lambda image: (image.load(), image.getexif()), MAX_PIXELS)
+    except Exception:
+        return essential
+    return content
+
+
+def _decode(file: Path | BytesIO, convert: Callable[[Image.Image], Converted], max_pixels: int) -> Converted:
     formats = _heic_formats() if _is_heic(file) else IMAGE_FORMATS
     with without_pillow_limit(), Image.open(file, formats=formats) as image:
         if image.width * image.height > max_pixels:
@@ -120,15 +167,18 @@ def _decode(file: Path | BytesIO, max_pixels: int) -> Image.Image:
                 f"an image has at most {max_pixels // 10**6} million pixels; got {image.width:,} x "
                 f"{image.height:,}. Shrink it first."
             )
-        return to_upright_rgb(image)
+        return convert(image)
+
+
+def _read_header(file: Path | BytesIO) -> bytes:
+    if isinstance(file, BytesIO):
+        return file.getvalue()[:64]
+    with file.open("rb") as opened:
+        return opened.read(64)
 
 
 def _is_heic(file: Path | BytesIO) -> bool:
-    if isinstance(file, Path):
-        with file.open("rb") as opened:
-            header = opened.read(64)
-    else:
-        header = file.getvalue()[:64]
+    header = _read_header(file)
     brands = header[8 : int.from_bytes(header[:4], "big")]
     return header[4:8] == b"ftyp" and any(brand in brands for brand in HEIC_BRANDS)
 
@@ -145,14 +195,17 @@ def _heic_formats() -> tuple[str, ...]:
     return ("HEIF",)
 
 
-def _essential_chunks(content: bytes) -> bytes | None:
+def _essential_chunks(file: Path | BytesIO) -> bytes | None:
     """Returns a PNG file without its texts and profiles, which may be damaged; `None` where nothing can be left out."""
-    if not content.startswith(PNG_SIGNATURE):
+    if not _read_header(file).startswith(PNG_SIGNATURE):
         return None
+    content = file.read_bytes() if isinstance(file, Path) else file.getvalue()
     chunks, start = [PNG_SIGNATURE], len(PNG_SIGNATURE)
     while start + 12 <= len(content):
         (length,) = struct.unpack_from(">I", content, start)
         chunk = content[start : start + 12 + length]
+        if not chunk[4:8].isalpha():  # no chunk: the rest of the file is damaged
+            return None
         is_intact = zlib.crc32(chunk[4:-4]) == int.from_bytes(chunk[-4:], "big")
         if chunk[4:5].isupper() or (chunk[4:8] in (b"tRNS", b"eXIf") and is_intact):
             chunks.append(chunk)

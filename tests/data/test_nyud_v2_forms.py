@@ -269,6 +269,16 @@ def test_arrays_in_other_files(official, tmp_path, kind):
         read_variable(tmp_path / "map.mat", "LabelMap")
 
 
+def test_arrays_larger_than_their_file_can_hold_are_not_read(tmp_path):
+    with h5py.File(tmp_path / "map.mat", "w") as file:
+        file.create_dataset("LabelMap", (2**28,), np.uint8, chunks=(2**20,))
+    with pytest.raises(ValueError, match="it has [0-9,]+ bytes and cannot hold its arrays, which need 268,435,456"):
+        read_variable(tmp_path / "map.mat", "LabelMap")
+    with h5py.File(tmp_path / "map.mat", "w") as file:
+        file.create_dataset("LabelMap", data=np.zeros((3000, 2000), np.uint16), compression="gzip")
+    assert read_variable(tmp_path / "map.mat", "LabelMap").shape == (2000, 3000)
+
+
 def test_splits_of_other_frames(official):
     for numbers in ([[1.5]], [[0]], [[4]], [[1], [1]], np.zeros((0, 1))):
         scipy.io.savemat(official / "splits.mat", {"trainNdxs": numbers, "testNdxs": [[2]]})

@@ -3,7 +3,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import scipy.io
-from PIL import Image
+from PIL import EpsImagePlugin, Image
 
 from transformers_sem.evaluation import boundary_files
 from transformers_sem.evaluation.boundary import boundary_counts
@@ -115,6 +115,15 @@ def test_what_is_no_map_is_named(tmp_path, write):
     with pytest.raises(ValueError, match="some map.png") as error:
         read_map(path)
     assert len(str(error.value).splitlines()) == 1
+
+
+def test_no_other_program_is_started_for_a_map(tmp_path, monkeypatch):
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *_, **__: pytest.fail("starts Ghostscript"))
+    path = tmp_path / "map.png"
+    path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n")
+    for read in (read_map, read_prediction):
+        with pytest.raises(ValueError, match="Cannot read .*map.png: cannot identify image file"):
+            read(path)
 
 
 @pytest.mark.parametrize(

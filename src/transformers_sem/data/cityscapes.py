@@ -23,7 +23,16 @@ from pathlib import Path
 import numpy as np
 
 from ..losses import INVALID_ID
-from .files import FrameReader, existing_patterns, find_file, find_root, read_ids, read_image, read_rgb
+from .files import (
+    FrameReader,
+    existing_patterns,
+    find_file,
+    find_root,
+    read_ids,
+    read_image,
+    read_image_bytes,
+    read_rgb,
+)
 from .sources import Frame, Maps, Source, SourceBuilder, SourceConfig, drop_missing
 
 
@@ -222,7 +231,7 @@ def read_frame(frame: Frame, num_classes: int) -> Maps:
     }
     maps = {column: reader.read(frame[column], read) for column, read in readers.items() if frame.get(column)}
     reader.finish()
-    return {**maps, "image": Path(frame["image"]).read_bytes()}
+    return {**maps, "image": read_image_bytes(frame["image"])}
 
 
 @dataclass

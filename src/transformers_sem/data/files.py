@@ -21,13 +21,16 @@ import scipy.io
 from PIL import Image
 from tqdm.auto import tqdm
 
-from ..image_files import to_upright
+from ..image_files import decode_image, repair_image, to_upright
 from ..task_kinds import unit_vectors_to_rgb
 from ..utils.extras import MissingExtraError, require
 
 
 IMAGE_FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG"}
 ZIP_SIGNATURES = (b"PK\x03\x04", b"PK\x05\x06")  # the second one if it holds nothing
+MAX_ROW_PIXELS = 178_000_000  # `datasets` decodes the images of rows with the limit of Pillow
+MAX_COMPRESSION = 1000  # of zlib; an HDF5 file of a few bytes may say that it holds any number of zeros
+MIN_ARRAY_LIMIT = 2**26
 HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
 
 
@@ -97,7 +100,8 @@ def read_image(path: str, palette: bool = False) -> np.ndarray:
     Raises:
         ValueError: If the format is not that of the file name, or the image has a palette that is not allowed.
     """
-    with Image.open(path) as image:
+
+    def convert(image: Image.Image) -> np.ndarray:
         expected = IMAGE_FORMATS[Path(path).suffix.lower()]
         if image.format != expected:
             raise ValueError(
@@ -107,6 +111,13 @@ def read_image(path: str, palette: bool = False) -> np.ndarray:
         if image.mode == "P" and not palette:
             raise ValueError("it must be gray or RGB; got a palette, save it without one")
         return np.asarray(to_upright(image))  # rotated by its EXIF orientation, as `datasets` does
+
+    return decode_image(Path(path), convert, MAX_ROW_PIXELS)
+
+
+def read_image_bytes(path: str) -> bytes:
+    """Reads the file of an image that `read_rgb` can read as the bytes for a row."""
+    return repair_image(Path(path).read_bytes())
 
 
 def read_npy(path: str) -> np.ndarray:
@@ -259,12 +270,16 @@ def read_hdf5(path: str | Path) -> dict[str, np.ndarray]:
     """Reads all arrays of an HDF5 file, transposed to MATLAB's order of dimensions.
 
     Raises:
-        ValueError: If an array lies in another file.
+        ValueError: If an array lies in another file, or they are larger than a file of this size can hold.
     """
     h5py = require("h5py", extra="data")
     with h5py.File(path) as file:
         items = {name: own_item(file, name) for name in file}
-        return {name: item[()].T for name, item in items.items() if isinstance(item, h5py.Dataset)}
+        arrays = {name: item for name, item in items.items() if isinstance(item, h5py.Dataset)}
+        file_size, size = os.path.getsize(path), sum(array.nbytes for array in arrays.values())
+        if size > max(MAX_COMPRESSION * file_size, MIN_ARRAY_LIMIT):
+            raise ValueError(f"it has {file_size:,} bytes and cannot hold its arrays, which need {size:,}")
+        return {name: array[()].T for name, array in arrays.items()}
 
 
 def own_item(file: Any, name: str) -> Any:

@@ -41,7 +41,17 @@ from ..losses import INVALID_ID
 from ..task_kinds import CLASS_IDS, MAX_DEPTH, METRES, PROBABILITY, UNIT_VECTORS
 from ..tasks import TASKS, get_task
 from ..utils.settings import parse_yaml
-from .files import FrameReader, check_depth, find_root, read_gray, read_list, read_normals, read_rgb, read_values
+from .files import (
+    FrameReader,
+    check_depth,
+    find_root,
+    read_gray,
+    read_image_bytes,
+    read_list,
+    read_normals,
+    read_rgb,
+    read_values,
+)
 from .sources import SETTINGS_NAME, Frame, Maps, Source, SourceBuilder, SourceConfig, drop_missing
 
 
@@ -332,7 +342,7 @@ def read_frame(frame: Frame, readers: dict[str, Callable[[str], np.ndarray]]) ->
     reader.read(frame["image"], read_rgb)
     maps = {task: reader.read(frame[task], read) for task, read in readers.items() if frame[task]}
     reader.finish()
-    return {"image": Path(frame["image"]).read_bytes(), **maps}
+    return {"image": read_image_bytes(frame["image"]), **maps}
 
 
 class FolderConfig(SourceConfig):

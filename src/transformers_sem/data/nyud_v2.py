@@ -40,6 +40,7 @@ from .files import (
     read_depth,
     read_gray,
     read_ids,
+    read_image_bytes,
     read_list,
     read_matlab,
     read_normals,
@@ -302,7 +303,7 @@ def read_folder_frame(frame: Frame) -> Maps:
     maps = {column: reader.read(frame[column], read) for column, read in readers.items() if frame.get(column)}
     reader.finish()
     derived = {"normal", "boundary"} - set(frame)
-    return finish_frame(frame["id"], maps, maps.get("semseg"), Path(frame["image"]).read_bytes(), derived)
+    return finish_frame(frame["id"], maps, maps.get("semseg"), read_image_bytes(frame["image"]), derived)
 
 
 def read_official_frame(frame: Frame, classes: np.ndarray) -> Maps:

@@ -31,6 +31,7 @@ from .files import (
     find_root,
     read_ids,
     read_image,
+    read_image_bytes,
     read_list,
     read_rgb,
     read_variable,
@@ -327,7 +328,7 @@ def read_frame(frame: Frame) -> Maps:
     }
     maps |= {column: reader.read(frame[column], read) for column, read in readers.items() if frame.get(column)}
     reader.finish()
-    maps["image"] = Path(frame["image"]).read_bytes()
+    maps["image"] = read_image_bytes(frame["image"])
     if "parsing" in frame and frame["parsing"] is None:
         maps["parsing"] = np.full(reader.shape, INVALID_ID, np.uint8)
     if LABEL_MAP in maps:

@@ -12,6 +12,7 @@ from PIL import Image
 from scipy.io import loadmat
 from tqdm.auto import tqdm
 
+from ..image_files import decode_image
 from ..utils.processes import process_pool
 from .boundary import boundary_counts, check_max_distance
 from .statistics_folder import StatisticsFolder
@@ -51,15 +52,17 @@ def _read(path: Path, reader: Callable[[Path], ndarray]) -> ndarray:
 
 
 def _read_image(path: Path) -> ndarray:
-    with Image.open(path) as image:
-        return np.asarray(image)
+    return decode_image(path, np.asarray)
 
 
 def _read_gray(path: Path) -> ndarray:
-    with Image.open(path) as image:
-        if image.mode not in ("L", "1"):
-            raise ValueError(f"a predicted boundary is an 8-bit gray image, mode L; got mode {image.mode}")
-        return np.asarray(image.convert("L"))
+    return decode_image(path, _gray_levels)
+
+
+def _gray_levels(image: Image.Image) -> ndarray:
+    if image.mode not in ("L", "1"):
+        raise ValueError(f"a predicted boundary is an 8-bit gray image, mode L; got mode {image.mode}")
+    return np.asarray(image.convert("L"))
 
 
 def _read_label_map(path: Path) -> ndarray:

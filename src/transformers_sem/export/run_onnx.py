@@ -40,7 +40,8 @@ def content_size(size: tuple[int, int], settings: dict) -> tuple[int, int]:
 
 def read_rgb(path: Path) -> Image.Image:
     """Reads an image as the image processor does: upright, 16-bit gray scaled to 8 bits, transparent pixels white."""
-    image = Image.open(path)
+    # other formats could start another program
+    image = Image.open(path, formats=("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF"))
     image.load()
     try:
         transposition = TRANSPOSITIONS.get(image.getexif().get(ExifTags.Base.Orientation))
