@@ -1,13 +1,39 @@
-"""The clean-up of a traced graph."""
+"""The graph of a model with one task, and the clean-up of a traced graph."""
 
+import numpy as np
 import pytest
+import torch
+
+from transformers_sem import SEMForMultiTaskDensePrediction
 
 
 pytest.importorskip("onnxruntime", reason="the extra `onnx` is not installed")
 
 import onnx_ir as ir
+import onnxruntime
 
-from transformers_sem.export.onnx import clear_records, mark_float32
+from transformers_sem.export.functions import Call, MapSize, Signature
+from transformers_sem.export.onnx import clear_records, export_graph, mark_float32
+
+from ..tiny import tiny_config
+
+
+def test_a_call_returns_one_map_as_its_module_does():
+    signature = Signature("function", [MapSize(3, 2)], [MapSize(5, 1)])
+    maps = torch.zeros(2, 3, 8, 6)
+    assert Call(torch.nn.Identity(), signature)(maps).shape == (2, 5, 4, 3)
+    (result,) = Call(torch.nn.Identity(), signature, returns_tuple=True)(maps)
+    assert result.shape == (2, 5, 4, 3)
+
+
+@pytest.mark.slow
+def test_a_model_of_one_task_is_exported(tmp_path):
+    model = SEMForMultiTaskDensePrediction(tiny_config(task_num_labels={"depth": 1}, use_decoder=False)).eval()
+    export_graph(model, tmp_path / "model.onnx", size=(64, 64))
+    images = torch.randn(3, 3, 64, 64)
+    (depth,) = onnxruntime.InferenceSession(tmp_path / "model.onnx").run(None, {"pixel_values": images.numpy()})
+    with torch.no_grad():
+        np.testing.assert_allclose(depth, model(images).logits["depth"].numpy(), atol=1e-4)
 
 
 def build(scopes):

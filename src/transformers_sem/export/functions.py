@@ -45,15 +45,23 @@ def weights_of(module: nn.Module) -> dict[str, Tensor]:
 
 
 class Call(nn.Module):
-    """Stands for a module in the trace: one node that calls an ONNX function on the module's inputs and weights."""
+    """Stands for a module in the trace: one node that calls an ONNX function on the module's inputs and weights.
 
-    def __init__(self, module: nn.Module, signature: Signature):
+    Args:
+        module (`nn.Module`): The module.
+        signature (`Signature`): Of the function.
+        returns_tuple (`bool`, *optional*, defaults to `False`): Whether the module returns a tuple of maps, which may have
+            one element, and not a map.
+    """
+
+    def __init__(self, module: nn.Module, signature: Signature, *, returns_tuple: bool = False):
         super().__init__()
         self.module = module
         self.signature = signature
+        self.returns_tuple = returns_tuple
 
     def forward(self, *feature_maps: Tensor) -> Tensor | tuple[Tensor, ...]:
-        """Maps `(B, C, H, W)` -> the maps that the module returns, or the only one."""
+        """Maps `(B, C, H, W)` -> what the module returns."""
         batch_size, _, *size = feature_maps[0].shape
         rows, columns = (edge // self.signature.inputs[0].edge for edge in size)
         outputs = symbolic_multi_out(
@@ -65,7 +73,7 @@ class Call(nn.Module):
             ],
             version=1,
         )
-        return outputs[0] if len(outputs) == 1 else tuple(outputs)
+        return tuple(outputs) if self.returns_tuple else outputs[0]
 
 
 class WholeConv2d(Conv2dSame):
@@ -223,11 +231,12 @@ def split_into_functions(
     )
     encoder = Encoder(sem)
     functions = [trace_function(encoder, signature, cells)]
-    sem.backbone, sem.reassembly = Call(encoder, signature), nn.Identity()
+    sem.backbone, sem.reassembly = Call(encoder, signature, returns_tuple=True), nn.Identity()
     if sem.decoder is not None:
         functions += split_decoder(sem, edges, cells)
     task_map = MapSize(sem.output_channels, int(sem.size_divisor / sem.output_stride))
-    network = Call(Network(sem), Signature("network", [image], [task_map] * len(config.tasks)))
+    signature = Signature("network", [image], [task_map] * len(config.tasks))
+    network = Call(Network(sem), signature, returns_tuple=True)
     functions.append(trace_function(network.module, network.signature, cells))
     feature = MapSize(sem.output_channels, 1)
     heads = {task: Signature("head", [feature], [MapSize(width, 1)]) for task, width in config.task_num_labels.items()}
