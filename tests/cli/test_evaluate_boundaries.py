@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from transformers_sem.evaluation.boundary import boundary_counts, boundary_scores
+from transformers_sem.utils.environment import lock_report
 
 from .commands import error_line, run, save_image
 
@@ -43,6 +44,15 @@ def test_boundaries_on_disk_are_scored(boundary_folders, tmp_path):
         assert "transformers-sem evaluate-boundaries --predictions" in report["command"]
         assert "commit" in report["environment"]
         assert f"{report['scores']['ods']:.4f}" in result.output and str(output) in result.output
+
+
+def test_one_command_writes_a_report_of_boundaries_at_a_time(boundary_folders, tmp_path):
+    arguments = [*boundary_folders, "--max-distance", 0.03, "--output", tmp_path / "boundaries.json"]
+    with lock_report(tmp_path / "boundaries.json"):
+        message = error_line(run("evaluate-boundaries", *arguments))
+    assert "One command writes a report at a time" in message
+    assert not (tmp_path / "boundaries_counts").exists()
+    assert run("evaluate-boundaries", *arguments).code == 0
 
 
 @pytest.mark.parametrize(

@@ -334,6 +334,28 @@ def test_one_evaluation_writes_a_report_at_a_time(evaluate, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == [".evaluation.lock"]
 
 
+def test_one_evaluation_writes_predictions_to_a_folder_at_a_time(evaluate, tmp_path):
+    with (
+        locked(tmp_path / ".maps_predictions.lock", "One test"),
+        pytest.raises(ValueError, match="predictions to a folder"),
+    ):
+        evaluate(tmp_path, predictions=tmp_path / "maps")
+    assert not (tmp_path / "evaluation.json").exists()
+
+
+def test_the_locks_are_held_until_the_report_is_written(evaluate, tmp_path, monkeypatch):
+    def save(path, **values):
+        for lock in (tmp_path / ".evaluation.lock", tmp_path / ".maps_predictions.lock"):
+            with pytest.raises(ValueError, match="at a time; another"), locked(lock, "One test at a time"):
+                pass
+        save_report(path, **values)
+
+    save_report = evaluating.save_report
+    monkeypatch.setattr(evaluating, "save_report", save)
+    report, _ = evaluate(tmp_path, predictions=tmp_path / "maps", num_evaluation_images=1)
+    assert report["num_images"] == 1
+
+
 def test_without_an_image_there_is_no_report(evaluate, tmp_path, monkeypatch):
     monkeypatch.setattr(evaluating, "gather_object", lambda values: values[1:])
     with pytest.raises(ValueError, match="every image once; got 4 of 5"):

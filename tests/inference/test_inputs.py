@@ -1,3 +1,5 @@
+import hashlib
+import json
 import os
 from pathlib import Path
 
@@ -78,9 +80,21 @@ def test_an_image_beside_a_folder_of_the_name_of_its_result_keeps_its_ending(tmp
 
 
 def test_results_of_earlier_runs_are_not_inputs(tmp_path):
-    make(tmp_path, "a.jpg", "panels/a.png", "maps/depth/a.png", "own/panels/b.jpg")
+    make(tmp_path, "a.jpg", "panels/a.png", "maps/depth/a.png", "own/panels/b.jpg", "json/other.json")
+    (tmp_path / "json" / "a.json").write_text(json.dumps({"files": ["panels/a.png", "maps/depth/a.png"]}))
     assert set(found(tmp_path, "", output="")) == {"a.jpg", "own/panels/b.jpg"}
     assert set(found(tmp_path, "**/*", output="")) == {"a.jpg", "own/panels/b.jpg"}
     assert set(found(tmp_path, "a.jpg", output="")) == {"a.jpg"}
     with pytest.raises(ValueError, match="is a result in the output folder"):
         found(tmp_path, "panels/a.png", output="")
+
+
+def test_folders_of_a_user_may_have_the_names_of_those_of_results(tmp_path):
+    own = {"raw/b.jpg", "videos/c.mp4", "maps/d.png", "maps/city/e.png", "json/f.png"}
+    make(tmp_path, "a.jpg", *own)
+    assert set(found(tmp_path, "", output="")) == {"a.jpg", *own}
+    (tmp_path / "json" / "g.json").write_text(json.dumps({"files": ["panels/g.png", "maps/depth/g.png"]}))
+    # the last ones are of a run that was stopped before it listed them
+    make(tmp_path, "panels/g.png", "maps/depth/g.png", "panels/a.png", "maps/depth/a.png", "videos/raw/b.mp4")
+    make(tmp_path, f"panels/unfinished_{hashlib.sha256(b'z').hexdigest()[:12]}_z.png")
+    assert set(found(tmp_path, "", output="")) == {"a.jpg", *own}

@@ -73,11 +73,17 @@ BOMB = "a0: &a0 [1, 1, 1, 1, 1, 1, 1, 1, 1]\n" + "".join(
         ("a: &a [*a]", "aliases"),
         ("seed: 1\nseed: 2", r"each key appears once.*'seed'"),
         ("a: {b: 1, b: 1}", r"each key appears once.*'b'"),
+        ("{1: a, 01: b}", r"each key appears once.*\[1\]"),
+        ("{7: a, 0x7: b}", r"each key appears once.*\[7\]"),
+        ("{yes: a, true: b}", r"each key appears once.*\[True\]"),
         ("a: 2021-99-99", "month must be in 1..12"),
         ("a: !!python/object/apply:os.getcwd []", "could not determine a constructor"),
         (b"\xff\xfe\xfa", "unacceptable character"),
     ],
-    ids=["deep", "bomb", "cycle", "repeated", "repeated inside", "date", "code", "bytes"],
+    ids=[
+        *("deep", "bomb", "cycle", "repeated", "repeated inside", "octal", "hexadecimal", "true", "date", "code"),
+        "bytes",
+    ],
 )
 def test_yaml_that_cannot_be_used_is_refused_at_once(text, problem):
     with pytest.raises(ValueError, match=f"(?s)Cannot use run.yaml: it is not YAML; .*{problem}"):
@@ -90,3 +96,4 @@ def test_aliases_and_merged_keys_are_read():
         "b": {"x": 1, "y": 2},
         "c": {"x": 1},
     }
+    assert parse_yaml("{1: a, '1': b, 1.5: c}", "here") == {1: "a", "1": "b", 1.5: "c"}

@@ -18,7 +18,7 @@ from ..data.files import read_list
 from ..evaluation.boundary import boundary_scores
 from ..evaluation.boundary_files import count_boundaries, pair_files
 from ..utils.arguments import json_path, positive_integer
-from ..utils.environment import save_report
+from ..utils.environment import lock_report, save_report
 from ..utils.errors import plain_errors
 from ..utils.processes import available_cpus
 from .arguments import command_parser
@@ -54,9 +54,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with plain_errors():
         pairs = pair_files(parsed.predictions, parsed.labels, read_ids(parsed.ids))
         counts_path = parsed.output.with_name(f"{parsed.output.stem}_counts")
-        counts = count_boundaries(pairs, parsed.max_distance, counts_path, parsed.processes)
-        scores = boundary_scores(list(counts.values()))
-        save_report(parsed.output, scores=scores, num_images=len(counts), max_distance=parsed.max_distance)
+        with lock_report(parsed.output):
+            counts = count_boundaries(pairs, parsed.max_distance, counts_path, parsed.processes)
+            scores = boundary_scores(list(counts.values()))
+            save_report(parsed.output, scores=scores, num_images=len(counts), max_distance=parsed.max_distance)
     for name, value in scores.items():
         print(f"{name:15}{value:.4f}")
     print(f"{len(counts)} images. Written: {parsed.output}, and the counts of each image in {counts_path}.")

@@ -7,7 +7,7 @@ import shutil
 from collections import deque
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future
-from contextlib import AbstractContextManager, closing, nullcontext
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from importlib.metadata import version
 from operator import itemgetter
@@ -30,7 +30,7 @@ from ..data.transforms import read_row
 from ..image_processing_sem import SEMImageProcessor
 from ..modeling_sem import SEMForMultiTaskDensePrediction
 from ..utils.cache import CachedResult
-from ..utils.environment import save_report
+from ..utils.environment import lock_report, save_report
 from ..utils.errors import check_keys
 from ..utils.files import atomic_write, locked
 from ..utils.loading import explain_failure
@@ -358,9 +358,9 @@ def evaluate_and_report(
         `str`: A table of the scores for the terminal.
 
     Raises:
-        ValueError: If another process evaluates into `path`, or model and data do not fit.
+        ValueError: If another process evaluates into `path` or `predictions_dir`, or model and data do not fit.
     """
-    with lock_report(path, accelerator):
+    with lock_outputs(path, predictions_dir, accelerator):
         benchmark = get_benchmark(config.dataset, config.data_dir, config.dataset_kwargs, config.tasks)
         unfinished_dir = path.with_name(f"unfinished_{path.stem}")
         num_processes = num_processes or max(1, available_cpus() // (2 * accelerator.num_processes))
@@ -408,15 +408,21 @@ def evaluate_and_report(
     return format_report(scores, constant_scores) + describe_unscored(model, evaluation)
 
 
-def lock_report(path: Path, accelerator: Accelerator) -> AbstractContextManager:
-    """Locks a report, its table and the statistics of its images against other evaluations.
+@contextmanager
+def lock_outputs(path: Path, predictions_dir: Path | None, accelerator: Accelerator) -> Iterator[None]:
+    """Locks a report, its table, the statistics of its images, and the predicted maps against other evaluations.
 
     Raises:
-        ValueError: On the main process, if another evaluation holds the lock.
+        ValueError: On the main process, if another evaluation holds a lock.
     """
-    if not accelerator.is_main_process:
-        return nullcontext()
-    return locked(path.with_name(f".{path.stem}.lock"), "One evaluation writes a report at a time")
+    with ExitStack() as locks:
+        if accelerator.is_main_process:
+            locks.enter_context(lock_report(path))
+            if predictions_dir is not None:
+                folder = predictions_dir.resolve()  # the lock is beside it, because other programs read the folder
+                rule = "One evaluation writes predictions to a folder at a time"
+                locks.enter_context(locked(folder.with_name(f".{folder.name}_predictions.lock"), rule))
+        yield
 
 
 def describe_unscored(model: SEMForMultiTaskDensePrediction, evaluation: Evaluation) -> str:

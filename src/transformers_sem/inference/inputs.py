@@ -1,7 +1,9 @@
 """Images, videos and cameras named on a command line."""
 
 import glob
+import json
 import os
+import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,6 +18,7 @@ VIDEO_ENDINGS = {".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm
 PHONE_ENDINGS = {".heic", ".heif"}
 # What a run writes to the output folder
 RESULT_FOLDERS = ("panels", "maps", "raw", "inside", "videos", "json")
+UNFINISHED = re.compile("unfinished_[0-9a-f]{12}_")  # names of `atomic_write`
 RESULT_ENDINGS = (".png", ".npy", ".npz", ".json", ".mp4")
 
 
@@ -53,14 +56,18 @@ def find_inputs(inputs: list[str], output: Path) -> list[InputItem]:
     """
     cameras = [InputItem(Path(text), f"camera{text}", "camera") for text in inputs if is_camera(text)]
     paths, bases = {}, []  # keyed by absolute path, so that a file named twice is predicted once
+    results = earlier_results(output)
     for text in inputs:
-        for path in [] if is_camera(text) else expand_pattern(text, output):
+        for path in [] if is_camera(text) else expand_pattern(text, results):
             bases.append(os.path.abspath(path if os.path.isdir(path) else path.parent))
             found = walk(path, output) if os.path.isdir(path) else [path]
-            paths.update((os.path.abspath(file), file) for file in found)
-    if not paths and not cameras:
+            paths.update((os.path.abspath(file), file) for file in found if os.path.realpath(file) not in results)
+    items = name_items(list(paths.values()), bases)
+    names = {item.name for item in items}
+    inputs_only = [item.path for item in items if not is_unlisted_result(item.path, output, names)]
+    if not inputs_only and not cameras:
         raise FileNotFoundError(f"There is no image and no video in {', '.join(inputs)}.")
-    return name_items(list(paths.values()), bases) + cameras
+    return name_items(inputs_only, bases) + cameras
 
 
 def is_camera(text: str) -> bool:
@@ -68,23 +75,22 @@ def is_camera(text: str) -> bool:
     return text.isdecimal() and not os.path.exists(text)
 
 
-def expand_pattern(text: str, output: Path) -> list[Path]:
-    """Returns the file or folder of this name, or those that match the pattern, without results in the output folder.
+def expand_pattern(text: str, results: set[str]) -> list[Path]:
+    """Returns the file or folder of this name, or those that match the pattern, without results of earlier runs.
 
     Raises:
         FileNotFoundError: If there is none.
         ValueError: If the name is that of a result.
     """
     if os.path.exists(text):
-        if is_result(Path(text), output):
+        if os.path.realpath(text) in results:
             raise ValueError(
-                f"--input takes images and videos; {text!r} is a result in the output folder {str(output)!r}. Choose another "
-                "--output."
+                f"--input takes images and videos; {text!r} is a result in the output folder. Choose another --output."
             )
         return [Path(text)]
     paths = [Path(match) for match in sorted(glob.glob(text, recursive=True))]
     paths = [path for path in paths if os.path.isdir(path) or path.suffix.lower() in known_endings()]
-    paths = [path for path in paths if not is_result(path, output)]
+    paths = [path for path in paths if os.path.realpath(path) not in results]
     if not paths:
         raise FileNotFoundError(
             f"There is no file or folder {text!r}; --input takes images, videos, folders of them, patterns and the numbers of "
@@ -93,10 +99,24 @@ def expand_pattern(text: str, output: Path) -> list[Path]:
     return paths
 
 
-def is_result(path: Path, output: Path) -> bool:
-    """Whether a path lies in one of the folders that runs write to the output folder."""
-    path, output = Path(os.path.realpath(path)), Path(os.path.realpath(output))
-    return not {output / name for name in RESULT_FOLDERS}.isdisjoint([path, *path.parents])
+def earlier_results(output: Path) -> set[str]:
+    """Returns the real paths of the files that the descriptions of earlier runs in the output folder list."""
+    results = set()
+    for path in (output / "json").rglob("*.json"):
+        try:
+            results.update(os.path.realpath(output / name) for name in json.loads(path.read_bytes())["files"])
+        except (OSError, ValueError, KeyError, TypeError):  # not one that a run wrote
+            continue
+    return results
+
+
+def is_unlisted_result(path: Path, output: Path, names: set[str]) -> bool:
+    """Whether a file is a result of one of the items by its name, or an unfinished one: a stopped run lists neither."""
+    folder, *parts = Path(os.path.relpath(os.path.realpath(path), os.path.realpath(output))).parts
+    parts = parts[1:] if folder == "maps" else parts  # maps/TASK/NAME.png
+    if folder not in RESULT_FOLDERS or not parts:
+        return False
+    return UNFINISHED.match(parts[-1]) is not None or Path(*parts).with_suffix("").as_posix() in names
 
 
 def known_endings() -> set[str]:
@@ -110,11 +130,7 @@ def walk(folder: Path, output: Path) -> Iterator[Path]:
     endings, unreadable = known_endings(), []
     for parent, folders, files in os.walk(folder, onerror=lambda error: unreadable.append(Path(error.filename))):
         folders[:] = sorted(
-            name
-            for name in folders
-            if not name.startswith(".")
-            and Path(parent, name).resolve() != output.resolve()
-            and not is_result(Path(parent, name), output)
+            name for name in folders if not name.startswith(".") and Path(parent, name).resolve() != output.resolve()
         )
         for name in sorted(files):
             if not name.startswith(".") and Path(name).suffix.lower() in endings:

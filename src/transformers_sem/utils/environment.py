@@ -6,16 +6,26 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 
 import torch
 
-from .files import atomic_write
+from .files import atomic_write, locked
 
 
 PROGRAM = "transformers-sem"
+
+
+def lock_report(path: Path) -> AbstractContextManager:
+    """Locks a JSON report and all that is kept beside it while it is computed, in a `with` block.
+
+    Raises:
+        ValueError: If another process holds the lock.
+    """
+    return locked(path.with_name(f".{path.stem}.lock"), "One command writes a report at a time")
 
 
 def save_report(path: Path, **facts) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 
+MERGE_TAG = "tag:yaml.org,2002:merge"
 MAX_DEPTH = 100
 MAX_VALUES = 100_000  # a few lines of aliases can stand for more values than any memory holds
 
@@ -40,7 +41,9 @@ class SettingsLoader(yaml.SafeLoader):
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         """Builds a mapping."""
-        counts = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
+        keys = [key for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        # by value, because 1 and 01 are one key; << has none
+        counts = Counter(key.value if key.tag == MERGE_TAG else self.construct_object(key) for key in keys)
         repeated = [key for key, count in counts.items() if count > 1]
         if repeated:
             raise yaml.YAMLError(f"each key appears once in a mapping; got {repeated} again{node.start_mark}")
