@@ -162,3 +162,8 @@ def test_images_of_both_splits_are_named(caplog):
             ValueError, match="of 3 validation images are also training images .* off one of the lists"
         ):
             check_shared_ids(datasets.DatasetDict(train=split("a", "b", "c"), validation=validation))
+
+
+def test_unknown_fields_of_a_dataset_are_named_whatever_their_type():
+    with pytest.raises(ValueError, match=r"Unknown fields \[5, 'a'\] of Scenes"):
+        get_benchmark("scenes", None, {"a": 1, 5: 2})

@@ -108,6 +108,7 @@ def test_whole_numbers_are_numbers(write):
             (f"model.backbone_config={value}", ["`model.backbone_config`", value, "key: value"])
             for value in ("5", "0", "'abc'", "[['a']]")
         ),
+        ("model.task_num_labels={depth: 1}", ["['task_num_labels'] in `model`", "`tasks`"]),
         ("model=convnext", ["'model'", "dict", "str"]),
         ("tasks=depth", ["'tasks'", "list", "'depth'"]),
         ("input_size=[32, 64, 96]", ["`input_size`", "two numbers", "[32, 64, 96]"]),

@@ -160,7 +160,7 @@ class Benchmark:
             ValueError: If one is unknown.
         """
         known = [field.name for field in fields(self.builder.BUILDER_CONFIG_CLASS)]
-        unknown = sorted(set(names) - set(known))
+        unknown = sorted(set(names) - set(known), key=str)
         if unknown:
             raise ValueError(f"Unknown fields {unknown} of {self.builder.__name__}; known are {known}.")
 

@@ -225,6 +225,12 @@ class TrainingConfig:
             known = ["model_name", "num_channels", "drop_path_rate", "model_kwargs", "out_indices", "out_features"]
             check_keys("fields of `model.backbone_config`", backbone, known)
         check_keys("fields of `model`", self.model, [spec.name for spec in fields(SEMConfig)])
+        of_dataset = sorted({"task_num_labels", "task_id2label"} & set(self.model))
+        if of_dataset:
+            raise ValueError(
+                f"A model has the tasks and classes of its dataset; got {of_dataset} in `model`. Choose tasks with `tasks`, and "
+                "leave these out."
+            )
 
     @classmethod
     def load(cls, path: str | Path, overrides: Sequence[str] = ()) -> "TrainingConfig":
