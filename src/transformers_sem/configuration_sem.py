@@ -74,7 +74,8 @@ def check_file_fields(values: dict[str, Any]) -> None:
     """Checks what a configuration file sets.
 
     Raises:
-        ValueError: If it asks for an implementation that may be code from the Hub, or names what is no field.
+        ValueError: If it asks for an implementation that may be code from the Hub, names what is no field, or names the file
+            of the weights, which may be a pickle.
     """
     for name in IMPLEMENTATION_FIELDS:
         if values.get(name) not in IMPLEMENTATIONS_OF_FILES:
@@ -82,6 +83,11 @@ def check_file_fields(values: dict[str, Any]) -> None:
                 f"`{name}` of a file is one of {list(IMPLEMENTATIONS_OF_FILES)}; got {values[name]!r}. Pass another one to "
                 "from_pretrained()."
             )
+    if values.get("transformers_weights") is not None:
+        raise ValueError(
+            f"`transformers_weights` of a file is not used; got {values['transformers_weights']!r}. Leave it out, and name the "
+            "weights model.safetensors."
+        )
     check_names(values)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 
 import pytest
@@ -58,6 +59,27 @@ def test_weights_that_do_not_belong_to_the_configuration_are_refused(folder):
         load(folder)
 
 
+def test_weights_in_several_files_are_safetensors_of_the_folder(folder):
+    SEMForMultiTaskDensePrediction.from_pretrained(folder).save_pretrained(folder, max_shard_size="20KB")
+    (folder / "model.safetensors").unlink(missing_ok=True)
+    index = folder / "model.safetensors.index.json"
+    expected = json.loads(index.read_text())["weight_map"]
+    assert len(set(expected.values())) > 1
+    load(folder)
+    shard = sorted(set(expected.values()))[0]
+    (folder / "pickle.bin").touch()
+    for name in ("pickle.bin", f"../{folder.name}/{shard}", str(folder / shard)):
+        names = {key: name if value == shard else value for key, value in expected.items()}
+        index.write_text(json.dumps({"metadata": {}, "weight_map": names}))
+        with pytest.raises(
+            ValueError, match=rf"Cannot use .*index.json: weights are safetensors.*\['{re.escape(name)}'\]"
+        ):
+            load(folder)
+    index.write_text("{}")
+    with pytest.raises(ValueError, match="Cannot use .*index.json: .*weight_map"):
+        load(folder)
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [
@@ -67,6 +89,7 @@ def test_weights_that_do_not_belong_to_the_configuration_are_refused(folder):
         ({"dtype": "float99"}, "`dtype`.*'float99'"),
         ({"model_type": "vit"}, "model type is 'vit', not 'sem'"),
         ({"task_id2label": ["a"]}, "task_id2label"),
+        ({"transformers_weights": "adapter_model.bin"}, "`transformers_weights` of a file is not used"),
         ({"to_dict": 5}, "sets fields.*'to_dict'"),
     ],
 )

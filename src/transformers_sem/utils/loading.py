@@ -1,5 +1,6 @@
 """Loading a trained model and its image processor: whole and usable, or one line that says what is wrong."""
 
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,6 +10,7 @@ import torch
 from PIL import Image
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.image_processing_base import ImageProcessingMixin
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
 
 from .errors import describe_error
 
@@ -32,9 +34,10 @@ def load_config(
 
     Raises:
         OSError: If there is none.
-        ValueError: If its file cannot be used, or is that of another kind of model.
+        ValueError: If its file cannot be used, is that of another kind of model, or the weights are no safetensors.
     """
     check_regular_files(source)
+    check_index(source)
     with explain_failure(f"Cannot use config.json of {source}"):
         config = config_class.from_pretrained(source, local_files_only=local_files_only)
         if config.model_type != config_class.model_type:
@@ -102,6 +105,22 @@ def load_image_processor(
             Image.new("RGB", (2, 2)), return_tensors="pt"
         )  # otherwise the user's first image fails, without the file
     return processor
+
+
+def check_index(source: str | Path) -> None:
+    """Checks that the index of weights in several files names safetensors in its folder; transformers also loads pickles.
+
+    Raises:
+        ValueError: If it names anything else.
+    """
+    path = Path(source) / SAFE_WEIGHTS_INDEX_NAME
+    if not os.path.isfile(path):
+        return
+    with explain_failure(f"Cannot use {path}"):
+        names = set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values())
+        others = sorted(name for name in names if Path(name).name != name or not name.endswith(".safetensors"))
+        if others:
+            raise ValueError(f"weights are safetensors in the same folder; it names {others[:3]}.")
 
 
 def check_regular_files(source: str | Path) -> None:
