@@ -372,7 +372,8 @@ def test_names_of_files_in_the_configuration_of_a_transformers_encoder_have_no_e
             "backbone_kwargs": {"checkpoint_path": "extra.pth"},
             "gguf_file": "extra.pth",
         },
-        **{"attn_implementation": "kernels-community/flash-attn", "auto_map": {"AutoBackbone": "a/b--code.Model"}},
+        **dict.fromkeys(("attn_implementation", "_attn_implementation"), "kernels-community/flash-attn"),
+        **{"auto_map": {"AutoBackbone": "a/b--code.Model"}},
     }
     model = SEMForMultiTaskDensePrediction(tiny_config(backbone_config=encoder))
     assert model.sem.backbone.config._attn_implementation == "sdpa"

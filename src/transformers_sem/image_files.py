@@ -74,7 +74,7 @@ def load_image(source: str | Path, timeout: float | None = None) -> Image.Image:
             content = _download(text, timeout)
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise UnreadableImageError(text, str(error) or f"{type(error).__name__}.") from error
-        return _read(BytesIO(content), text)
+        return _read(content, text)
     if not os.path.isfile(text):
         try:
             content = base64.b64decode(text.rpartition("base64,")[2], validate=True)
@@ -85,18 +85,18 @@ def load_image(source: str | Path, timeout: float | None = None) -> Image.Image:
     return read_image_file(source)
 
 
-def _download(url: str, timeout: float | None) -> bytes:
-    content = bytearray()
+def _download(url: str, timeout: float | None) -> BytesIO:
+    content = BytesIO()
     with httpx.stream("GET", url, timeout=timeout, follow_redirects=True) as response:
         response.raise_for_status()
         for block in response.iter_bytes():
-            content += block
-            if len(content) > MAX_DOWNLOAD:
+            content.write(block)
+            if content.tell() > MAX_DOWNLOAD:
                 raise UnreadableImageError(
                     url,
                     f"an image from an address has at most {MAX_DOWNLOAD // 10**6} MB. Shrink it, or save it as a file.",
                 )
-    return bytes(content)
+    return content
 
 
 def read_image_file(path: str | Path, max_pixels: int = MAX_PIXELS) -> Image.Image:

@@ -4,15 +4,20 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+import torch
 import yaml
+from safetensors.torch import save_file
 
 import transformers_sem
+from transformers_sem import SEMForMultiTaskDensePrediction, SEMImageProcessor
 from transformers_sem.cli.arguments import RECIPES_DIR, find_recipe
 from transformers_sem.cli.main import COMMANDS, main
 
 from ..conftest import REPOSITORY
-from .commands import SETTINGS, TASKS, error_line, run
+from ..tiny import tiny_config
+from .commands import SETTINGS, TASKS, error_line, run, save_image
 
 
 SCRIPTS = REPOSITORY / "scripts"
@@ -39,6 +44,23 @@ def test_an_unknown_command_ends_with_the_usage(arguments, words, capsys):
         main(arguments)
     errors = capsys.readouterr().err
     assert errors.startswith("usage: transformers-sem") and words in errors
+
+
+@pytest.mark.parametrize("command", ["predict", "evaluate", "export"])
+def test_foreign_weights_end_a_command_in_one_line(command, tmp_path):
+    model = tmp_path / "model"
+    SEMForMultiTaskDensePrediction(tiny_config(task_num_labels={"depth": 1})).save_pretrained(model)
+    SEMImageProcessor().save_pretrained(model)
+    save_file({"something": torch.ones(3)}, model / "model.safetensors", metadata={"format": "pt"})
+    photo, output = save_image(tmp_path / "photo.png", np.zeros((40, 50, 3), np.uint8)), tmp_path / "output"
+    arguments = {
+        "predict": ["--input", photo, "--output", output],
+        "evaluate": ["--output", tmp_path / "output.json", "dataset=scenes"],
+        "export": ["--output", output],
+    }[command]
+    message = error_line(run(command, "--model", model, *arguments))
+    assert "do not match its config.json" in message and str(model) in message
+    assert not output.with_suffix(".json").exists() and not [*output.rglob("[!.]*")]
 
 
 @pytest.mark.slow

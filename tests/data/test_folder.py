@@ -272,6 +272,24 @@ def test_classes_without_a_label_are_named(root, caplog):
     assert "semseg" not in caplog.text
 
 
+def test_images_of_formats_that_are_not_read_are_named(root):
+    (root / "images" / "photo_90.webp").touch()
+    (root / "images" / f"{NAMES[0]}.TIF").touch()  # an image has its file
+    (root / "images" / "notes.txt").touch()
+    with pytest.raises(ValueError, match=r"Images end in .jpg, .jpeg, .png; .*also has \['photo_90.webp'\]. Convert"):
+        find_source(root)
+    for name in ("train", "validation"):
+        (root / f"{name}.txt").write_text("\n".join(NAMES))
+    find_source(root)
+
+
+def test_a_folder_with_equal_lists_is_refused(root):
+    for name in ("train", "validation"):
+        (root / f"{name}.txt").write_text("\n".join(NAMES))
+    with pytest.raises(ValueError, match="validation images are also training images"):
+        get_benchmark("folder", root).load(str(root))
+
+
 def test_no_description(root):
     (root / "dataset.yaml").unlink()
     with pytest.raises(FileNotFoundError, match="Pass the folder that has images/ and dataset.yaml"):

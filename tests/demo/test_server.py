@@ -142,6 +142,17 @@ def test_a_page_for_every_address_answers_to_addresses_and_not_to_names():
     VisitorGate(None, None, ["*"], 1, set()).check_host("a.hf.space")
 
 
+def test_the_names_of_the_command_reach_the_page(monkeypatch):
+    from transformers_sem.cli import demo
+    from transformers_sem.demo import page
+
+    launched = {}
+    monkeypatch.setattr(page, "launch", lambda model, **settings: launched.update(settings, model=model))
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    demo.main(["--model", "my model", "--allow-host", "a.example", "--allow-host", "b.example"])
+    assert (launched["model"], launched["allow_hosts"]) == ("my model", ["a.example", "b.example"])
+
+
 def test_uploads_are_limited_and_lie_in_the_folder_of_the_visitor(visitor, page):
     status, message = visitor.upload(b"0" * (2 * 2**20 + 1))
     assert status == 413 and "maximum size of 2 MB" in message

@@ -118,6 +118,7 @@ def test_whole_numbers_are_numbers(write):
         ("zoom=[1.0, 1.5]", ["`zoom`", "symmetric", "[1.0, 1.5]", "zoom=[0.667,1.5]"]),
         ("learning_rate=-1.0", ["`learning_rate`", "0 or more", "-1.0"]),
         ("learning_rate=.nan", ["`learning_rate`", "finite", "nan"]),
+        ("learning_rate=.inf", ["`learning_rate`", "finite", "inf"]),
         ("weight_decay=.inf", ["`weight_decay`", "finite", "inf"]),
         ("seed=-1", ["`seed`", "0 or more", "-1"]),
         ("num_workers=-1", ["`num_workers`", "0 or more", "-1"]),
@@ -240,6 +241,17 @@ def test_a_moved_run_goes_on(tmp_path, monkeypatch):
     claim_output_dir(TrainingConfig(output_dir="moved", data_dir="data"))
     with pytest.raises(ValueError, match="data_dir"):
         claim_output_dir(TrainingConfig(output_dir="moved", data_dir="moved"))
+
+
+@pytest.mark.parametrize("name", ["pretrained_model", "pretrained_backbone"])
+def test_weights_go_by_their_place(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "weights").mkdir()
+    for path in ("weights", "weights/", str(tmp_path / "weights")):
+        claim_output_dir(TrainingConfig(output_dir="run", **{name: path}))
+    for path in ("owner/weights", None if name == "pretrained_model" else False):
+        with pytest.raises(ValueError, match=name):
+            claim_output_dir(TrainingConfig(output_dir="run", **{name: path}))
 
 
 def test_settings_of_several_datasets_replace_those_of_one(tmp_path, monkeypatch):

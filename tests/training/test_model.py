@@ -300,3 +300,23 @@ def test_a_pretrained_model_without_its_weights_is_refused(tmp_path):
             build_model(config, benchmark)
     config = TrainingConfig(dataset="scenes", tasks=["semseg", "normal"], pretrained_model=str(tmp_path))
     assert build_model(config, benchmark).dtype == torch.float32
+
+
+def test_settings_of_the_model_do_not_hide_lost_weights(saved, tmp_path):
+    """Only what another architecture adds or changes may be absent."""
+    folder, benchmark = shutil.copytree(saved, tmp_path, dirs_exist_ok=True), get_benchmark("scenes")
+
+    def build(**model):
+        return build_model(
+            TrainingConfig(dataset="scenes", tasks=["depth"], pretrained_model=str(folder), model=model), benchmark
+        )
+
+    num_bases = build().config.num_bases
+    assert build(num_em_iterations=3).config.num_em_iterations == 3
+    assert build(num_bases=num_bases + 1).config.num_bases == num_bases + 1  # tensors of another shape
+    weights = load_file(folder / "model.safetensors")
+    kept = {name: weights[name] for name in sorted(weights)[:3]}
+    save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
+    for model in ({}, {"num_em_iterations": 3}, {"num_bases": num_bases + 1}):
+        with pytest.raises(ValueError, match=r"do not match its config.json: [0-9]{2,} tensors are missing"):
+            build(**model)

@@ -58,6 +58,8 @@ from .sources import SETTINGS_NAME, Frame, Maps, Source, SourceBuilder, SourceCo
 RULE = f"the folder that has images/ and {SETTINGS_NAME}, its parent, or a tar or zip archive of either"
 LISTS = {"train": "train.txt", "validation": "validation.txt"}
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
+# Refused, because they would be left out in silence
+OTHER_IMAGE_SUFFIXES = (".webp", ".tif", ".tiff", ".bmp", ".gif", ".heic", ".heif", ".avif", ".jp2", ".ppm")
 MAP_SUFFIXES = (".png", ".npy")
 UNITS = {"metre": 1.0, "centimetre": 0.01, "millimetre": 0.001}
 DEFAULT_UNIT, DEFAULT_AXES = "metre", "right-down-forward"
@@ -217,12 +219,19 @@ def read_splits(root: Path, images: dict[str, str]) -> dict[str, list[str]]:
     """Reads the lists of ids. Without lists, every tenth image is for validation and the others for training.
 
     Raises:
-        ValueError: If there are too few images.
+        ValueError: If there are too few images, or some are of a format that is not read.
         FileNotFoundError: If one of the lists is missing.
     """
     if any((root / path).is_file() for path in LISTS.values()):
         return {split: read_list(root / path) for split, path in LISTS.items()}
     names = list(images)
+    others = [path for path in (root / "images").iterdir() if path.suffix.lower() in OTHER_IMAGE_SUFFIXES]
+    left_out = sorted(path.name for path in others if path.stem not in images and path.name[0] != ".")
+    if left_out:
+        raise ValueError(
+            f"Images end in {', '.join(IMAGE_SUFFIXES)}; {root}/images also has {left_out[:5]}. Convert them, or list the ids to use "
+            f"in {' and '.join(LISTS.values())}."
+        )
     if len(names) < 2:
         raise ValueError(f"Training and validation need an image each; {root}/images has {len(names)}. Add more.")
     held_out = names[::VALIDATION_STEP]

@@ -360,9 +360,11 @@ def changed_settings(config: TrainingConfig, path: Path) -> list[str]:
 
 
 def resolve_paths(key: str, value: Any) -> Any:
-    """Returns a setting with the absolute paths of folders of data, which may be given relative to this one."""
+    """Returns a setting with the absolute paths of data and weights, which may be given relative to this folder."""
     if key == "data_dir":
         return None if value is None else os.path.realpath(value)
+    if key in ("pretrained_model", "pretrained_backbone"):  # or the name of a repository
+        return os.path.realpath(value) if isinstance(value, str) and os.path.exists(value) else value
     if key == "datasets":
         return [{name: resolve_paths(name, entry[name]) for name in entry} for entry in value]
     return value

@@ -71,10 +71,8 @@ def load_trained_model(config: TrainingConfig, labels: dict) -> tuple[SEMForMult
             f"`pretrained_model` is the folder or Hub name of a trained SEM; got {config.pretrained_model!r}: {error}"
         ) from error
     absent = {*info["missing_keys"], *(name for name, *_ in info["mismatched_keys"])}
-    old_widths = trained.task_num_labels
-    other_tasks = {task for task, width in labels["task_num_labels"].items() if old_widths.get(task) != width}
-    lost = sorted(name for name in absent if not other_tasks & set(name.split(".")))
-    if lost and (not config.model or len(absent) == len(model.state_dict())):
+    lost = find_lost_tensors(trained, model, absent)
+    if lost:
         raise ValueError(
             f"The weights of `pretrained_model` {config.pretrained_model!r} do not match its config.json: {len(lost)} tensors "
             f"are missing or have another shape, such as {lost[:3]}. Train or copy them again."
@@ -91,6 +89,19 @@ def load_trained_model(config: TrainingConfig, labels: dict) -> tuple[SEMForMult
             renew_classes(model, task)
             new_tasks.append(task)
     return model, new_tasks
+
+
+def find_lost_tensors(trained: SEMConfig, model: SEMForMultiTaskDensePrediction, absent: set[str]) -> list[str]:
+    """Returns the absent tensors that a checkpoint must have, because a model of its own configuration has them too.
+
+    If nothing is there at all, these are all tensors: nothing would be left of the training.
+    """
+    shapes = {name: values.shape for name, values in model.state_dict().items()}
+    if not absent or len(absent) == len(shapes):
+        return sorted(absent)
+    with torch.device("meta"), torch.random.fork_rng(devices=[]):
+        own = SEMForMultiTaskDensePrediction(trained).state_dict()
+    return sorted(name for name in absent if name in own and own[name].shape == shapes[name])
 
 
 @torch.no_grad()
