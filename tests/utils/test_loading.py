@@ -9,8 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from transformers_sem import SEMForMultiTaskDensePrediction, SEMImageProcessor
-from transformers_sem.utils.loading import load_image_processor, load_model
+from transformers_sem import SEMConfig, SEMForMultiTaskDensePrediction, SEMImageProcessor
+from transformers_sem.utils.loading import load_config, load_image_processor, load_model
 
 from ..tiny import tiny_config
 
@@ -98,6 +98,18 @@ def test_a_configuration_that_cannot_be_used_is_named(folder, values, message):
     with pytest.raises(ValueError, match=message) as error:
         load(folder)
     assert str(folder) in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_folder_without_a_configuration_is_refused(folder):
+    """transformers would take the default configuration."""
+    (folder / "config.json").write_text("{}")
+    for _ in range(2):
+        with pytest.raises(FileNotFoundError, match=f"There is no config.json in {folder}, or it has no fields"):
+            load_config(SEMConfig, folder, local_files_only=True)
+        (folder / "config.json").unlink(missing_ok=True)
+    (folder / "config.json").write_text('{"hidden_size": 8}')
+    with pytest.raises(ValueError, match=f"config.json of {folder}: the model type is None, not 'sem'"):
+        load_config(SEMConfig, folder, local_files_only=True)
 
 
 def test_a_folder_with_a_pipe_is_refused(folder):

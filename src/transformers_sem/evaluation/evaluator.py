@@ -520,4 +520,4 @@ def read_training(folder: str | Path) -> dict | None:
     """
     path = Path(folder) / TRAINING_NAME
     with explain_failure(f"Cannot use {path}"):
-        return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
+        return {**json.loads(path.read_text(encoding="utf-8"))} if path.is_file() else None

@@ -24,7 +24,9 @@ def explain_failure(what: str) -> Iterator[None]:
         raise
     except Exception as error:
         message = describe_error(error) or type(error).__name__
-        raise ValueError(f"{what}: {message} Correct the file, or train or copy the model again.") from error
+        raise ValueError(
+            f"{what}: {message.rstrip('.')}. Correct the file, or train or copy the model again."
+        ) from error
 
 
 def load_config(
@@ -39,10 +41,12 @@ def load_config(
     check_regular_files(source)
     check_index(source)
     with explain_failure(f"Cannot use config.json of {source}"):
-        config = config_class.from_pretrained(source, local_files_only=local_files_only)
-        if config.model_type != config_class.model_type:
-            raise ValueError(f"the model type is {config.model_type!r}, not {config_class.model_type!r}.")
-    return config
+        values, _ = config_class.get_config_dict(source, local_files_only=local_files_only)
+        if values == {}:  # transformers would build the default
+            raise FileNotFoundError(f"There is no config.json in {source}, or it has no fields. Name a trained model.")
+        if values.get("model_type") != config_class.model_type:
+            raise ValueError(f"the model type is {values.get('model_type')!r}, not {config_class.model_type!r}.")
+        return config_class.from_pretrained(source, local_files_only=local_files_only)
 
 
 def load_model(
