@@ -114,8 +114,8 @@ def test_a_plan_goes_seed_by_seed_and_has_a_single_task_model_for_each_task(abla
 
 def test_trainings_differ_in_model_task_and_seed_only(ablation):
     expected = {
-        "stl_semseg": {"use_decoder": False, "task_loss_weights": {"semseg": 2}},
-        "stl_depth": {"use_decoder": False, "task_loss_weights": {"depth": 3}},
+        "stl_semseg": {"use_decoder": False},
+        "stl_depth": {"use_decoder": False},
         "mtl": {"use_decoder": False},
         "baseline": {"use_intra_task": False, "inter_task_stages": 0},
         "intra": {"inter_task_stages": 0},

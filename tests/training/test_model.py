@@ -4,6 +4,7 @@ import json
 import math
 import os
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from transformers_sem.backbone import find_image_processor
 from transformers_sem.data.benchmarks import get_benchmark
 from transformers_sem.evaluation.constant_predictor import ConstantPredictor, fit_constant
 from transformers_sem.task_kinds import start_at_shares
-from transformers_sem.training.config import TrainingConfig, label_fields
+from transformers_sem.training.config import TrainingConfig, label_fields, model_config, model_fields
 from transformers_sem.training.model import (
     build_image_processor,
     build_model,
@@ -269,6 +270,16 @@ def test_a_pretrained_model_in_half_precision_is_trained_in_float32(saved, tmp_p
     trained = build_model(config, get_benchmark("scenes"))
     assert {parameter.dtype for parameter in trained.parameters()} == {torch.float32}
     assert torch.equal(trained.heads["depth"].classifier.weight.bfloat16(), model.heads["depth"].classifier.weight)
+
+
+def test_losses_of_tasks_that_are_left_out_have_no_effect():
+    config = TrainingConfig(
+        tasks=["depth"], model={"task_loss_weights": {"depth": 2.0, "semseg": 3.0}, "num_bases": 4}
+    )
+    assert model_fields(config, ["depth"]) == {"task_loss_weights": {"depth": 2.0}, "num_bases": 4}
+    misspelled = replace(config, model={"task_loss_weights": {"deph": 2.0}})
+    with pytest.raises(ValueError, match="deph"):
+        model_config(misspelled, get_benchmark("scenes"))
 
 
 def test_activations_are_checkpointed_under_either_name(saved, monkeypatch):

@@ -135,7 +135,7 @@ def shared_settings(row: dict[str, Any]) -> dict[str, Any]:
     """Returns what all rows of a table share: settings, but for the seed, the tasks and what the models change; test images."""
     settings = row["training"]["settings"]
     changing = {"seed", "tasks", "model", *WITHOUT_EFFECT_ON_WEIGHTS}
-    varied = {"task_loss_weights", "task_loss_kwargs"}.union(*MODELS.values())
+    varied = set().union(*MODELS.values())
     return {
         "num_images": row["num_images"],
         **{key: value for key, value in settings.items() if key not in changing},

@@ -175,7 +175,7 @@ class Ablation:
         """Returns the training of a model of `MODELS`, or of a single-task model for one task."""
         name = Path(f"seed{seed}") / (f"{model}_{task}" if task else model)
         values = {f"model.{field}": value for field, value in MODELS[model].items()}
-        values |= self._restrict_to(task) if task else {}
+        values |= {"tasks": [task]} if task else {}
         values |= {"seed": seed, "output_dir": str(self.output / name)}
         overrides = tuple(f"{key}={json.dumps(value)}" for key, value in values.items())  # JSON is YAML
         return Run(
@@ -187,15 +187,6 @@ class Ablation:
             config_path=self.config_path,
             overrides=(*self.overrides, *overrides),
         )
-
-    def _restrict_to(self, task: str) -> dict[str, Any]:
-        """Returns the settings that restrict a configuration to one task."""
-        values = {"tasks": [task]}
-        for field in ("task_loss_weights", "task_loss_kwargs"):
-            entries = self.config.model.get(field)
-            if entries:
-                values[f"model.{field}"] = {name: entries[name] for name in entries if name == task}
-        return values
 
     def runs_of(self, model: str, seed: int) -> list[Run]:
         """Returns the trainings of a model with one seed: one, or one for each task for the single-task model."""

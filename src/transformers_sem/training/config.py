@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -15,11 +15,13 @@ from ..configuration_sem import SEMConfig
 from ..data.benchmarks import Benchmark
 from ..data.mixture import DatasetConfig, merge_benchmarks
 from ..evaluation.evaluator import SETTINGS_NAME
+from ..tasks import TASKS
 from ..utils.errors import check_keys
 from ..utils.files import atomic_write, locked
 from ..utils.settings import apply_overrides, read_settings
 
 
+LOSS_FIELDS = ("task_loss_weights", "task_loss_kwargs")  # of `model`, by task
 COUNTS = (
     "max_steps",
     "batch_size",
@@ -308,7 +310,19 @@ def label_fields(config: TrainingConfig, benchmark: Benchmark) -> dict[str, dict
 
 def model_config(config: TrainingConfig, benchmark: Benchmark) -> SEMConfig:
     """Returns the configuration of a new model: fields that follow from the dataset, and those of the settings."""
-    return SEMConfig(**label_fields(config, benchmark), **config.model)
+    labels = label_fields(config, benchmark)
+    return SEMConfig(**labels, **model_fields(config, labels["task_num_labels"]))
+
+
+def model_fields(config: TrainingConfig, tasks: Iterable[str]) -> dict[str, Any]:
+    """Returns the fields of `model`, without losses of tasks other than `tasks`: a recipe has them for all tasks of its dataset."""
+    left_out = {*TASKS} - {*tasks}  # an unknown name stays, and is an error
+    return {
+        name: {task: entry for task, entry in value.items() if task not in left_out}
+        if name in LOSS_FIELDS and isinstance(value, dict)
+        else value
+        for name, value in config.model.items()
+    }
 
 
 @contextmanager

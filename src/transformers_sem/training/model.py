@@ -15,7 +15,7 @@ from ..image_processing_sem import SEMImageProcessor
 from ..modeling_sem import SEMForMultiTaskDensePrediction
 from ..tasks import get_task
 from ..utils.loading import explain_failure, load_config, load_image_processor
-from .config import IF_AVAILABLE, TrainingConfig, label_fields, model_config, network_size
+from .config import IF_AVAILABLE, TrainingConfig, label_fields, model_config, model_fields, network_size
 
 
 logger = logging.getLogger(__name__)
@@ -56,7 +56,8 @@ def load_trained_model(config: TrainingConfig, labels: dict) -> tuple[SEMForMult
         new_names = {task: list(names.values()) for task, names in labels["task_id2label"].items()}
         reordered = [task for task in new_names if same_classes(trained.class_names(task), new_names[task])]
         names = {**labels["task_id2label"], **{task: trained.task_id2label[task] for task in reordered}}
-        new = SEMConfig.from_pretrained(config.pretrained_model, **{**labels, "task_id2label": names}, **config.model)
+        fields = {**labels, "task_id2label": names, **model_fields(config, labels["task_num_labels"])}
+        new = SEMConfig.from_pretrained(config.pretrained_model, **fields)
         with explain_failure(f"The weights in {config.pretrained_model} cannot be read"):
             model, info = SEMForMultiTaskDensePrediction.from_pretrained(
                 config.pretrained_model,
