@@ -263,7 +263,7 @@ BROKEN_FRAMES = {
         np.zeros((HEIGHT, WIDTH), np.uint8),
         r"must be 8-bit RGB .*; got uint8 \(10, 14\)",
     ),
-    "edges 0 and 1": ("edge/0001.png", np.eye(HEIGHT, WIDTH, dtype=np.uint8), "multiply them by 255"),
+    "edges 0 and 1": ("edge/0001.png", np.eye(HEIGHT, WIDTH, dtype=np.uint8), "multiply ids by 255"),
 }
 
 
