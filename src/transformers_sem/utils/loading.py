@@ -105,9 +105,8 @@ def load_image_processor(
     check_regular_files(source)
     with explain_failure(f"Cannot use preprocessor_config.json of {source}"):
         processor = processor_class.from_pretrained(source, local_files_only=local_files_only)
-        processor(
-            Image.new("RGB", (2, 2)), return_tensors="pt"
-        )  # otherwise the user's first image fails, without the file
+        # otherwise the user's first image fails, and no message names the file
+        processor(Image.new("RGB", (2, 2)), return_tensors="pt")
     return processor
 
 
