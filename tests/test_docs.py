@@ -62,7 +62,7 @@ def model_and_data(tmp_path_factory):
 
 @pytest.fixture
 def user_folder(repository, model_and_data, tmp_path, monkeypatch):
-    """A folder with what the examples find: the scripts, a trained model, a photo and a prepared data set."""
+    """A folder with what the examples find: the scripts, a trained model, a photo and a prepared dataset."""
     tables = [(table, dict(table)) for table in (TASKS, METRICS)]
     shutil.copytree(model_and_data, tmp_path, dirs_exist_ok=True)
     Image.fromarray(np.zeros((48, 80, 3), dtype=np.uint8)).save(tmp_path / "photo.jpg")
@@ -124,7 +124,7 @@ def test_add_a_task(repository, user_folder):
 
 
 def test_fine_tune_on_your_folder(repository, user_folder):
-    """What the page writes is a data set of one's own."""
+    """What the page writes is a dataset of one's own."""
     run_python(repository / "docs" / "fine_tune_on_your_folder.md")
     assert get_benchmark("folder", "rooms").count_rows("rooms") == {"train": 18, "validation": 2}
 

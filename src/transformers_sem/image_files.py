@@ -26,7 +26,7 @@ from transformers.image_utils import httpx  # the one that huggingface-hub requi
 
 # Pillow decodes these itself; EPS, for example, would start another program
 IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
-HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc")  # in the header of photos from phones
+HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc")  # in the header of images from phones
 MAX_PIXELS = 256_000_000  # slightly more than the largest phone camera; 768 MB as RGB
 MAX_DOWNLOAD = 256_000_000  # bytes from an address
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"

@@ -606,7 +606,7 @@ def resize_logits(logits: Tensor, size: tuple[int, int]) -> Tensor:
 def predict_map(kind: TaskKind, logits: Tensor, size: tuple[int, int]) -> Tensor:
     """Resizes logits `(channels, height, width)` to `size` and converts them to a prediction.
 
-    Large ones are computed one band of rows at a time, so that many classes at the size of a photo do not fill the memory.
+    Large ones are computed one band of rows at a time, so that many classes at the size of a camera's images do not fill the memory.
     """
     num_rows = max(1, MAX_BAND_VALUES // (len(logits) * size[1]))
     if num_rows >= size[0]:

@@ -243,7 +243,7 @@ def test_push_to_hub_of_a_model_keeps_the_card(hub, staged, trained):
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# A data set
+# A dataset
 
 
 def test_a_data_set_is_sent_and_loads(hub, tmp_path, monkeypatch):

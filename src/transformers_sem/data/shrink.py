@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image
 
 from ..evaluation.boundary import thin
-from ..image_files import to_upright_rgb
+from ..image_files import decode_image, to_upright_rgb
 from .files import BrokenFrameError
 
 
@@ -29,14 +29,14 @@ def shrink_maps(maps: Maps, factor: int) -> Maps:
     """
     if factor == 1:
         return maps
-    image = maps["image"]
-    picture = to_upright_rgb(Image.open(BytesIO(image))) if isinstance(image, bytes) else Image.fromarray(image)
-    width, height = (edge // factor * factor for edge in picture.size)
+    content = maps["image"]
+    image = decode_image(BytesIO(content), to_upright_rgb) if isinstance(content, bytes) else Image.fromarray(content)
+    width, height = (edge // factor * factor for edge in image.size)
     if not min(width, height):
         raise BrokenFrameError(
-            f"An image must have {factor} pixels or more in height and width to be shrunk; got {picture.size}."
+            f"An image must have {factor} pixels or more in height and width to be shrunk; got {image.size}."
         )
-    shrunk = {"image": np.asarray(picture.crop((0, 0, width, height)).reduce(factor))}
+    shrunk = {"image": np.asarray(image.crop((0, 0, width, height)).reduce(factor))}
     for column, values in maps.items():
         if column == "boundary":
             shrunk[column] = shrink_boundaries(values[:height, :width], factor)
