@@ -221,14 +221,14 @@ def test_a_server_stops_while_a_page_is_open():
 def start_waiting(ignored=()):
     """Starts a process that waits as the demo does, and returns its number and its temporary folder."""
     from transformers_sem.demo.page import temporary_root
-    from transformers_sem.demo.server import exit_at_once, make_folder
+    from transformers_sem.demo.server import STOP_SIGNALS, exit_at_once, make_folder
 
     read, write = os.pipe()
     child = os.fork()
     if child == 0:
         try:
-            for signum in ignored:
-                signal.signal(signum, signal.SIG_IGN)
+            for signum in STOP_SIGNALS:  # whatever this process inherited, for example from nohup
+                signal.signal(signum, signal.SIG_IGN if signum in ignored else signal.SIG_DFL)
             with exit_at_once(), temporary_root() as root:
                 (make_folder(root / "visitor") / "photo.png").write_bytes(b"0")
                 os.write(write, str(root).encode())
