@@ -59,13 +59,9 @@ class VideoReader:
             raise ValueError(f"Cannot read {self.item.path}: it has no frames.")
         self.stream = self.container.streams.video[0]
         self.stream.thread_type = "AUTO"
-        self.rate = self.stream.average_rate or self.stream.guessed_rate or DEFAULT_RATE
-        self.time_base = self.stream.time_base or 1 / self.rate
-
-    @property
-    def num_frames(self) -> int | None:
-        """The number of frames, if the container states it."""
-        return self.stream.frames or None
+        self.rate = as_fraction(self.stream.average_rate or self.stream.guessed_rate or DEFAULT_RATE)
+        self.time_base = as_fraction(self.stream.time_base or 1 / self.rate)
+        self.num_frames: int | None = self.stream.frames or None  # if the container states it
 
     def frames(self) -> Iterator[VideoFrame]:
         """Yields the frames in order. Times start at 0 and increase strictly.
@@ -83,6 +79,11 @@ class VideoReader:
                 yield VideoFrame(upright_image(frame), last)
         if first is None:
             raise ValueError(f"Cannot read {self.item.path}: it has no frames.")
+
+
+def as_fraction(value: Any) -> Fraction:
+    """Returns a rational number of PyAV as a fraction: from version 19 on it is of a class without arithmetic."""
+    return Fraction(value.numerator, value.denominator)
 
 
 def upright_image(frame: Any) -> Tensor:

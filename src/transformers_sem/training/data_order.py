@@ -3,6 +3,7 @@
 import gc
 import multiprocessing
 import signal
+import sys
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -121,11 +122,12 @@ def worker_context() -> BaseContext | None:
     """Returns a context of `multiprocessing` whose processes start with Ctrl-C and SIGTERM blocked.
 
     These signals reach the whole process group. A worker that one of them ends before `init_worker` ignores them would end the
-    run. Where processes are not forked, the default context, `None`, is returned.
+    run. On Linux workers are forked, also where Python 3.14 would start each from a server, with an import of torch and a copy of
+    the rows; elsewhere the default context, `None`, is returned.
     """
-    default = multiprocessing.get_context()
-    if default.get_start_method() != "fork":
+    if sys.platform != "linux":
         return None
+    default = multiprocessing.get_context("fork")
 
     class Worker(default.Process):
         def start(self) -> None:
