@@ -29,8 +29,10 @@ swiglu_mlp use_grn conv_mlp stem_type kernel_sizes output_stride
 # What a `config.json` may name; the others look for more code, so only the caller of `from_pretrained` asks for them
 IMPLEMENTATIONS_OF_FILES = (None, "eager", "sdpa")
 IMPLEMENTATION_FIELDS = (
-    *("attn_implementation", "experts_implementation"),
-    *("_attn_implementation", "_experts_implementation"),  # transformers reads these too
+    "attn_implementation",
+    "experts_implementation",
+    "_attn_implementation",  # transformers reads these too
+    "_experts_implementation",
 )
 # Attributes of every configuration that are no fields. transformers would set them as well, and an `attribute_map` of a file
 # would let another field pass for one that was checked.

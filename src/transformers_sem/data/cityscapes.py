@@ -16,6 +16,7 @@ taken to have the most frequent camera; those of some cities see 6 % farther.
 """
 
 import json
+import os
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -176,7 +177,7 @@ def read_camera(path: str) -> float:
         ValueError: If the file has no such numbers above 0.
     """
     try:
-        if not Path(path).is_file():  # reading a pipe never ends
+        if not os.path.isfile(path):  # reading a pipe never ends
             raise FileNotFoundError("no regular file")
         camera = json.loads(Path(path).read_bytes())
         product = camera["extrinsic"]["baseline"] * camera["intrinsic"]["fx"]

@@ -278,8 +278,8 @@ def read_classes(path: str, ids: tuple[int, ...], ignored: int | None) -> np.nda
         raise ValueError(f"ids must be whole numbers (height, width); got {labels.dtype} {labels.shape}")
     if ignored is None and len(ids) == 2 and INVALID_ID not in ids and set(np.unique(labels)) == {0, INVALID_ID}:
         raise ValueError(
-            f"ids must be those of the two classes, {list(ids)}; got a mask of 0 and 255: write 'classes: {{0: ..., 255: ...}}' in {SETTINGS_NAME}, "
-            "or 'ignored: 255' if 255 marks pixels without a class"
+            f"ids must be those of the two classes, {list(ids)}; got a mask of 0 and 255: write 'classes: {{0: ..., 255: ...}}' in "
+            f"{SETTINGS_NAME}, or 'ignored: 255' if 255 marks pixels without a class"
         )
     ignored = INVALID_ID if ignored is None else ignored
     unknown = np.setdiff1d(labels, [*ids, ignored])

@@ -25,8 +25,13 @@ LOG_IN = "Log in with `hf auth login` or set HF_TOKEN, with a token that may wri
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 # Files of these names that an upload does not bring belong to an earlier version, and are deleted by the same commit.
 REPLACED = [
-    *("*.py", "*.safetensors", "*.safetensors.index.json", EVALUATION_NAME, SEVERAL_EVALUATIONS),
-    *("predictions.png", "predictions_*.png"),
+    "*.py",
+    "*.safetensors",
+    "*.safetensors.index.json",
+    EVALUATION_NAME,
+    SEVERAL_EVALUATIONS,
+    "predictions.png",
+    "predictions_*.png",
 ]
 
 

@@ -41,12 +41,12 @@ def load_config(
     check_regular_files(source)
     check_index(source)
     with explain_failure(f"Cannot use config.json of {source}"):
-        values, _ = config_class.get_config_dict(source, local_files_only=local_files_only)
+        values, kwargs = config_class.get_config_dict(source, local_files_only=local_files_only)
         if values == {}:  # transformers would build the default
             raise FileNotFoundError(f"There is no config.json in {source}, or it has no fields. Name a trained model.")
         if values.get("model_type") != config_class.model_type:
             raise ValueError(f"the model type is {values.get('model_type')!r}, not {config_class.model_type!r}.")
-        return config_class.from_pretrained(source, local_files_only=local_files_only)
+        return config_class.from_dict(values, **kwargs)
 
 
 def load_model(
