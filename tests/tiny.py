@@ -1,8 +1,9 @@
 """Configuration of a small model with every part of SEM: a timm test encoder, 8 or 16 channels, four bases."""
 
 from copy import deepcopy
+from pathlib import Path
 
-from transformers_sem import SEMConfig
+from transformers_sem import SEMConfig, SEMForMultiTaskDensePrediction, SEMImageProcessor
 
 
 TINY_BACKBONE = {
@@ -27,3 +28,10 @@ TINY_MODEL = {
 
 def tiny_config(**overrides) -> SEMConfig:
     return SEMConfig(**{**deepcopy(TINY_MODEL), **overrides})
+
+
+def save_tiny_model(folder: Path) -> Path:
+    """Writes a model of two tasks and its image processor to a folder, and returns it."""
+    SEMForMultiTaskDensePrediction(tiny_config(task_num_labels={"depth": 1, "normal": 3})).save_pretrained(folder)
+    SEMImageProcessor().save_pretrained(folder)
+    return folder

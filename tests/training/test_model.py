@@ -27,7 +27,7 @@ from transformers_sem.training.model import (
     load_trained_model,
 )
 
-from ..tiny import TINY_BACKBONE, tiny_config
+from ..tiny import TINY_BACKBONE, save_tiny_model, tiny_config
 
 
 NAMES = ("activation_checkpointing_enable", "gradient_checkpointing_enable")  # of transformers for one method
@@ -227,10 +227,7 @@ def test_weights_that_are_available_are_loaded():
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
     """A trained model of two tasks."""
-    folder = tmp_path_factory.mktemp("saved")
-    SEMForMultiTaskDensePrediction(tiny_config(task_num_labels={"depth": 1, "normal": 3})).save_pretrained(folder)
-    SEMImageProcessor().save_pretrained(folder)
-    return folder
+    return save_tiny_model(tmp_path_factory.mktemp("saved"))
 
 
 @pytest.mark.parametrize(

@@ -12,15 +12,12 @@ from safetensors.torch import load_file, save_file
 from transformers_sem import SEMConfig, SEMForMultiTaskDensePrediction, SEMImageProcessor
 from transformers_sem.utils.loading import load_config, load_image_processor, load_model
 
-from ..tiny import tiny_config
+from ..tiny import save_tiny_model
 
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("saved")
-    SEMForMultiTaskDensePrediction(tiny_config(task_num_labels={"depth": 1, "normal": 3})).save_pretrained(folder)
-    SEMImageProcessor().save_pretrained(folder)
-    return folder
+    return save_tiny_model(tmp_path_factory.mktemp("saved"))
 
 
 @pytest.fixture
