@@ -4,7 +4,7 @@ import math
 import pytest
 from PIL import Image
 
-from transformers_sem.ablation.render import format_difference, read_rows, render_page
+from transformers_sem.ablation.render import format_difference, read_rows, render_page, values_by_step
 
 from ..cli.commands import run
 
@@ -97,6 +97,9 @@ def test_single_task_models_of_a_seed_are_one_row(root):
     write_row(root, "seed0/stl_depth", None, 0.8)
     rows = read_rows(root / "results" / "rooms")
     assert rows["stl", 0]["scores"]["semseg/miou"] == 0.25 and rows["stl", 0]["scores"]["depth/rmse"] == 0.8
+    assert values_by_step(rows, "stl", "semseg/miou") == {3: [0.25], 7: [0.25]}
+    assert values_by_step(rows, "stl", "depth/rmse") == {3: [0.8], 7: [0.8]}
+    assert values_by_step(rows, "baseline", "semseg/miou")[3] == [0.30, 0.34, 0.32]
 
 
 def test_rows_of_other_settings_are_refused(root):

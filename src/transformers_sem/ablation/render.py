@@ -124,9 +124,12 @@ def read_rows(folder: Path) -> Rows:
     rows = {}
     for path, row in found.items():
         model, seed = path.stem.split("_")[0], int(path.parent.name.removeprefix("seed"))
-        merged = rows.setdefault((model, seed), {**row, "scores": {}, "constant_scores": {}, "files": {}})
+        merged = rows.setdefault(
+            (model, seed), {**row, "scores": {}, "constant_scores": {}, "history": [], "files": {}}
+        )
         merged["files"][f"{path.parent.name}/{path.stem}"] = row
         merged["scores"] |= row["scores"]
+        merged["history"] += row["history"]
         merged["constant_scores"] |= row["constant_scores"]
     return rows
 
@@ -231,21 +234,28 @@ def format_facts(rows: Rows) -> str:
 
 
 def plot_validation(rows: Rows) -> "Figure":
-    """Draws the main validation scores over the steps: a panel for each task, a color for each model, a line for each seed."""
+    """Draws the main validation scores over the steps: a panel for each task, for each model the mean and range over seeds."""
     scores = {key for row in rows.values() for entry in row["history"] for key in entry.get("scores", {})}
     keys = [key for key in shown_keys(rows) if key in scores]
     models = list(dict.fromkeys(model for model, _ in rows))
     figure = require("matplotlib.figure", extra="train").Figure(figsize=(2.6 * len(keys), 2.6), layout="constrained")
     for axes, key in zip(figure.subplots(1, len(keys), squeeze=False)[0], keys, strict=True):
-        for (model, seed), row in rows.items():
-            points = [
-                (entry["step"], entry["scores"][key]) for entry in row["history"] if key in entry.get("scores", {})
-            ]
-            if points:
-                label = model if seed == min(other for name, other in rows if name == model) else None
-                axes.plot(*zip(*points, strict=True), color=f"C{models.index(model)}", alpha=0.8, label=label)
+        for model in models:
+            values = values_by_step(rows, model, key)
+            axes.plot([*values], [*map(statistics.fmean, values.values())], label=model)
+            axes.fill_between([*values], [*map(min, values.values())], [*map(max, values.values())], alpha=0.15)
         axes.set_title(key, fontsize=10)
         axes.set_xlabel("step")
         axes.grid(alpha=0.3)
     figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=len(models), frameon=False)
     return figure
+
+
+def values_by_step(rows: Rows, model: str, key: str) -> dict[int, list[float]]:
+    """Returns a validation score of a model by step, a value for each seed."""
+    values: dict[int, list[float]] = {}
+    for (name, _), row in rows.items():
+        for entry in row["history"] if name == model else []:
+            if key in entry.get("scores", {}):
+                values.setdefault(entry["step"], []).append(entry["scores"][key])
+    return dict(sorted(values.items()))
