@@ -380,7 +380,9 @@ def test_training_yaml(place, values, changes):
     config = outcome(lambda: TrainingConfig.load(write(place / "train.yaml", values), changes))
     if config is None:
         return
-    shutil.rmtree(place / "run", ignore_errors=True)  # a run there would keep its settings that have no effect on weights
+    shutil.rmtree(
+        place / "run", ignore_errors=True
+    )  # a run there would keep its settings that have no effect on weights
     config.output_dir = str(place / "run")
     claim_output_dir(config)
     assert TrainingConfig.load(place / "run" / "training.yaml") == config or "nan" in repr(config)

@@ -1,6 +1,6 @@
 import pytest
 
-from transformers_sem.utils.settings import apply_overrides, parse_yaml, read_settings
+from transformers_sem.utils.settings import apply_overrides, format_yaml, parse_yaml, read_settings
 
 
 def test_a_file_is_nested_settings(tmp_path):
@@ -35,6 +35,15 @@ def test_numbers_are_numbers(text, value):
 @pytest.mark.parametrize("text", ["e5", "1e", "1e-", "a1e5", "1e5b", "'1e-5'", "1e-5.0"])
 def test_other_text_stays_text(text):
     assert parse_yaml(text, "here") == text.strip("'")
+
+
+@pytest.mark.parametrize(
+    "value", ["1e5", "3e-4", "1_0e2", "5", "no", "2021-01-01", "~", "", 1e-5, 1e16, 3, None, True]
+)
+def test_what_is_written_is_read_as_it_was(value):
+    values = {"last": [value], "first": {"key": value}}
+    text = format_yaml(values)
+    assert parse_yaml(text, "here") == values and list(parse_yaml(text, "here")) == [*values]
 
 
 @pytest.mark.parametrize(

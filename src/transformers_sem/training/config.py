@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-import yaml
 from huggingface_hub.dataclasses import strict
 
 from ..configuration_sem import SEMConfig
@@ -18,7 +17,7 @@ from ..evaluation.evaluator import SETTINGS_NAME
 from ..tasks import TASKS
 from ..utils.errors import check_keys
 from ..utils.files import atomic_write, locked
-from ..utils.settings import apply_overrides, read_settings
+from ..utils.settings import apply_overrides, format_yaml, read_settings
 
 
 LOSS_FIELDS = ("task_loss_weights", "task_loss_kwargs")  # of `model`, by task
@@ -358,7 +357,7 @@ def claim_output_dir(config: TrainingConfig, *, replace: bool = False) -> None:
     if changed or not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(path) as unfinished:
-            unfinished.write_text(yaml.safe_dump(asdict(config), sort_keys=False))
+            unfinished.write_text(format_yaml(asdict(config)))
 
 
 def changed_settings(config: TrainingConfig, path: Path) -> list[str]:

@@ -60,9 +60,19 @@ def count_values(node: yaml.Node, counts: dict[yaml.Node, float]) -> float:
     return counts[node]
 
 
-SettingsLoader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
-)
+class SettingsDumper(yaml.SafeDumper):
+    """YAML writer that quotes the text which `SettingsLoader` would read as a number."""
+
+
+for yaml_class in (SettingsLoader, SettingsDumper):
+    yaml_class.add_implicit_resolver(
+        "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+    )
+
+
+def format_yaml(values: dict[str, Any]) -> str:
+    """Formats settings as a YAML document, which [`parse_yaml`] reads back as they are."""
+    return yaml.dump(values, Dumper=SettingsDumper, sort_keys=False)
 
 
 def parse_yaml(text: str | bytes, source: str) -> Any:
