@@ -517,6 +517,8 @@ def test_a_wrong_map_is_named(maps, expected):
     ("arguments", "expected"),
     [
         ({"size": []}, "`size` is {'height'"),
+        ({"size": [1]}, "`size` is {'height'"),
+        ({"pad_size": (64, 64, 64)}, "`pad_size` is {'height'"),
         ({"pad_size": {}}, "`pad_size` is {'height'"),
         ({"device": []}, "`device` is the name of a device"),
         ({"device": "meta"}, "`device` is the name of a device"),
@@ -524,6 +526,7 @@ def test_a_wrong_map_is_named(maps, expected):
         ({"data_format": "channels_last"}, "`data_format` is 'channels_first'"),
         ({"resample": {}}, "`resample` is a filter of Pillow"),
         ({"image_std": 10**400}, "`image_std` is finite and above 0"),
+        ({"rescale_factor": 1e-278}, "`rescale_factor` is finite and above 0"),
         ({"image_mean": []}, "`image_mean` is finite numbers"),
         ({"image_std": [0.5, 0.5]}, "`image_std` has one value per channel, 3; got [0.5, 0.5]"),
         ({"image_mean": [0.5] * 4}, "`image_mean` has one value per channel, 3; got [0.5, 0.5, 0.5, 0.5]"),

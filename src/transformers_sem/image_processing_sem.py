@@ -59,7 +59,7 @@ OTHER_ARGUMENTS = {
     "segmentation_maps": "Give `maps={task: ...}`.",
 }
 MAX_EDGE = 10_000  # pixels: an image of that height and width takes 1.2 GB
-MAX_NUMBER = 1e30  # of a setting; float32 holds it
+MAX_NUMBER = 1e12  # of a setting; float32 holds the product of any three
 MAX_BAND_VALUES = 2**24  # of logits that are resized at once: 64 MiB of float32
 
 
@@ -527,11 +527,11 @@ def _check_sizes(settings: dict[str, Any]) -> None:
     for name in ("size", "pad_size", "crop_size"):
         value = settings.get(name)
         value = dict(value) if isinstance(value, (Mapping, SizeDict)) else value
-        edges = (
-            list(value.values()) if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else [value]
-        )
+        edges = list(value.values()) if isinstance(value, dict) else value
+        edges = edges if isinstance(edges, (list, tuple)) else [edges, edges]
         edges = [edge for edge in edges if edge is not None]
-        if value is not None and (not edges or not all(is_edge(edge) for edge in edges)):
+        is_pair = isinstance(value, dict) or len(edges) == 2
+        if value is not None and not (edges and is_pair and all(is_edge(edge) for edge in edges)):
             raise ValueError(f"`{name}` is {{'height': ..., 'width': ...}} of 1 to {MAX_EDGE} pixels; got {value!r}.")
 
 
@@ -540,7 +540,7 @@ def _check_numbers(settings: dict[str, Any]) -> None:
         value = settings.get(name)
         numbers = value if isinstance(value, (list, tuple)) and name != "rescale_factor" else [value]
         is_usable = len(numbers) > 0 and all(isinstance(n, Real) and abs(n) < MAX_NUMBER for n in numbers)
-        if value is not None and not (is_usable and (name == "image_mean" or min(numbers) > 0)):
+        if value is not None and not (is_usable and (name == "image_mean" or min(numbers) > 1 / MAX_NUMBER)):
             rule = "finite numbers" if name == "image_mean" else "finite and above 0"
             raise ValueError(f"`{name}` is {rule}; got {value!r}.")
 
