@@ -223,11 +223,11 @@ def check_metres(depth: Tensor) -> None:
     Raises:
         ValueError: If it is not.
     """
-    largest = depth.nan_to_num(posinf=0.0).amax().item() if depth.numel() else 0.0
+    largest = depth.nan_to_num(posinf=math.inf).amax().item() if depth.numel() else 0.0
     if not depth.is_floating_point() or largest > MAX_DEPTH:
         raise ValueError(
             f"Depth is floating-point metres, at most {MAX_DEPTH:g}; got {depth.dtype} up to {largest:g}, which looks like "
-            "millimetres. Divide millimetres by 1000."
+            "millimetres. Divide millimetres by 1000; unknown depth is 0 or NaN."
         )
 
 

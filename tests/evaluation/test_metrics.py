@@ -187,7 +187,7 @@ def test_depth_that_is_not_positive_is_unknown():
 
 
 def test_depth_of_another_unit_is_refused():
-    for label in (torch.tensor([[[2500.0]]]), torch.tensor([[[2500]]])):
+    for label in (torch.tensor([[[2500.0]]]), torch.tensor([[[2500]]]), torch.tensor([[[np.inf]]])):
         with pytest.raises(ValueError, match="looks like millimetres"):
             depth_statistics(torch.ones(1, 1), label, num_labels=1)
 

@@ -140,7 +140,7 @@ def depth_statistics(prediction: Tensor, label: Tensor, num_labels: int) -> dict
 
     Args:
         prediction (`torch.Tensor` of shape `(height, width)`): Metres.
-        label (`torch.Tensor` of shape `(1, height, width)`): Metres; NaN and values that are not positive are invalid.
+        label (`torch.Tensor` of shape `(1, height, width)`): Metres, at most 1,000; NaN and values that are not positive are invalid.
         num_labels (`int`): Unused; every metric has this signature.
 
     Raises:
@@ -150,7 +150,7 @@ def depth_statistics(prediction: Tensor, label: Tensor, num_labels: int) -> dict
     _check_shapes(prediction, label, (), (1,))
     _check_finite(prediction)
     check_metres(label)
-    valid = label[0].isfinite() & (label[0] > 0)
+    valid = label[0] > 0
     prediction, label = (to_double(values[valid]) for values in (prediction, label[0]))
     prediction = torch.where(prediction > 0, prediction, MIN_DEPTH)
     error = prediction - label
