@@ -1,0 +1,317 @@
+"""Train readings of the inter-task module: what the paper leaves open, and what could be chosen otherwise.
+
+    python scripts/inter_task_readings.py train READING ... --output FOLDER --results FOLDER --config FILE [key=value ...]
+    python scripts/inter_task_readings.py table --results FOLDER
+
+Each reading is the baseline with one inter-task module per decoder stage (the row "+ inter" of Table 2), with one thing changed.
+`train` trains the readings one after another and leaves a row of each, `RESULTS/seed0/READING.json`; a reading that has a row is
+skipped, and an interrupted one resumes. `table` prints how each compares with the baseline of the same seed.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from multiprocessing import get_context
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from transformers_sem import modeling_sem
+from transformers_sem.ablation.render import format_table
+from transformers_sem.ablation.results import load_row, save_row
+from transformers_sem.ablation.tables import MODELS, arrow
+from transformers_sem.cli.arguments import find_recipe
+from transformers_sem.evaluation.sums import main_scores, multi_task_gain
+from transformers_sem.modeling_sem import (
+    SEMDecoder,
+    SEMInterTaskModule,
+    consensus,
+    expectation_maximization,
+    expectation_step,
+)
+from transformers_sem.training import run as training_run
+from transformers_sem.training.config import TrainingConfig
+from transformers_sem.training.optimizer import build_optimizer
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Modules
+
+
+class GradientOfLastIteration(SEMInterTaskModule):
+    """Gradients pass through the last M step, so each task's features get gradients of the others' losses."""
+
+    num_with_gradient = 1
+
+    def interact(self, states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """As in the base class, with gradients through the last iterations."""
+        without = self.num_iterations - self.num_with_gradient
+        task_bases = expectation_maximization(states, self.initial_bases, without, self.temperature)
+        with_gradient = expectation_maximization.__wrapped__  # without the decorator `torch.no_grad`
+        task_bases = with_gradient(states, task_bases, self.num_with_gradient, self.temperature)
+        responsibilities = expectation_step(states, task_bases, self.temperature)
+        consensus_bases = consensus(task_bases)
+        return responsibilities @ consensus_bases.unsqueeze(1), responsibilities, consensus_bases
+
+
+class GradientOfAllIterations(GradientOfLastIteration):
+    """Gradients pass through all iterations."""
+
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.num_with_gradient = self.num_iterations
+
+
+class OwnBases(SEMInterTaskModule):
+    """Each task is reconstructed from its own bases; the consensus is only in the initial bases."""
+
+    def interact(self, states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """As in the base class, without Eq. (10) in the reconstruction."""
+        task_bases = expectation_maximization(states, self.initial_bases, self.num_iterations, self.temperature)
+        responsibilities = expectation_step(states, task_bases, self.temperature)
+        return responsibilities @ task_bases, responsibilities, consensus(task_bases)
+
+
+class BasesFromData(SEMInterTaskModule):
+    """The initial bases are states of the first batch."""
+
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.is_drawn = nn.Buffer(torch.zeros(()))
+
+    def interact(self, states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """As in the base class."""
+        if self.training and not self.is_drawn:
+            rows = states.detach().flatten(end_dim=-2)
+            chosen = torch.linspace(0, len(rows) - 1, len(self.initial_bases)).long()
+            self.initial_bases.copy_(F.normalize(rows[chosen], dim=-1))
+            self.is_drawn.fill_(1)
+        return super().interact(states)
+
+
+class NoTokenNorm(SEMInterTaskModule):
+    """The tokens are not normalized before the first projection."""
+
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.norm = nn.Identity()
+
+
+class UnitStates(SEMInterTaskModule):
+    """States have unit length, as the bases have."""
+
+    def interact(self, states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """As in the base class."""
+        return super().interact(F.normalize(states, dim=-1))
+
+
+class NormAfterReconstruction(SEMInterTaskModule):
+    """The reconstruction is normalized too, at the length that it has without."""
+
+    def __init__(self, config, hidden_size: int):
+        super().__init__(config, hidden_size)
+        self.norm_after, self.scale = nn.LayerNorm(hidden_size), hidden_size**-0.5
+
+    def interact(self, states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """As in the base class, with a normalized reconstruction."""
+        reconstructed_states, *others = super().interact(states)
+        return self.norm_after(reconstructed_states) * self.scale, *others
+
+
+class ConcatenatedOutput(SEMInterTaskModule):
+    """A layer on the tokens beside their reconstruction takes the place of the residual sum."""
+
+    kernel_size = 1
+
+    def __init__(self, config, hidden_size: int):
+        super().__init__(config, hidden_size)
+        self.fuse = nn.Conv2d(2 * hidden_size, hidden_size, self.kernel_size, padding=self.kernel_size // 2)
+
+    def forward(self, task_maps: dict[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:
+        """As in the base class."""
+        sums, bases = super().forward(task_maps)
+        both = {task: torch.cat([task_map, sums[task] - task_map], dim=1) for task, task_map in task_maps.items()}
+        return {task: self.fuse(maps) for task, maps in both.items()}, bases
+
+
+class ConvolvedOutput(ConcatenatedOutput):
+    """A 3x3 convolution on the tokens beside their reconstruction takes the place of the residual sum."""
+
+    kernel_size = 3
+
+
+class ShallowDecoder(SEMDecoder):
+    """The two deepest stages have no inter-task module."""
+
+    def __init__(self, *args):
+        super().__init__(*args)
+        for stage in self.stages[:2]:
+            stage.inter_task = None
+
+
+def weighted_means(states: Tensor, responsibilities: Tensor) -> Tensor:
+    """Eq. (9) as it is printed: weighted means of the states, of any length."""
+    return responsibilities.transpose(-1, -2) @ states / (responsibilities.sum(dim=-2).unsqueeze(-1) + 1e-6)
+
+
+def plain_average(initial_bases: Tensor, bases: Tensor, momentum: float) -> Tensor:
+    """The moving average of bases of any length."""
+    return momentum * initial_bases + (1 - momentum) * bases
+
+
+def faster_inter_task(config: TrainingConfig, model: nn.Module) -> torch.optim.Adam:
+    """Adam, with five times the learning rate for the inter-task modules."""
+    optimizer = build_optimizer(config, model)
+    (group,) = optimizer.param_groups
+    fast = {id(value) for name, value in model.named_parameters() if ".inter_task." in name}
+    faster = [value for value in group["params"] if id(value) in fast]
+    group["params"] = [value for value in group["params"] if id(value) not in fast]
+    optimizer.add_param_group({"params": faster, "lr": 5 * config.learning_rate})
+    return optimizer
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Readings
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a reading changes.
+
+    Args:
+        words (`str`): For the table.
+        settings (`dict`): Fields of `SEMConfig`.
+        code (`dict`): Names of `modeling_sem`, and what takes their place.
+    """
+
+    words: str
+    settings: dict[str, Any] = field(default_factory=dict)
+    code: dict[str, Callable] = field(default_factory=dict)
+
+
+def as_module(module: type[SEMInterTaskModule]) -> dict[str, Callable]:
+    """Returns `code` of a reading that has another inter-task module."""
+    return {"SEMInterTaskModule": module}
+
+
+READINGS = {
+    "baseline": Reading("no inter-task module", MODELS["baseline"]),
+    "inter": Reading("as it is"),
+    "gradient_all": Reading("gradients through all EM iterations", code=as_module(GradientOfAllIterations)),
+    "gradient_last": Reading("gradients through the last EM iteration", code=as_module(GradientOfLastIteration)),
+    "own_bases": Reading("reconstruction from the task's own bases", code=as_module(OwnBases)),
+    "temperature_low": Reading("temperature 0.25", {"em_temperature": 0.25}),
+    "temperature_high": Reading("temperature 4", {"em_temperature": 4.0}),
+    "no_token_norm": Reading("tokens not normalized", code=as_module(NoTokenNorm)),
+    "unit_states": Reading(
+        "states of unit length, temperature 0.1", {"em_temperature": 0.1}, code=as_module(UnitStates)
+    ),
+    "plain_bases": Reading(
+        "bases of any length (Eq. 9 as printed)",
+        code={"maximization_step": weighted_means, "moving_average": plain_average},
+    ),
+    "norm_after": Reading("reconstruction normalized", code=as_module(NormAfterReconstruction)),
+    "concatenated": Reading("1x1 convolution of tokens and reconstruction", code=as_module(ConcatenatedOutput)),
+    "convolved": Reading("3x3 convolution of tokens and reconstruction", code=as_module(ConvolvedOutput)),
+    "bases_from_data": Reading("initial bases from the first batch", code=as_module(BasesFromData)),
+    "momentum_0": Reading("momentum of the bases 0", {"bases_momentum": 0.0}),
+    "momentum_0.99": Reading("momentum of the bases 0.99", {"bases_momentum": 0.99}),
+    "k8": Reading("K = 8", {"num_bases": 8}),
+    "k128": Reading("K = 128", {"num_bases": 128}),
+    "r1": Reading("R = 1", {"num_em_iterations": 1}),
+    "r5": Reading("R = 5", {"num_em_iterations": 5}),
+    "fast": Reading("five times the learning rate", code={"build_optimizer": faster_inter_task}),
+    "deep": Reading("in the two deepest stages", {"inter_task_stages": 2}),
+    "shallow": Reading("in the two shallowest stages", code={"SEMDecoder": ShallowDecoder}),
+}
+
+
+def train_readings(arguments: argparse.Namespace) -> None:
+    """Trains readings one after another, each in a process of its own, because it changes the code."""
+    for name in arguments.readings:
+        row_path = arguments.results / f"seed{arguments.seed}" / f"{name}.json"
+        if row_path.is_file():
+            print(f"{row_path} is there.")
+            continue
+        folder = arguments.output / f"seed{arguments.seed}" / name
+        values = {f"model.{key}": value for key, value in {**MODELS["inter"], **READINGS[name].settings}.items()}
+        values |= {"seed": arguments.seed, "output_dir": str(folder)}
+        overrides = [*arguments.overrides, *(f"{key}={json.dumps(value)}" for key, value in values.items())]
+        config = TrainingConfig.load(find_recipe(arguments.config), overrides)
+        process = get_context("spawn").Process(target=train_reading, args=(name, config, row_path))
+        process.start()
+        process.join()
+        if process.exitcode:
+            sys.exit(f"The training in {folder} ended with status {process.exitcode}. The same command resumes it.")
+
+
+def train_reading(name: str, config: TrainingConfig, row_path: Path) -> None:
+    """Trains and evaluates one reading, and writes its row."""
+    for part, replacement in READINGS[name].code.items():
+        module = training_run if hasattr(training_run, part) else modeling_sem
+        setattr(module, part, replacement)
+    training_run.run_training(config)
+    save_row(Path(config.output_dir), row_path)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Table
+
+
+def format_readings(results: Path) -> str:
+    """Formats a Markdown table: what each reading changes against the baseline of the same seed, mean over the seeds."""
+    rows = {path.parent.name: {} for path in results.glob("seed*/*.json")}
+    for path in results.glob("seed*/*.json"):
+        rows[path.parent.name][path.stem] = load_row(path)
+    keys = list(main_scores(next(iter(rows.values()))["baseline"]["scores"]).values())
+    header = ["inter-task module", "seeds", *(f"{key} {arrow(key)}" for key in keys), "Δm, % ↑", "training loss ↓"]
+    lines = []
+    for name, reading in READINGS.items():
+        pairs = [(seed["baseline"], seed[name]) for seed in rows.values() if {"baseline", name} <= {*seed}]
+        if pairs and name != "baseline":
+            changes = [[row["scores"][key] - base["scores"][key] for base, row in pairs] for key in keys]
+            gains = [multi_task_gain(row["scores"], base["scores"]) for base, row in pairs]
+            losses = [last_loss(row) / last_loss(base) for base, row in pairs]
+            lines.append(
+                [reading.words, str(len(pairs)), *(f"{fmean(values):+.4f}" for values in changes)]
+                + [f"{fmean(gains):+.2f}", f"{100 * fmean(losses) - 100:+.2f} %"]
+            )
+    return format_table(header, lines)
+
+
+def last_loss(row: dict[str, Any]) -> float:
+    """Returns the mean training loss of the last tenth of a training."""
+    losses = [entry["loss"] for entry in row["history"] if "loss" in entry]
+    return fmean(losses[-len(losses) // 10 :])
+
+
+def main() -> None:
+    """Parses the command line, and trains or prints."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    train = commands.add_parser("train", help="train readings")
+    train.add_argument("readings", nargs="+", choices=READINGS, metavar="READING", help=", ".join(READINGS))
+    train.add_argument(
+        "--config", required=True, help="settings of all trainings: a YAML file or the name of a recipe"
+    )
+    train.add_argument("--seed", type=int, default=0, help="of all trainings (default: 0)")
+    train.add_argument("--output", type=Path, required=True, help="folder of the trainings")
+    train.add_argument("--set", nargs="*", default=[], dest="overrides", metavar="key=value", help="further settings")
+    table = commands.add_parser("table", help="print the table")
+    for command in (train, table):
+        command.add_argument("--results", type=Path, required=True, help="folder of the rows")
+    arguments = parser.parse_args()
+    if arguments.command == "table":
+        print(format_readings(arguments.results))
+    else:
+        train_readings(arguments)
+
+
+if __name__ == "__main__":
+    main()

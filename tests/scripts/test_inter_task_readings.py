@@ -1,0 +1,92 @@
+"""Every reading of the inter-task module is another function of the same images, and can be trained."""
+
+import json
+
+import pytest
+import torch
+
+from transformers_sem import SEMForMultiTaskDensePrediction, modeling_sem
+from transformers_sem.ablation.tables import MODELS
+from transformers_sem.modeling_sem import SEMInterTaskModule
+from transformers_sem.training import run as training_run
+from transformers_sem.training.config import TrainingConfig
+
+from ..conftest import REPOSITORY
+from ..tiny import tiny_config
+
+
+TASK_NUM_LABELS = {"semseg": 5, "depth": 1}
+LABELS = {"semseg": torch.arange(2 * 64 * 96).reshape(2, 64, 96) % 5, "depth": torch.full((2, 1, 64, 96), 2.0)}
+IMAGES = torch.linspace(-1, 1, 2 * 3 * 64 * 96).sin().reshape(2, 3, 64, 96)
+
+
+@pytest.fixture
+def readings(monkeypatch):
+    monkeypatch.syspath_prepend(REPOSITORY / "scripts")
+    import inter_task_readings
+
+    return inter_task_readings
+
+
+def train_two_steps(reading, monkeypatch):
+    """Returns the logits of a model of a reading after two steps, and its learning rates."""
+    with monkeypatch.context() as patch:
+        for part, replacement in reading.code.items():
+            patch.setattr(training_run if hasattr(training_run, part) else modeling_sem, part, replacement)
+        torch.manual_seed(0)
+        config = tiny_config(
+            task_num_labels=TASK_NUM_LABELS, **{**MODELS["inter"], "num_em_iterations": 3, **reading.settings}
+        )
+        model = SEMForMultiTaskDensePrediction(config).train()
+        optimizer = training_run.build_optimizer(TrainingConfig(learning_rate=1e-3), model)
+        for _ in range(2):
+            optimizer.zero_grad()
+            model(IMAGES, LABELS).loss.backward()
+            optimizer.step()
+        with torch.no_grad():
+            logits = model.eval()(IMAGES).logits.values()
+        return torch.cat([values.flatten() for values in logits]), {group["lr"] for group in optimizer.param_groups}
+
+
+def test_every_reading_trains_another_model(readings, monkeypatch):
+    results = {name: train_two_steps(reading, monkeypatch) for name, reading in readings.READINGS.items()}
+    assert all(logits.isfinite().all() for logits, _ in results.values())
+    expected = results.pop("inter")[0]
+    same = [name for name, (logits, _) in results.items() if torch.equal(logits, expected)]
+    assert same == []
+    assert results["fast"][1] == {1e-3, 5e-3} and results["deep"][1] == {1e-3}
+
+
+def test_gradients_of_all_iterations_are_exact(readings):
+    module = readings.GradientOfAllIterations(tiny_config(num_em_iterations=2), 16).double()
+    module.initial_bases = module.initial_bases.double()
+    states = torch.randn(1, 2, 5, 16, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda states: module.interact(states)[0], states)
+    others = torch.autograd.grad(module.interact(states)[0][:, 0].sum(), states)[0][:, 1]
+    assert others.abs().min() > 0  # the consensus carries gradients from task to task
+    (own,) = torch.autograd.grad(SEMInterTaskModule.interact(module, states)[0][:, 0].sum(), states)
+    assert own[:, 1].abs().max() == 0
+
+
+def test_table(readings, tmp_path):
+    for seed, (base, other) in enumerate([(0.2, 0.22), (0.4, 0.42)]):
+        for name, miou in (("baseline", base), ("deep", other)):
+            write_row(tmp_path / f"seed{seed}" / f"{name}.json", miou, 1 + miou)
+    write_row(tmp_path / "seed2" / "baseline.json", 0.5, 1.0)
+    *_, line = readings.format_readings(tmp_path).splitlines()
+    assert line == "| in the two deepest stages | 2 | +0.0200 | +0.0200 | +2.98 | +7.50 % |"
+
+
+def write_row(path, miou, rmse):
+    row = {
+        "scores": {"semseg/miou": miou, "depth/rmse": rmse},
+        "constant_scores": {},
+        "num_images": 2,
+        "environment": {},
+        "training": {"settings": {"model": {}}},
+        "history": [{"step": step, "loss": 100 * step * miou} for step in range(1, 21)],
+        "parameters_millions": 1.0,
+        "multiply_accumulates_billions": 1.0,
+    }
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(row))
