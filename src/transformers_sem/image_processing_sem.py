@@ -526,13 +526,16 @@ def check_settings(settings: dict[str, Any]) -> None:
 def _check_sizes(settings: dict[str, Any]) -> None:
     for name in ("size", "pad_size", "crop_size"):
         value = settings.get(name)
-        value = dict(value) if isinstance(value, (Mapping, SizeDict)) else value
-        edges = list(value.values()) if isinstance(value, dict) else value
-        edges = edges if isinstance(edges, (list, tuple)) else [edges, edges]
-        edges = [edge for edge in edges if edge is not None]
-        is_pair = isinstance(value, dict) or len(edges) == 2
-        if value is not None and not (edges and is_pair and all(is_edge(edge) for edge in edges)):
+        if value is not None and not _is_size(value):
             raise ValueError(f"`{name}` is {{'height': ..., 'width': ...}} of 1 to {MAX_EDGE} pixels; got {value!r}.")
+
+
+def _is_size(value: Any) -> bool:
+    if isinstance(value, (Mapping, SizeDict)):
+        edges = [edge for edge in dict(value).values() if edge is not None]
+        return len(edges) > 0 and all(map(is_edge, edges))
+    edges = value if isinstance(value, (list, tuple)) else (value, value)
+    return len(edges) == 2 and all(map(is_edge, edges))
 
 
 def _check_numbers(settings: dict[str, Any]) -> None:

@@ -140,7 +140,8 @@ def depth_statistics(prediction: Tensor, label: Tensor, num_labels: int) -> dict
 
     Args:
         prediction (`torch.Tensor` of shape `(height, width)`): Metres.
-        label (`torch.Tensor` of shape `(1, height, width)`): Metres, at most 1,000; NaN and values that are not positive are invalid.
+        label (`torch.Tensor` of shape `(1, height, width)`):
+            Metres, at most 1,000; NaN and values that are not positive are invalid.
         num_labels (`int`): Unused; every metric has this signature.
 
     Raises:
