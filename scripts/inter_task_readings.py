@@ -10,6 +10,7 @@ skipped, and an interrupted one resumes. `table` prints how each compares with t
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -28,8 +29,10 @@ from transformers_sem.ablation.results import load_row, save_row
 from transformers_sem.ablation.tables import MODELS, arrow
 from transformers_sem.cli.arguments import find_recipe
 from transformers_sem.evaluation.sums import main_scores, multi_task_gain
+from transformers_sem.image_processing_sem import SEMImageProcessor
 from transformers_sem.modeling_sem import (
     SEMDecoder,
+    SEMForMultiTaskDensePrediction,
     SEMInterTaskModule,
     consensus,
     expectation_maximization,
@@ -38,6 +41,10 @@ from transformers_sem.modeling_sem import (
 from transformers_sem.training import run as training_run
 from transformers_sem.training.config import TrainingConfig
 from transformers_sem.training.optimizer import build_optimizer
+from transformers_sem.utils.files import atomic_write
+
+
+NUM_IMAGES = 16  # of the measures
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -252,12 +259,75 @@ def train_readings(arguments: argparse.Namespace) -> None:
 
 
 def train_reading(name: str, config: TrainingConfig, row_path: Path) -> None:
-    """Trains and evaluates one reading, and writes its row."""
+    """Trains and evaluates one reading, and writes its row, with measures of its modules."""
     for part, replacement in READINGS[name].code.items():
         module = training_run if hasattr(training_run, part) else modeling_sem
         setattr(module, part, replacement)
     training_run.run_training(config)
     save_row(Path(config.output_dir), row_path)
+    row = {**load_row(row_path), "inter_task": measure_modules(config)}
+    with atomic_write(row_path) as unfinished:
+        unfinished.write_text(json.dumps(row, indent=1) + "\n")
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Measures
+
+
+def measure_modules(config: TrainingConfig) -> dict[str, list[float]]:
+    """Measures what the inter-task modules of a trained model do with validation images, from the deepest stage to the shallowest.
+
+    Returns:
+        `dict[str, list[float]]`: "entropy" of the responsibilities over that of uniform ones; "explained", the share of the
+        variance of X that a linear map of X~ gives; "agreement", the cosine between the bases of two tasks; "output", the
+        deviation of what the module adds over that of its input; "gradient", the norm at `project_in` over that of the stage.
+    """
+    model = SEMForMultiTaskDensePrediction.from_pretrained(config.output_dir)
+    processor = SEMImageProcessor.from_pretrained(config.output_dir)
+    rows = (
+        config.get_benchmark().load(config.data_dir, **config.dataset_kwargs)["validation"].select(range(NUM_IMAGES))
+    )
+    maps = {task: rows[task] for task in model.config.tasks}
+    stages = [stage for stage in model.sem.decoder.stages if stage.inter_task is not None]
+    measures = [watch(stage.inter_task) for stage in stages]
+    model.eval()(**processor(rows["image"], maps=maps, return_tensors="pt")).loss.backward()
+    for stage, measured in zip(stages, measures, strict=True):
+        norms = [parameter.grad.norm().item() for parameter in stage.parameters() if parameter.grad is not None]
+        measured["gradient"] = stage.inter_task.project_in.weight.grad.norm().item() / math.hypot(*norms)
+    return {name: [measured[name] for measured in measures] for name in (measures[0] if measures else ())}
+
+
+def watch(module: SEMInterTaskModule) -> dict[str, float]:
+    """Returns a dictionary that the next forward pass fills with measures."""
+    measured, interact = {}, module.interact
+
+    def measure_interaction(states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        reconstructed_states, responsibilities, bases = interact(states)
+        entropy = torch.special.entr(responsibilities).sum(dim=-1).mean() / math.log(responsibilities.shape[-1])
+        measured["entropy"] = entropy.item()
+        measured["explained"] = explained_variance(states, reconstructed_states)
+        task_bases = expectation_maximization(states, module.initial_bases, module.num_iterations, module.temperature)
+        unit_bases = F.normalize(task_bases, dim=-1)
+        cosines = torch.einsum("btkc,bukc->tu", unit_bases, unit_bases) / (len(states) * unit_bases.shape[2])
+        measured["agreement"] = cosines[~torch.eye(len(cosines), dtype=torch.bool)].mean().item()
+        return reconstructed_states, responsibilities, bases
+
+    def measure_output(module: nn.Module, inputs: tuple[dict[str, Tensor]], outputs: tuple) -> None:
+        before, after = (torch.stack([*maps.values()]) for maps in (inputs[0], outputs[0]))
+        measured["output"] = ((after - before).std() / before.std()).item()
+
+    module.interact = measure_interaction
+    module.register_forward_hook(measure_output)
+    return measured
+
+
+@torch.no_grad()
+def explained_variance(states: Tensor, reconstructed_states: Tensor) -> float:
+    """Returns the share of the variance of the states that the best affine map of their reconstruction gives."""
+    values, inputs = (tokens.flatten(end_dim=-2).double() for tokens in (states, reconstructed_states))
+    values, inputs = values - values.mean(dim=0), inputs - inputs.mean(dim=0)
+    residual = values - inputs @ torch.linalg.lstsq(inputs, values, driver="gelsd").solution
+    return 1 - (residual.square().sum() / values.square().sum()).item()
 
 
 # ----------------------------------------------------------------------------------------------------------------------
