@@ -131,6 +131,36 @@ class NormAfterReconstruction(SEMInterTaskModule):
         return self.norm_after(reconstructed_states) * self.scale, *others
 
 
+class NoResidual(SEMInterTaskModule):
+    """The projected reconstruction takes the place of the tokens."""
+
+    def forward(self, task_maps: dict[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:
+        """As in the base class, without the residual sum."""
+        sums, bases = super().forward(task_maps)
+        return {task: sums[task] - task_map for task, task_map in task_maps.items()}, bases
+
+
+class TaskLinear(nn.Module):
+    """A linear layer for each task: `(B, T, N, C)` -> `(B, T, N, C)`."""
+
+    def __init__(self, num_tasks: int, hidden_size: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(num_tasks, hidden_size, hidden_size))
+        self.bias = nn.Parameter(torch.zeros(num_tasks, 1, hidden_size))
+
+    def forward(self, states: Tensor) -> Tensor:
+        """Applies the layer of each task."""
+        return states @ self.weight + self.bias
+
+
+class OwnProjections(SEMInterTaskModule):
+    """Each task has a last projection of its own."""
+
+    def __init__(self, config, hidden_size: int):
+        super().__init__(config, hidden_size)
+        self.project_out = TaskLinear(len(config.tasks), hidden_size)
+
+
 class ConcatenatedOutput(SEMInterTaskModule):
     """A layer on the tokens beside their reconstruction takes the place of the residual sum."""
 
@@ -224,6 +254,8 @@ READINGS = {
         code={"maximization_step": weighted_means, "moving_average": plain_average},
     ),
     "norm_after": Reading("reconstruction normalized", code=as_module(NormAfterReconstruction)),
+    "no_residual": Reading("reconstruction in place of the tokens", code=as_module(NoResidual)),
+    "own_projections": Reading("last projection of each task's own", code=as_module(OwnProjections)),
     "concatenated": Reading("1x1 convolution of tokens and reconstruction", code=as_module(ConcatenatedOutput)),
     "convolved": Reading("3x3 convolution of tokens and reconstruction", code=as_module(ConvolvedOutput)),
     "bases_from_data": Reading("initial bases from the first batch", code=as_module(BasesFromData)),
