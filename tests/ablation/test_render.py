@@ -62,7 +62,8 @@ def test_a_page_gets_tables_and_curves_and_keeps_its_text(root):
     assert "| MTL | 1 | 0.2000 | 1.1000 | 0.9000 | 1.50 | 2.50 |" in text
     assert "| constant predictor |  | 0.0100 | 0.0100 | 0.0100 | – | – |" in text
     # by hand: 0.10, 0.08 and 0.08; their deviation is 0.01155, over the root of three 0.00667
-    assert "| SEM − baseline | +0.0867 ± 0.0067 | -0.1000 ± 0.0000 |" in text
+    # Δm: (33.33 + 10) / 2 = 21.67, (23.53 + 10) / 2 = 16.76 and (25 + 10) / 2 = 17.50, with a deviation of 2.64
+    assert "| SEM − baseline | +0.0867 ± 0.0067 | -0.1000 ± 0.0000 | +18.64 ± 1.53 |" in text
     assert "MTL − baseline" not in text  # one seed has no error
     assert [path.name for path in written] == ["results.md", "results_rooms.png"]
     with Image.open(written[1]) as picture:

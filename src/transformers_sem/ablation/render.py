@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..configuration_sem import SEMConfig
-from ..evaluation.sums import main_scores
+from ..evaluation.sums import main_scores, multi_task_gain
 from ..hub.card import encoder_name
 from ..training.config import WITHOUT_EFFECT_ON_WEIGHTS
 from ..utils.extras import require
@@ -201,23 +201,35 @@ def format_differences(rows: Rows, models: list[str], names: dict[str, str], key
     """Formats the mean difference to the baseline of the same seed, and its standard error; nothing without two seeds."""
     keys, lines = [key for key in keys if not key.endswith(f"/{BIAS}")], []
     for model in models:
-        pairs = [
-            [values[seed] - base for seed, base in values_of(rows, BASELINE, key).items() if seed in values]
-            for key in keys
-            for values in [values_of(rows, model, key)]
-        ]
-        if model != BASELINE and min(map(len, pairs)) > 1:
-            lines.append([f"{names.get(model, model)} − baseline", *map(format_difference, pairs)])
+        pairs = paired_scores(rows, model, keys)
+        if model != BASELINE and len(pairs) > 1:
+            differences = [[scores[key] - base[key] for base, scores in pairs] for key in keys]
+            gains = [multi_task_gain(scores, base) for base, scores in pairs]
+            summaries = [*map(format_difference, differences), format_difference(gains, digits=2)]
+            lines.append([f"{names.get(model, model)} − baseline", *summaries])
     if not lines:
         return ""
-    title = "Differences between trainings of one seed, mean ± standard error:\n\n"
-    return title + format_table(["", *(f"{key} {arrow(key)}" for key in keys)], lines)
+    title = (
+        "Differences between trainings of one seed, mean ± standard error. Δm is the mean over the tasks of the relative gain over "
+        "the baseline:\n\n"
+    )
+    return title + format_table(["", *(f"{key} {arrow(key)}" for key in keys), "Δm, % ↑"], lines)
 
 
-def format_difference(differences: list[float]) -> str:
+def paired_scores(rows: Rows, model: str, keys: list[str]) -> list[tuple[dict[str, float], dict[str, float]]]:
+    """Returns scores of the baseline and of a model, for each seed that has all of them."""
+    pairs = [
+        (rows[BASELINE, seed]["scores"], row["scores"])
+        for (name, seed), row in rows.items()
+        if name == model and (BASELINE, seed) in rows
+    ]
+    return [(base, scores) for base, scores in pairs if {*keys} <= {*base} & {*scores}]
+
+
+def format_difference(differences: list[float], digits: int = 4) -> str:
     """Formats a mean difference and its standard error."""
     error = statistics.stdev(differences) / math.sqrt(len(differences))
-    return f"{statistics.fmean(differences):+.4f} ± {error:.4f}"
+    return f"{statistics.fmean(differences):+.{digits}f} ± {error:.{digits}f}"
 
 
 def format_facts(rows: Rows) -> str:
