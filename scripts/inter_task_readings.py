@@ -45,6 +45,13 @@ from transformers_sem.utils.files import atomic_write
 
 
 NUM_IMAGES = 16  # of the measures
+MEASURES = {
+    "entropy": "entropy of A",
+    "explained": "variance explained",
+    "agreement": "cosine of bases",
+    "output": "output / input",
+    "gradient": "gradient",
+}
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -296,9 +303,10 @@ def train_reading(name: str, config: TrainingConfig, row_path: Path) -> None:
         module = training_run if hasattr(training_run, part) else modeling_sem
         setattr(module, part, replacement)
     training_run.run_training(config)
-    save_row(Path(config.output_dir), row_path)
-    row = {**load_row(row_path), "inter_task": measure_modules(config)}
+    row_path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(row_path) as unfinished:
+        save_row(Path(config.output_dir), unfinished)
+        row = {**load_row(unfinished), "inter_task": measure_modules(config)}
         unfinished.write_text(json.dumps(row, indent=1) + "\n")
 
 
@@ -367,24 +375,41 @@ def explained_variance(states: Tensor, reconstructed_states: Tensor) -> float:
 
 
 def format_readings(results: Path) -> str:
-    """Formats a Markdown table: what each reading changes against the baseline of the same seed, mean over the seeds."""
-    rows = {path.parent.name: {} for path in results.glob("seed*/*.json")}
+    """Formats two Markdown tables, means over the seeds: differences to the baseline of the same seed, and measures."""
+    rows = {path.parent.name: {} for path in sorted(results.glob("seed*/*.json"))}
     for path in results.glob("seed*/*.json"):
         rows[path.parent.name][path.stem] = load_row(path)
-    keys = list(main_scores(next(iter(rows.values()))["baseline"]["scores"]).values())
-    header = ["inter-task module", "seeds", *(f"{key} {arrow(key)}" for key in keys), "Δm, % ↑", "training loss ↓"]
+    pairs = {
+        reading.words: [(seed["baseline"], seed[name]) for seed in rows.values() if {"baseline", name} <= {*seed}]
+        for name, reading in READINGS.items()
+        if name != "baseline"
+    }
+    pairs = {words: found for words, found in pairs.items() if found}
+    return f"{format_differences(pairs)}\n\n{format_measures(pairs)}"
+
+
+def format_differences(pairs: dict[str, list[tuple[dict, dict]]]) -> str:
+    """Formats what each reading changes against the baseline."""
+    keys = [*main_scores(next(iter(pairs.values()))[0][0]["scores"]).values()]
+    header = ["inter-task module", "seeds", *(f"{key} {arrow(key)}" for key in keys), "Δm, % ↑", "training loss, % ↓"]
     lines = []
-    for name, reading in READINGS.items():
-        pairs = [(seed["baseline"], seed[name]) for seed in rows.values() if {"baseline", name} <= {*seed}]
-        if pairs and name != "baseline":
-            changes = [[row["scores"][key] - base["scores"][key] for base, row in pairs] for key in keys]
-            gains = [multi_task_gain(row["scores"], base["scores"]) for base, row in pairs]
-            losses = [last_loss(row) / last_loss(base) for base, row in pairs]
-            lines.append(
-                [reading.words, str(len(pairs)), *(f"{fmean(values):+.4f}" for values in changes)]
-                + [f"{fmean(gains):+.2f}", f"{100 * fmean(losses) - 100:+.2f} %"]
-            )
+    for words, found in pairs.items():
+        changes = [fmean(row["scores"][key] - base["scores"][key] for base, row in found) for key in keys]
+        gain = fmean(multi_task_gain(row["scores"], base["scores"]) for base, row in found)
+        loss = fmean(100 * last_loss(row) / last_loss(base) - 100 for base, row in found)
+        lines.append(
+            [words, str(len(found)), *(f"{change:+.4f}" for change in changes), f"{gain:+.2f}", f"{loss:+.2f}"]
+        )
     return format_table(header, lines)
+
+
+def format_measures(pairs: dict[str, list[tuple[dict, dict]]]) -> str:
+    """Formats the measures of the modules, from the deepest stage to the shallowest."""
+    lines = []
+    for words, found in pairs.items():
+        stages = {name: zip(*(row["inter_task"][name] for _, row in found), strict=True) for name in MEASURES}
+        lines.append([words, *(" / ".join(f"{fmean(values):.2f}" for values in stages[name]) for name in MEASURES)])
+    return format_table(["inter-task module", *MEASURES.values()], lines)
 
 
 def last_loss(row: dict[str, Any]) -> float:

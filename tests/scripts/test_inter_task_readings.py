@@ -17,6 +17,7 @@ from ..tiny import tiny_config
 
 TASK_NUM_LABELS = {"semseg": 5, "depth": 1}
 LABELS = {"semseg": torch.arange(2 * 64 * 96).reshape(2, 64, 96) % 5, "depth": torch.full((2, 1, 64, 96), 2.0)}
+MEASURES = ["entropy", "explained", "agreement", "output", "gradient"]
 IMAGES = torch.linspace(-1, 1, 2 * 3 * 64 * 96).sin().reshape(2, 3, 64, 96)
 
 
@@ -68,13 +69,28 @@ def test_gradients_of_all_iterations_are_exact(readings):
     assert own[:, 1].abs().max() == 0
 
 
+def test_measures_of_known_cases(readings):
+    states, other = torch.randn(2, 3, 50, 4), torch.randn(2, 3, 50, 4)
+    assert readings.explained_variance(states, 3 * states[..., [1, 0, 3, 2]] + 1) == pytest.approx(1)
+    assert readings.explained_variance(states, other) < 0.1
+    module = SEMInterTaskModule(tiny_config(num_em_iterations=2, em_temperature=1e6), 16).eval()
+    measured = readings.watch(module)
+    feature_map = torch.randn(2, 16, 4, 5)
+    torch.nn.init.zeros_(module.project_out.bias)
+    torch.nn.init.zeros_(module.project_out.weight)
+    module({"semseg": feature_map, "depth": feature_map})
+    assert measured["output"] == 0
+    assert measured["agreement"] == pytest.approx(1) and measured["entropy"] == pytest.approx(1)
+
+
 def test_table(readings, tmp_path):
     for seed, (base, other) in enumerate([(0.2, 0.22), (0.4, 0.42)]):
         for name, miou in (("baseline", base), ("deep", other)):
             write_row(tmp_path / f"seed{seed}" / f"{name}.json", miou, 1 + miou)
     write_row(tmp_path / "seed2" / "baseline.json", 0.5, 1.0)
-    *_, line = readings.format_readings(tmp_path).splitlines()
-    assert line == "| in the two deepest stages | 2 | +0.0200 | +0.0200 | +2.98 | +7.50 % |"
+    differences, measures = readings.format_readings(tmp_path).split("\n\n")
+    assert differences.splitlines()[2:] == ["| in the two deepest stages | 2 | +0.0200 | +0.0200 | +2.98 | +7.50 |"]
+    assert measures.splitlines()[2:] == ["| in the two deepest stages |" + " 0.32 / 0.50 |" * 5]
 
 
 def write_row(path, miou, rmse):
@@ -87,6 +103,7 @@ def write_row(path, miou, rmse):
         "history": [{"step": step, "loss": 100 * step * miou} for step in range(1, 21)],
         "parameters_millions": 1.0,
         "multiply_accumulates_billions": 1.0,
+        "inter_task": dict.fromkeys(MEASURES, [miou, 0.5]),
     }
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(row))
