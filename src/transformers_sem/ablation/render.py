@@ -153,6 +153,11 @@ def shown_keys(rows: Rows) -> list[str]:
     return [key for task, best in main.items() for key in (best, f"{task}/{BIAS}") if key in scores]
 
 
+def models_of(rows: Rows) -> list[str]:
+    """Returns the models that rows are of, in the order of the paper."""
+    return [model for model in MODELS if any(found == model for found, _ in rows)]
+
+
 def values_of(rows: Rows, model: str, key: str) -> dict[int, float]:
     """Returns a score of a model by seed."""
     return {seed: row["scores"][key] for (name, seed), row in rows.items() if name == model and key in row["scores"]}
@@ -162,7 +167,7 @@ def format_block(rows: Rows) -> str:
     """Formats the table of scores, the paired differences to the baseline, and the facts."""
     keys = shown_keys(rows)
     names = {model: name for name, model in TABLE_2.items()}
-    models = [model for model in MODELS if any(found == model for found, _ in rows)]
+    models = models_of(rows)
     constant = next(iter(rows.values()))["constant_scores"]
     parts = [
         format_scores(rows, models, names, keys, constant),
@@ -249,7 +254,7 @@ def plot_validation(rows: Rows) -> "Figure":
     """Draws the main validation scores over the steps: a panel for each task, for each model the mean and range over seeds."""
     scores = {key for row in rows.values() for entry in row["history"] for key in entry.get("scores", {})}
     keys = [key for key in shown_keys(rows) if key in scores]
-    models = list(dict.fromkeys(model for model, _ in rows))
+    models = models_of(rows)
     figure = require("matplotlib.figure", extra="train").Figure(figsize=(2.6 * len(keys), 2.6), layout="constrained")
     for axes, key in zip(figure.subplots(1, len(keys), squeeze=False)[0], keys, strict=True):
         for model in models:
