@@ -190,6 +190,20 @@ class ConvolvedOutput(ConcatenatedOutput):
     kernel_size = 3
 
 
+class PixelMixing(SEMInterTaskModule):
+    """A control, no reading: a linear map of the states of all tasks at the same pixel takes the place of the reconstruction."""
+
+    def __init__(self, config, hidden_size: int):
+        super().__init__(config, hidden_size)
+        width = len(config.tasks) * hidden_size
+        self.mix, self.scale = nn.Linear(width, width), hidden_size**-0.5
+
+    def interact(self, states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """As in the base class, with mixed states."""
+        mixed = self.mix(states.transpose(1, 2).flatten(2)).unflatten(2, (states.shape[1], -1)).transpose(1, 2)
+        return mixed * self.scale, *super().interact(states)[1:]
+
+
 class ShallowDecoder(SEMDecoder):
     """The two deepest stages have no inter-task module."""
 
@@ -265,6 +279,7 @@ READINGS = {
     "own_projections": Reading("last projection of each task's own", code=as_module(OwnProjections)),
     "concatenated": Reading("1x1 convolution of tokens and reconstruction", code=as_module(ConcatenatedOutput)),
     "convolved": Reading("3x3 convolution of tokens and reconstruction", code=as_module(ConvolvedOutput)),
+    "pixel_mixing": Reading("control: linear map of all tasks' states at a pixel", code=as_module(PixelMixing)),
     "bases_from_data": Reading("initial bases from the first batch", code=as_module(BasesFromData)),
     "momentum_0": Reading("momentum of the bases 0", {"bases_momentum": 0.0}),
     "momentum_0.99": Reading("momentum of the bases 0.99", {"bases_momentum": 0.99}),
