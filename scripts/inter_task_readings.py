@@ -11,6 +11,7 @@ skipped, and an interrupted one resumes. `table` prints how each compares with t
 import argparse
 import json
 import math
+import signal
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -41,6 +42,7 @@ from transformers_sem.modeling_sem import (
 from transformers_sem.training import run as training_run
 from transformers_sem.training.config import TrainingConfig
 from transformers_sem.training.optimizer import build_optimizer
+from transformers_sem.utils.errors import plain_errors
 from transformers_sem.utils.files import atomic_write
 
 
@@ -307,7 +309,11 @@ def train_readings(arguments: argparse.Namespace) -> None:
         config = TrainingConfig.load(find_recipe(arguments.config), overrides)
         process = get_context("spawn").Process(target=train_reading, args=(name, config, row_path))
         process.start()
-        process.join()
+        try:
+            process.join()
+        except KeyboardInterrupt:
+            process.terminate()  # it saves first
+            process.join()
         if process.exitcode:
             sys.exit(f"The training in {folder} ended with status {process.exitcode}. The same command resumes it.")
 
@@ -400,6 +406,10 @@ def format_readings(results: Path) -> str:
         if name != "baseline"
     }
     pairs = {words: found for words, found in pairs.items() if found}
+    if not pairs:
+        raise ValueError(
+            f"A table needs the baseline and a reading of one seed, {results}/seed0/*.json; there are none."
+        )
     return f"{format_differences(pairs)}\n\n{format_measures(pairs)}"
 
 
@@ -449,10 +459,12 @@ def main() -> None:
     for command in (train, table):
         command.add_argument("--results", type=Path, required=True, help="folder of the rows")
     arguments = parser.parse_args()
-    if arguments.command == "table":
-        print(format_readings(arguments.results))
-    else:
-        train_readings(arguments)
+    with plain_errors():
+        if arguments.command == "table":
+            print(format_readings(arguments.results))
+        else:
+            signal.signal(signal.SIGTERM, signal.default_int_handler)  # like Ctrl-C: the training saves
+            train_readings(arguments)
 
 
 if __name__ == "__main__":
