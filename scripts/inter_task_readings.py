@@ -1,11 +1,11 @@
 """Train readings of the inter-task module: what the paper leaves open, and what could be chosen otherwise.
 
-    python scripts/inter_task_readings.py train READING ... --output FOLDER --results FOLDER --config FILE [key=value ...]
-    python scripts/inter_task_readings.py table --results FOLDER
+    python scripts/inter_task_readings.py --results FOLDER --config FILE --output FOLDER [--readings NAME ...] [key=value ...]
+    python scripts/inter_task_readings.py --results FOLDER
 
-Each reading is the baseline with one inter-task module per decoder stage (the row "+ inter" of Table 2), with one thing changed.
-`train` trains the readings one after another and leaves a row of each, `RESULTS/seed0/READING.json`; a reading that has a row is
-skipped, and an interrupted one resumes. `table` prints how each compares with the baseline of the same seed.
+Each reading is the baseline with one inter-task module per decoder stage (the row "+ inter" of Table 2), with one thing changed. The
+first command trains the readings one after another and leaves a row of each, `RESULTS/seed0/READING.json`; a reading that has a row
+is skipped, and an interrupted one resumes. Both print how each row compares with the baseline of the same seed.
 """
 
 import argparse
@@ -25,9 +25,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from transformers_sem import modeling_sem
-from transformers_sem.ablation.render import format_table
-from transformers_sem.ablation.results import load_row, save_row
-from transformers_sem.ablation.tables import MODELS, arrow
+from transformers_sem.ablation.render import format_table, shared_settings
+from transformers_sem.ablation.results import load_row, read_row, save_row
+from transformers_sem.ablation.tables import MODELS, arrow, describe_origins
 from transformers_sem.cli.arguments import find_recipe
 from transformers_sem.evaluation.sums import main_scores, multi_task_gain
 from transformers_sem.image_processing_sem import SEMImageProcessor
@@ -299,14 +299,14 @@ def train_readings(arguments: argparse.Namespace) -> None:
     """Trains readings one after another, each in a process of its own, because it changes the code."""
     for name in arguments.readings:
         row_path = arguments.results / f"seed{arguments.seed}" / f"{name}.json"
-        if row_path.is_file():
-            print(f"{row_path} is there.")
-            continue
         folder = arguments.output / f"seed{arguments.seed}" / name
         values = {f"model.{key}": value for key, value in {**MODELS["inter"], **READINGS[name].settings}.items()}
         values |= {"seed": arguments.seed, "output_dir": str(folder)}
         overrides = [*arguments.overrides, *(f"{key}={json.dumps(value)}" for key, value in values.items())]
         config = TrainingConfig.load(find_recipe(arguments.config), overrides)
+        if row_path.is_file():
+            read_row(row_path, config)  # its settings are the same
+            continue
         process = get_context("spawn").Process(target=train_reading, args=(name, config, row_path))
         process.start()
         try:
@@ -395,13 +395,34 @@ def explained_variance(states: Tensor, reconstructed_states: Tensor) -> float:
 # Table
 
 
+def read_readings(results: Path) -> dict[tuple[str, str], dict[str, Any]]:
+    """Reads all rows, `{("seed0", "inter"): row}`.
+
+    Raises:
+        ValueError: If they have different settings, apart from those of the readings.
+    """
+    rows = {(path.parent.name, path.stem): load_row(path) for path in sorted(results.glob("seed*/*.json"))}
+    shared = [
+        {key: value for key, value in shared_settings(row).items() if not key.startswith("model.")}
+        for row in rows.values()
+    ]
+    if any(settings != shared[0] for settings in shared):
+        raise ValueError(
+            f"Rows of one folder share their settings; those of {results} do not. Move those of another run."
+        )
+    return rows
+
+
 def format_readings(results: Path) -> str:
     """Formats two Markdown tables, means over the seeds: differences to the baseline of the same seed, and measures."""
-    rows = {path.parent.name: {} for path in sorted(results.glob("seed*/*.json"))}
-    for path in results.glob("seed*/*.json"):
-        rows[path.parent.name][path.stem] = load_row(path)
+    rows = read_readings(results)
+    seeds = dict.fromkeys(seed for seed, _ in rows)
     pairs = {
-        reading.words: [(seed["baseline"], seed[name]) for seed in rows.values() if {"baseline", name} <= {*seed}]
+        reading.words: [
+            (rows[seed, "baseline"], rows[seed, name])
+            for seed in seeds
+            if {(seed, "baseline"), (seed, name)} <= {*rows}
+        ]
         for name, reading in READINGS.items()
         if name != "baseline"
     }
@@ -410,7 +431,10 @@ def format_readings(results: Path) -> str:
         raise ValueError(
             f"A table needs the baseline and a reading of one seed, {results}/seed0/*.json; there are none."
         )
-    return f"{format_differences(pairs)}\n\n{format_measures(pairs)}"
+    origins = "\n\n".join(
+        f"Trained at {origin}." for origin in describe_origins({"/".join(key): row for key, row in rows.items()})
+    )
+    return f"{format_differences(pairs)}\n\n{format_measures(pairs)}\n\n{origins}"
 
 
 def format_differences(pairs: dict[str, list[tuple[dict, dict]]]) -> str:
@@ -443,28 +467,35 @@ def last_loss(row: dict[str, Any]) -> float:
     return fmean(losses[-len(losses) // 10 :])
 
 
-def main() -> None:
-    """Parses the command line, and trains or prints."""
+def parse_arguments() -> argparse.Namespace:
+    """Parses the command line and separates readings and settings."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(dest="command", required=True)
-    train = commands.add_parser("train", help="train readings")
-    train.add_argument("readings", nargs="+", choices=READINGS, metavar="READING", help=", ".join(READINGS))
-    train.add_argument(
-        "--config", required=True, help="settings of all trainings: a YAML file or the name of a recipe"
-    )
-    train.add_argument("--seed", type=int, default=0, help="of all trainings (default: 0)")
-    train.add_argument("--output", type=Path, required=True, help="folder of the trainings")
-    train.add_argument("--set", nargs="*", default=[], dest="overrides", metavar="key=value", help="further settings")
-    table = commands.add_parser("table", help="print the table")
-    for command in (train, table):
-        command.add_argument("--results", type=Path, required=True, help="folder of the rows")
-    arguments = parser.parse_args()
+    parser.add_argument("--results", type=Path, required=True, help="folder of the rows")
+    parser.add_argument("--config", help="settings of all trainings: a YAML file or the name of a recipe")
+    parser.add_argument("--output", type=Path, help="folder of the trainings")
+    parser.add_argument("--readings", nargs="+", default=[*READINGS], help=f"default: all, {', '.join(READINGS)}")
+    parser.add_argument("--seed", type=int, default=0, help="of all trainings (default: 0)")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings, for example max_steps=100")
+    arguments = parser.parse_intermixed_args()
+    # argparse assigns everything after an option to it
+    arguments.overrides += [text for text in arguments.readings if "=" in text]
+    arguments.readings = [text for text in arguments.readings if "=" not in text]
+    unknown = [name for name in arguments.readings if name not in READINGS]
+    if unknown:
+        parser.error(f"--readings are of {', '.join(READINGS)}; got {' '.join(unknown)}")
+    if (arguments.config is None) != (arguments.output is None):
+        parser.error("a training needs --config FILE and --output FOLDER")
+    return arguments
+
+
+def main() -> None:
+    """Parses the command line, trains what is missing, and prints the tables."""
+    arguments = parse_arguments()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # like Ctrl-C: the training saves
     with plain_errors():
-        if arguments.command == "table":
-            print(format_readings(arguments.results))
-        else:
-            signal.signal(signal.SIGTERM, signal.default_int_handler)  # like Ctrl-C: the training saves
+        if arguments.config is not None:
             train_readings(arguments)
+        print(format_readings(arguments.results))
 
 
 if __name__ == "__main__":

@@ -88,18 +88,22 @@ def test_table(readings, tmp_path):
         for name, miou in (("baseline", base), ("deep", other)):
             write_row(tmp_path / f"seed{seed}" / f"{name}.json", miou, 1 + miou)
     write_row(tmp_path / "seed2" / "baseline.json", 0.5, 1.0)
-    differences, measures = readings.format_readings(tmp_path).split("\n\n")
+    differences, measures, origins = readings.format_readings(tmp_path).split("\n\n")
     assert differences.splitlines()[2:] == ["| in the two deepest stages | 2 | +0.0200 | +0.0200 | +2.98 | +7.50 |"]
     assert measures.splitlines()[2:] == ["| in the two deepest stages |" + " 0.32 / 0.50 |" * 5]
+    assert origins == "Trained at abc on CPU: seed0/baseline seed0/deep seed1/baseline seed1/deep seed2/baseline."
+    write_row(tmp_path / "seed2" / "deep.json", 0.5, 1.0, max_steps=2)
+    with pytest.raises(ValueError, match="share their settings"):
+        readings.format_readings(tmp_path)
 
 
-def write_row(path, miou, rmse):
+def write_row(path, miou, rmse, **settings):
     row = {
         "scores": {"semseg/miou": miou, "depth/rmse": rmse},
         "constant_scores": {},
         "num_images": 2,
-        "environment": {},
-        "training": {"settings": {"model": {}}},
+        "environment": {"commit": "abc", "hardware": "CPU"},
+        "training": {"settings": {"model": {}, **settings}},
         "history": [{"step": step, "loss": 100 * step * miou} for step in range(1, 21)],
         "parameters_millions": 1.0,
         "multiply_accumulates_billions": 1.0,
