@@ -154,6 +154,7 @@ class TaskLinear(nn.Module):
 
     def __init__(self, num_tasks: int, hidden_size: int):
         super().__init__()
+        self.in_features = hidden_size
         self.weight = nn.Parameter(torch.empty(num_tasks, hidden_size, hidden_size))
         self.bias = nn.Parameter(torch.zeros(num_tasks, 1, hidden_size))
 
@@ -168,6 +169,14 @@ class OwnProjections(SEMInterTaskModule):
     def __init__(self, config, hidden_size: int):
         super().__init__(config, hidden_size)
         self.project_out = TaskLinear(len(config.tasks), hidden_size)
+
+
+class OwnLayers(OwnProjections):
+    """Each task has layers of its own; only the bases are shared."""
+
+    def __init__(self, config, hidden_size: int):
+        super().__init__(config, hidden_size)
+        self.project_in = TaskLinear(len(config.tasks), hidden_size)
 
 
 class ConcatenatedOutput(SEMInterTaskModule):
@@ -279,6 +288,7 @@ READINGS = {
     "norm_after": Reading("reconstruction normalized", code=as_module(NormAfterReconstruction)),
     "no_residual": Reading("reconstruction in place of the tokens", code=as_module(NoResidual)),
     "own_projections": Reading("last projection of each task's own", code=as_module(OwnProjections)),
+    "own_layers": Reading("both projections of each task's own", code=as_module(OwnLayers)),
     "concatenated": Reading("1x1 convolution of tokens and reconstruction", code=as_module(ConcatenatedOutput)),
     "convolved": Reading("3x3 convolution of tokens and reconstruction", code=as_module(ConvolvedOutput)),
     "pixel_mixing": Reading("control: linear map of all tasks' states at a pixel", code=as_module(PixelMixing)),
