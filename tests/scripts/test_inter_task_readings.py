@@ -111,3 +111,8 @@ def write_row(path, miou, rmse, **settings):
     }
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(row))
+
+
+def test_the_page_has_the_printed_tables(readings):
+    printed = readings.format_readings(REPOSITORY / "results" / "inter_task_readings")
+    assert printed in (REPOSITORY / "docs" / "results.md").read_text(encoding="utf-8")
