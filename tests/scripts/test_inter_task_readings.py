@@ -1,6 +1,9 @@
 """Every reading of the inter-task module is another function of the same images, and can be trained."""
 
 import json
+import sys
+from importlib import import_module
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,16 +20,19 @@ from ..tiny import tiny_config
 
 TASK_NUM_LABELS = {"semseg": 5, "depth": 1}
 LABELS = {"semseg": torch.arange(2 * 64 * 96).reshape(2, 64, 96) % 5, "depth": torch.full((2, 1, 64, 96), 2.0)}
+FOLDER = REPOSITORY / "scripts" / "inter_task_readings"
 MEASURES = ["entropy", "explained", "agreement", "output", "gradient"]
 IMAGES = torch.linspace(-1, 1, 2 * 3 * 64 * 96).sin().reshape(2, 3, 64, 96)
 
 
 @pytest.fixture
-def readings(monkeypatch):
-    monkeypatch.syspath_prepend(REPOSITORY / "scripts")
-    import inter_task_readings
-
-    return inter_task_readings
+def scripts(monkeypatch):
+    """The three files of the folder."""
+    monkeypatch.syspath_prepend(FOLDER)
+    names = ("readings", "measures", "compare")
+    for name in names:
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    return SimpleNamespace(**{name: import_module(name) for name in names})
 
 
 def train_two_steps(reading, monkeypatch):
@@ -49,8 +55,8 @@ def train_two_steps(reading, monkeypatch):
         return torch.cat([values.flatten() for values in logits]), {group["lr"] for group in optimizer.param_groups}
 
 
-def test_every_reading_trains_another_model(readings, monkeypatch):
-    results = {name: train_two_steps(reading, monkeypatch) for name, reading in readings.READINGS.items()}
+def test_every_reading_trains_another_model(scripts, monkeypatch):
+    results = {name: train_two_steps(reading, monkeypatch) for name, reading in scripts.readings.READINGS.items()}
     assert all(logits.isfinite().all() for logits, _ in results.values())
     expected = results.pop("inter")[0]
     same = [name for name, (logits, _) in results.items() if torch.equal(logits, expected)]
@@ -58,8 +64,8 @@ def test_every_reading_trains_another_model(readings, monkeypatch):
     assert results["fast"][1] == {1e-3, 5e-3} and results["deep"][1] == {1e-3}
 
 
-def test_gradients_of_all_iterations_are_exact(readings):
-    module = readings.GradientOfAllIterations(tiny_config(num_em_iterations=2), 16).double()
+def test_gradients_of_all_iterations_are_exact(scripts):
+    module = scripts.readings.GradientOfAllIterations(tiny_config(num_em_iterations=2), 16).double()
     module.initial_bases = module.initial_bases.double()
     states = torch.randn(1, 2, 5, 16, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda states: module.interact(states)[0], states)
@@ -69,12 +75,12 @@ def test_gradients_of_all_iterations_are_exact(readings):
     assert own[:, 1].abs().max() == 0
 
 
-def test_measures_of_known_cases(readings):
+def test_measures_of_known_cases(scripts):
     states, other = torch.randn(2, 3, 50, 4), torch.randn(2, 3, 50, 4)
-    assert readings.explained_variance(states, 3 * states[..., [1, 0, 3, 2]] + 1) == pytest.approx(1)
-    assert readings.explained_variance(states, other) < 0.1
+    assert scripts.measures.explained_variance(states, 3 * states[..., [1, 0, 3, 2]] + 1) == pytest.approx(1)
+    assert scripts.measures.explained_variance(states, other) < 0.1
     module = SEMInterTaskModule(tiny_config(num_em_iterations=2, em_temperature=1e4), 16).eval()
-    measured = readings.watch(module)
+    measured = scripts.measures.watch(module)
     feature_map = torch.randn(2, 16, 4, 5)
     torch.nn.init.zeros_(module.project_out.bias)
     torch.nn.init.zeros_(module.project_out.weight)
@@ -83,18 +89,18 @@ def test_measures_of_known_cases(readings):
     assert measured["agreement"] == pytest.approx(1) and measured["entropy"] == pytest.approx(1)
 
 
-def test_table(readings, tmp_path):
+def test_table(scripts, tmp_path):
     for seed, (base, other) in enumerate([(0.2, 0.22), (0.4, 0.42)]):
         for name, miou in (("baseline", base), ("deep", other)):
             write_row(tmp_path / f"seed{seed}" / f"{name}.json", miou, 1 + miou)
     write_row(tmp_path / "seed2" / "baseline.json", 0.5, 1.0)
-    differences, measures, origins = readings.format_readings(tmp_path).split("\n\n")
+    differences, measures, origins = scripts.compare.format_readings(tmp_path).split("\n\n")
     assert differences.splitlines()[2:] == ["| in the two deepest stages | 2 | +0.0200 | +0.0200 | +2.98 | +7.50 |"]
     assert measures.splitlines()[2:] == ["| in the two deepest stages |" + " 0.32 / 0.50 |" * 5]
     assert origins == "Trained at abc on CPU: seed0/baseline seed0/deep seed1/baseline seed1/deep seed2/baseline."
     write_row(tmp_path / "seed2" / "deep.json", 0.5, 1.0, max_steps=2)
     with pytest.raises(ValueError, match="share their settings"):
-        readings.format_readings(tmp_path)
+        scripts.compare.format_readings(tmp_path)
 
 
 def write_row(path, miou, rmse, **settings):
@@ -113,6 +119,6 @@ def write_row(path, miou, rmse, **settings):
     path.write_text(json.dumps(row))
 
 
-def test_the_page_has_the_printed_tables(readings):
-    printed = readings.format_readings(REPOSITORY / "results" / "inter_task_readings")
+def test_the_page_has_the_printed_tables(scripts):
+    printed = scripts.compare.format_readings(REPOSITORY / "results" / "inter_task_readings")
     assert printed in (REPOSITORY / "docs" / "results.md").read_text(encoding="utf-8")
