@@ -42,7 +42,8 @@ def random_pixels(height=50, width=70, seed=0):
 def assert_equal(actual, expected):
     assert list(actual) == list(expected)
     for task in expected:
-        torch.testing.assert_close(actual[task], expected[task], rtol=0, atol=1e-5)
+        # The rounding of a batch differs from that of an image, and the short normals of an untrained model enlarge it
+        torch.testing.assert_close(actual[task], expected[task], rtol=0, atol=1e-4)
 
 
 def test_predictions_equal_those_of_model_and_processor(predict, checkpoint):
