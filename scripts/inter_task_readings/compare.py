@@ -20,16 +20,14 @@ from typing import Any
 from measures import MEASURES, measure_modules
 from readings import READINGS
 
-from transformers_sem import modeling_sem
 from transformers_sem.ablation.render import format_table, shared_settings
 from transformers_sem.ablation.results import load_row, read_row, save_row
 from transformers_sem.ablation.tables import MODELS, arrow, describe_origins
 from transformers_sem.cli.arguments import find_recipe
 from transformers_sem.evaluation.sums import main_scores, multi_task_gain
-from transformers_sem.training import run as training_run
 from transformers_sem.training.config import TrainingConfig
+from transformers_sem.training.run import run_training
 from transformers_sem.utils.errors import plain_errors
-from transformers_sem.utils.files import atomic_write
 
 
 def train_readings(arguments: argparse.Namespace) -> None:
@@ -57,15 +55,9 @@ def train_readings(arguments: argparse.Namespace) -> None:
 
 def train_reading(name: str, config: TrainingConfig, row_path: Path) -> None:
     """Trains and evaluates one reading, and writes its row, with measures of its modules."""
-    for part, replacement in READINGS[name].code.items():
-        module = training_run if hasattr(training_run, part) else modeling_sem
-        setattr(module, part, replacement)
-    training_run.run_training(config)
-    row_path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_write(row_path) as unfinished:
-        save_row(Path(config.output_dir), unfinished)
-        row = {**load_row(unfinished), "inter_task": measure_modules(config)}
-        unfinished.write_text(json.dumps(row, indent=1) + "\n")
+    READINGS[name].change_code()
+    run_training(config)
+    save_row(Path(config.output_dir), row_path, inter_task=measure_modules(config))
 
 
 def read_readings(results: Path) -> dict[tuple[str, str], dict[str, Any]]:

@@ -2,12 +2,14 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from types import ModuleType
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from transformers_sem import modeling_sem
 from transformers_sem.ablation.tables import MODELS
 from transformers_sem.modeling_sem import (
     SEMDecoder,
@@ -16,6 +18,7 @@ from transformers_sem.modeling_sem import (
     expectation_maximization,
     expectation_step,
 )
+from transformers_sem.training import run as training_run
 from transformers_sem.training.config import TrainingConfig
 from transformers_sem.training.optimizer import build_optimizer
 
@@ -212,12 +215,17 @@ class Reading:
     Args:
         words (`str`): For the table.
         settings (`dict`): Fields of `SEMConfig`.
-        code (`dict`): Names of `modeling_sem`, and what takes their place.
+        code (`dict`): Names of `modeling_sem` or `training.run`, and what takes their place.
     """
 
     words: str
     settings: dict[str, Any] = field(default_factory=dict)
     code: dict[str, Callable] = field(default_factory=dict)
+
+    def change_code(self, set_part: Callable[[ModuleType, str, Callable], None] = setattr) -> None:
+        """Puts `code` in its place, by `setattr` or what else is given."""
+        for part, replacement in self.code.items():
+            set_part(training_run if hasattr(training_run, part) else modeling_sem, part, replacement)
 
 
 def as_module(module: type[SEMInterTaskModule]) -> dict[str, Callable]:

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from transformers_sem import SEMForMultiTaskDensePrediction, modeling_sem
+from transformers_sem import SEMForMultiTaskDensePrediction
 from transformers_sem.ablation.tables import MODELS
 from transformers_sem.modeling_sem import SEMInterTaskModule
 from transformers_sem.training import run as training_run
@@ -38,8 +38,7 @@ def scripts(monkeypatch):
 def train_two_steps(reading, monkeypatch):
     """Returns the logits of a model of a reading after two steps, and its learning rates."""
     with monkeypatch.context() as patch:
-        for part, replacement in reading.code.items():
-            patch.setattr(training_run if hasattr(training_run, part) else modeling_sem, part, replacement)
+        reading.change_code(patch.setattr)
         torch.manual_seed(0)
         config = tiny_config(
             task_num_labels=TASK_NUM_LABELS, **{**MODELS["inter"], "num_em_iterations": 3, **reading.settings}

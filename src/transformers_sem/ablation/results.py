@@ -23,8 +23,8 @@ REPORT_NAME = "evaluation.json"
 ROW_FIELDS = {"scores", "constant_scores", "num_images", "environment", "training", "history", *COSTS}
 
 
-def save_row(folder: Path, path: Path) -> None:
-    """Writes the row of the finished training in `folder`."""
+def save_row(folder: Path, path: Path, **further: Any) -> None:
+    """Writes the row of the finished training in `folder`, with further fields."""
     with explain_failure(f"Cannot use {folder / REPORT_NAME}"):
         report = json.loads((folder / REPORT_NAME).read_text())
         training = without_command(report["training"])
@@ -33,6 +33,7 @@ def save_row(folder: Path, path: Path) -> None:
         "training": training,
         **dict(zip(COSTS, count_cost(folder), strict=True)),
         "history": read_history(folder),
+        **further,
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as unfinished:
