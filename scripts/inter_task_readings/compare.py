@@ -20,11 +20,11 @@ from typing import Any
 from measures import MEASURES, measure_modules
 from readings import READINGS
 
-from transformers_sem.ablation.render import format_table, shared_settings
+from transformers_sem.ablation.render import BIAS, format_table, name_column, shared_settings, shown_keys
 from transformers_sem.ablation.results import load_row, read_row, save_row
-from transformers_sem.ablation.tables import MODELS, arrow, describe_origins
+from transformers_sem.ablation.tables import MODELS, NOTHING, describe_origins
 from transformers_sem.cli.arguments import find_recipe
-from transformers_sem.evaluation.sums import main_scores, multi_task_gain
+from transformers_sem.evaluation.sums import multi_task_gain
 from transformers_sem.training.config import TrainingConfig
 from transformers_sem.training.run import run_training
 from transformers_sem.utils.errors import plain_errors
@@ -79,15 +79,14 @@ def read_readings(results: Path) -> dict[tuple[str, str], dict[str, Any]]:
 
 
 def format_readings(results: Path) -> str:
-    """Formats two Markdown tables, means over the seeds: differences to the baseline of the same seed, and measures."""
+    """Formats two Markdown tables, means over the seeds: differences to the baseline of the same seed, and measures.
+
+    Δm is given for each seed.
+    """
     rows = read_readings(results)
-    seeds = dict.fromkeys(seed for seed, _ in rows)
+    baselines = {seed: row for (seed, name), row in rows.items() if name == "baseline"}
     pairs = {
-        reading.words: [
-            (rows[seed, "baseline"], rows[seed, name])
-            for seed in seeds
-            if {(seed, "baseline"), (seed, name)} <= {*rows}
-        ]
+        reading.words: [(base, rows[seed, name]) for seed, base in baselines.items() if (seed, name) in rows]
         for name, reading in READINGS.items()
         if name != "baseline"
     }
@@ -99,21 +98,25 @@ def format_readings(results: Path) -> str:
     origins = "\n\n".join(
         f"Trained at {origin}." for origin in describe_origins({"/".join(key): row for key, row in rows.items()})
     )
-    return f"{format_differences(pairs)}\n\n{format_measures(pairs)}\n\n{origins}"
+    return f"{format_differences([*baselines.values()], pairs)}\n\n{format_measures(pairs)}\n\n{origins}"
 
 
-def format_differences(pairs: dict[str, list[tuple[dict, dict]]]) -> str:
-    """Formats what each reading changes against the baseline."""
-    keys = [*main_scores(next(iter(pairs.values()))[0][0]["scores"]).values()]
-    header = ["inter-task module", "seeds", *(f"{key} {arrow(key)}" for key in keys), "Δm, % ↑", "training loss, % ↓"]
-    lines = []
+def format_differences(baselines: list[dict], pairs: dict[str, list[tuple[dict, dict]]]) -> str:
+    """Formats the scores of the baseline, and what each reading changes against it; the score of a bias is not a difference."""
+    keys = shown_keys(dict(enumerate(baselines)))
+    means = [f"{fmean(row['scores'][key] for row in baselines):.4f}" for key in keys]
+    lines = [[READINGS["baseline"].words, str(len(baselines)), *means, NOTHING, NOTHING]]
     for words, found in pairs.items():
-        changes = [fmean(row["scores"][key] - base["scores"][key] for base, row in found) for key in keys]
-        gain = fmean(multi_task_gain(row["scores"], base["scores"]) for base, row in found)
+        changes = [
+            f"{fmean(row['scores'][key] for _, row in found):.4f}"
+            if key.endswith(f"/{BIAS}")
+            else f"{fmean(row['scores'][key] - base['scores'][key] for base, row in found):+.4f}"
+            for key in keys
+        ]
+        gains = ", ".join(f"{multi_task_gain(row['scores'], base['scores']):+.2f}" for base, row in found)
         loss = fmean(100 * last_loss(row) / last_loss(base) - 100 for base, row in found)
-        lines.append(
-            [words, str(len(found)), *(f"{change:+.4f}" for change in changes), f"{gain:+.2f}", f"{loss:+.2f}"]
-        )
+        lines.append([words, str(len(found)), *changes, gains, f"{loss:+.2f}"])
+    header = ["inter-task module", "seeds", *map(name_column, keys), "Δm, % ↑", "training loss, % ↓"]
     return format_table(header, lines)
 
 

@@ -94,7 +94,11 @@ def test_table(scripts, tmp_path):
             write_row(tmp_path / f"seed{seed}" / f"{name}.json", miou, 1 + miou)
     write_row(tmp_path / "seed2" / "baseline.json", 0.5, 1.0)
     differences, measures, origins = scripts.compare.format_readings(tmp_path).split("\n\n")
-    assert differences.splitlines()[2:] == ["| in the two deepest stages | 2 | +0.0200 | +0.0200 | +2.98 | +7.50 |"]
+    assert differences.splitlines()[2:] == [
+        "| no inter-task module | 3 | 0.3667 | 1.2000 | 0.9000 | – | – |",
+        # Δm by hand: (10 - 1.67) / 2 and (5 - 1.43) / 2
+        "| in the two deepest stages | 2 | +0.0200 | +0.0200 | 0.9000 | +4.17, +1.79 | +7.50 |",
+    ]
     assert measures.splitlines()[2:] == ["| in the two deepest stages |" + " 0.32 / 0.50 |" * 5]
     assert origins == "Trained at abc on CPU: seed0/baseline seed0/deep seed1/baseline seed1/deep seed2/baseline."
     write_row(tmp_path / "seed2" / "deep.json", 0.5, 1.0, max_steps=2)
@@ -104,7 +108,7 @@ def test_table(scripts, tmp_path):
 
 def write_row(path, miou, rmse, **settings):
     row = {
-        "scores": {"semseg/miou": miou, "depth/rmse": rmse},
+        "scores": {"semseg/miou": miou, "depth/rmse": rmse, "depth/scale": 0.9},
         "constant_scores": {},
         "num_images": 2,
         "environment": {"commit": "abc", "hardware": "CPU"},

@@ -198,8 +198,12 @@ def format_scores(
         summaries = [format_summary(summarize(values_of(rows, model, key)), 4) for key in keys]
         seeds = str(len({seed for name, seed in rows if name == model}))
         lines.append([names.get(model, model), seeds, *summaries, *costs])
-    arrows = [f"{key} {'→ 1' if key.endswith(f'/{BIAS}') else arrow(key)}" for key in keys]
-    return format_table(["", "seeds", *arrows, "M parameters", "GMAC"], lines)
+    return format_table(["", "seeds", *map(name_column, keys), "M parameters", "GMAC"], lines)
+
+
+def name_column(key: str) -> str:
+    """Returns the name of a score, with an arrow to its better values."""
+    return f"{key} {'→ 1' if key.endswith(f'/{BIAS}') else arrow(key)}"
 
 
 def format_differences(rows: Rows, models: list[str], names: dict[str, str], keys: list[str]) -> str:
@@ -218,7 +222,7 @@ def format_differences(rows: Rows, models: list[str], names: dict[str, str], key
         "Differences between trainings of one seed, mean ± standard error. Δm is the mean over the tasks of the relative gain over "
         "the baseline:\n\n"
     )
-    return title + format_table(["", *(f"{key} {arrow(key)}" for key in keys), "Δm, % ↑"], lines)
+    return title + format_table(["", *map(name_column, keys), "Δm, % ↑"], lines)
 
 
 def paired_scores(rows: Rows, model: str, keys: list[str]) -> list[tuple[dict[str, float], dict[str, float]]]:
