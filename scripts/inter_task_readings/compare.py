@@ -17,11 +17,12 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from measures import MEASURES, measure_modules
+from measures import MEASURES, measure_modules, measure_noise
 from readings import READINGS
 
-from transformers_sem.ablation.render import BIAS, format_table, name_column, shared_settings, shown_keys
-from transformers_sem.ablation.results import load_row, read_row, save_row
+from transformers_sem import SEMConfig
+from transformers_sem.ablation.render import format_difference, format_table, is_bias, name_column, shown_keys
+from transformers_sem.ablation.results import check_shared_settings, load_row, read_row, save_row
 from transformers_sem.ablation.tables import MODELS, NOTHING, describe_origins
 from transformers_sem.cli.arguments import find_recipe
 from transformers_sem.evaluation.sums import multi_task_gain
@@ -60,79 +61,118 @@ def train_reading(name: str, config: TrainingConfig, row_path: Path) -> None:
     save_row(Path(config.output_dir), row_path, inter_task=measure_modules(config))
 
 
-def read_readings(results: Path) -> dict[tuple[str, str], dict[str, Any]]:
-    """Reads all rows, `{("seed0", "inter"): row}`.
+def read_readings(results: Path) -> dict[str, dict[str, dict[str, Any]]]:
+    """Reads all rows, `{"inter": {"seed0": row}}`, in the order of `READINGS`.
 
     Raises:
-        ValueError: If they have different settings, apart from those of the readings.
+        ValueError: If a file is no row of a reading, or rows have different settings, apart from those of the readings.
     """
-    rows = {(path.parent.name, path.stem): load_row(path) for path in sorted(results.glob("seed*/*.json"))}
-    shared = [
-        {key: value for key, value in shared_settings(row).items() if not key.startswith("model.")}
-        for row in rows.values()
-    ]
-    if any(settings != shared[0] for settings in shared):
-        raise ValueError(
-            f"Rows of one folder share their settings; those of {results} do not. Move those of another run."
-        )
-    return rows
+    rows = {path: load_row(path) for path in sorted(results.glob("seed*/*.json"))}
+    strangers = [str(path) for path, row in rows.items() if path.stem not in READINGS or "inter_task" not in row]
+    if strangers:
+        raise ValueError(f"Rows of readings are written by this script; {', '.join(strangers)} are not. Move them.")
+    fields = {path: {*MODELS["inter"], *READINGS[path.stem].settings} for path in rows}
+    check_shared_settings(rows, fields)
+    by_name = {name: {path.parent.name: row for path, row in rows.items() if path.stem == name} for name in READINGS}
+    return {name: found for name, found in by_name.items() if found}
 
 
 def format_readings(results: Path) -> str:
-    """Formats two Markdown tables, means over the seeds: differences to the baseline of the same seed, and measures.
-
-    Δm is given for each seed.
-    """
+    """Formats Markdown tables: all readings with the first seed, those with several seeds, and measures with the first seed."""
     rows = read_readings(results)
-    baselines = {seed: row for (seed, name), row in rows.items() if name == "baseline"}
-    pairs = {
-        reading.words: [(base, rows[seed, name]) for seed, base in baselines.items() if (seed, name) in rows]
-        for name, reading in READINGS.items()
-        if name != "baseline"
-    }
-    pairs = {words: found for words, found in pairs.items() if found}
-    if not pairs:
+    baselines = rows.pop("baseline", {})
+    first = min(baselines, default=None)
+    single = {name: found[first] for name, found in rows.items() if first in found}
+    if not single:
         raise ValueError(
             f"A table needs the baseline and a reading of one seed, {results}/seed0/*.json; there are none."
         )
-    origins = "\n\n".join(
-        f"Trained at {origin}." for origin in describe_origins({"/".join(key): row for key, row in rows.items()})
+    pairs = {
+        name: [(base, found[seed]) for seed, base in baselines.items() if seed in found]
+        for name, found in rows.items()
+    }
+    origins = describe_origins(
+        {
+            f"{seed}/{name}": row
+            for name, found in {"baseline": baselines, **rows}.items()
+            for seed, row in found.items()
+        }
     )
-    return f"{format_differences([*baselines.values()], pairs)}\n\n{format_measures(pairs)}\n\n{origins}"
+    parts = [
+        format_changes(first, baselines[first], single),
+        format_seeds({name: found for name, found in pairs.items() if len(found) > 1}),
+        format_measures(first, single),
+        *(f"Trained at {origin}." for origin in origins),
+    ]
+    return "\n\n".join(part for part in parts if part)
 
 
-def format_differences(baselines: list[dict], pairs: dict[str, list[tuple[dict, dict]]]) -> str:
-    """Formats the scores of the baseline, and what each reading changes against it; the score of a bias is not a difference."""
-    keys = shown_keys(dict(enumerate(baselines)))
-    means = [f"{fmean(row['scores'][key] for row in baselines):.4f}" for key in keys]
-    lines = [[READINGS["baseline"].words, str(len(baselines)), *means, NOTHING, NOTHING]]
-    for words, found in pairs.items():
+def format_changes(seed: str, baseline: dict[str, Any], rows: dict[str, dict[str, Any]]) -> str:
+    """Formats the scores of the baseline, and what each reading changes with one seed; the score of a bias is no difference."""
+    keys = shown_keys({"baseline": baseline})
+    lines = [
+        [READINGS["baseline"].words, *(f"{baseline['scores'][key]:.4f}" for key in keys), NOTHING, NOTHING],
+    ]
+    for name, row in rows.items():
         changes = [
-            f"{fmean(row['scores'][key] for _, row in found):.4f}"
-            if key.endswith(f"/{BIAS}")
-            else f"{fmean(row['scores'][key] - base['scores'][key] for base, row in found):+.4f}"
+            f"{row['scores'][key]:.4f}" if is_bias(key) else f"{row['scores'][key] - baseline['scores'][key]:+.4f}"
             for key in keys
         ]
-        gains = ", ".join(f"{multi_task_gain(row['scores'], base['scores']):+.2f}" for base, row in found)
-        loss = fmean(100 * last_loss(row) / last_loss(base) - 100 for base, row in found)
-        lines.append([words, str(len(found)), *changes, gains, f"{loss:+.2f}"])
-    header = ["inter-task module", "seeds", *map(name_column, keys), "Δm, % ↑", "training loss, % ↓"]
+        gain, loss = multi_task_gain(row["scores"], baseline["scores"]), change_of_loss(baseline, row)
+        lines.append([READINGS[name].words, *changes, f"{gain:+.2f}", f"{loss:+.2f}"])
+    header = [
+        f"inter-task module, {seed.replace('seed', 'seed ')}",
+        *map(name_column, keys),
+        "Δm, % ↑",
+        "training loss, % ↓",
+    ]
     return format_table(header, lines)
 
 
-def format_measures(pairs: dict[str, list[tuple[dict, dict]]]) -> str:
-    """Formats the measures of the modules, from the deepest stage to the shallowest."""
+def format_seeds(pairs: dict[str, list[tuple[dict, dict]]]) -> str:
+    """Formats mean and standard error of the changes of readings with several seeds; nothing without any."""
     lines = []
-    for words, found in pairs.items():
-        stages = {name: zip(*(row["inter_task"][name] for _, row in found), strict=True) for name in MEASURES}
-        lines.append([words, *(" / ".join(f"{fmean(values):.2f}" for values in stages[name]) for name in MEASURES)])
-    return format_table(["inter-task module", *MEASURES.values()], lines)
+    for name, found in pairs.items():
+        keys = [key for key in shown_keys({"baseline": found[0][0]}) if not is_bias(key)]
+        changes = [[row["scores"][key] - base["scores"][key] for base, row in found] for key in keys]
+        gains = [multi_task_gain(row["scores"], base["scores"]) for base, row in found]
+        losses = [change_of_loss(base, row) for base, row in found]
+        summaries = [format_difference(gains, digits=2), format_difference(losses, digits=2)]
+        each = ", ".join(f"{gain:+.2f}" for gain in gains)
+        lines.append([READINGS[name].words, str(len(found)), *map(format_difference, changes), *summaries, each])
+    if not lines:
+        return ""
+    scores = [*map(name_column, keys), "Δm, % ↑", "training loss, % ↓", "Δm of each seed"]
+    return format_table(["inter-task module", "seeds", *scores], lines)
 
 
-def last_loss(row: dict[str, Any]) -> float:
-    """Returns the mean training loss of the last tenth of a training."""
-    losses = [entry["loss"] for entry in row["history"] if "loss" in entry]
-    return fmean(losses[-len(losses) // 10 :])
+def format_measures(seed: str, rows: dict[str, dict[str, Any]]) -> str:
+    """Formats the measures of the modules with one seed, from the deepest stage to the shallowest, above those of noise."""
+    measured = {READINGS[name].words: (row["inter_task"], READINGS[name].unmeasured) for name, row in rows.items()}
+    settings = next(iter(rows.values()))["training"]["settings"]
+    noise = measure_noise(SEMConfig(**settings["model"]), settings["input_size"])
+    measured["Gaussian noise"] = noise, {*MEASURES} - {*noise}
+    lines = [
+        [words, *(NOTHING if name in unmeasured else format_stages(stages[name]) for name in MEASURES)]
+        for words, (stages, unmeasured) in measured.items()
+    ]
+    return format_table([f"inter-task module, {seed.replace('seed', 'seed ')}", *MEASURES.values()], lines)
+
+
+def format_stages(values: list[float]) -> str:
+    """Formats a measure of all stages."""
+    return " / ".join(f"{value:.2f}" for value in values)
+
+
+def change_of_loss(baseline: dict[str, Any], row: dict[str, Any]) -> float:
+    """Returns the change of the mean training loss in the last tenth of a training, in percent."""
+    first, second = (
+        fmean(losses[-len(losses) // 10 :])
+        for losses in (
+            [entry["loss"] for entry in found["history"] if entry.get("loss") is not None] for found in (baseline, row)
+        )
+    )
+    return 100 * second / first - 100
 
 
 def parse_arguments() -> argparse.Namespace:

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from transformers_sem import SEMConfig
 from transformers_sem.image_processing_sem import SEMImageProcessor
 from transformers_sem.modeling_sem import (
     SEMForMultiTaskDensePrediction,
@@ -16,6 +17,7 @@ from transformers_sem.training.config import TrainingConfig
 
 
 NUM_IMAGES = 16  # of the measures
+STRIDES = (32, 16, 8, 4)  # of the decoder stages
 MEASURES = {
     "entropy": "entropy of A",
     "explained": "variance explained",
@@ -35,9 +37,8 @@ def measure_modules(config: TrainingConfig) -> dict[str, list[float]]:
     """
     model = SEMForMultiTaskDensePrediction.from_pretrained(config.output_dir)
     processor = SEMImageProcessor.from_pretrained(config.output_dir)
-    rows = (
-        config.get_benchmark().load(config.data_dir, **config.dataset_kwargs)["validation"].select(range(NUM_IMAGES))
-    )
+    rows = config.get_benchmark().load(config.data_dir, **config.dataset_kwargs)["validation"]
+    rows = rows.select(range(min(NUM_IMAGES, len(rows))))
     maps = {task: rows[task] for task in model.config.tasks}
     stages = [stage for stage in model.sem.decoder.stages if stage.inter_task is not None]
     measures = [watch(stage.inter_task) for stage in stages]
@@ -46,6 +47,22 @@ def measure_modules(config: TrainingConfig) -> dict[str, list[float]]:
         norms = [parameter.grad.norm().item() for parameter in stage.parameters() if parameter.grad is not None]
         measured["gradient"] = stage.inter_task.project_in.weight.grad.norm().item() / math.hypot(*norms)
     return {name: [measured[name] for measured in measures] for name in (measures[0] if measures else ())}
+
+
+def measure_noise(config: SEMConfig, input_size: tuple[int, int]) -> dict[str, list[float]]:
+    """Measures what EM from random bases does with states that are Gaussian noise of unit variance, as many as in each stage.
+
+    Returns:
+        `dict[str, list[float]]`: "entropy", "explained" and "agreement", as `measure_modules` does.
+    """
+    torch.manual_seed(0)
+    measures = []
+    for width, stride in zip(config.decoder_hidden_sizes, STRIDES, strict=True):
+        num_tokens = math.prod(-(-length // stride) for length in input_size)
+        module = SEMInterTaskModule(config, width).eval()
+        measures.append(watch(module))
+        module.interact(torch.randn(NUM_IMAGES, len(config.tasks), num_tokens, width))
+    return {name: [measured[name] for measured in measures] for name in measures[0]}
 
 
 def watch(module: SEMInterTaskModule) -> dict[str, float]:

@@ -208,6 +208,10 @@ def faster_inter_task(config: TrainingConfig, model: nn.Module) -> torch.optim.A
     return optimizer
 
 
+NO_SUM = frozenset({"output"})  # nothing is added to the tokens
+NO_BASES = frozenset({"entropy", "agreement"})  # the result of EM is not used
+
+
 @dataclass(frozen=True)
 class Reading:
     """What a reading changes.
@@ -216,11 +220,13 @@ class Reading:
         words (`str`): For the table.
         settings (`dict`): Fields of `SEMConfig`.
         code (`dict`): Names of `modeling_sem` or `training.run`, and what takes their place.
+        unmeasured (`frozenset[str]`): Measures that do not describe it.
     """
 
     words: str
     settings: dict[str, Any] = field(default_factory=dict)
     code: dict[str, Callable] = field(default_factory=dict)
+    unmeasured: frozenset[str] = frozenset()
 
     def change_code(self, set_part: Callable[[ModuleType, str, Callable], None] = setattr) -> None:
         """Puts `code` in its place, by `setattr` or what else is given."""
@@ -250,12 +256,18 @@ READINGS = {
         code={"maximization_step": weighted_means, "moving_average": plain_average},
     ),
     "norm_after": Reading("reconstruction normalized", code=as_module(NormAfterReconstruction)),
-    "no_residual": Reading("reconstruction in place of the tokens", code=as_module(NoResidual)),
+    "no_residual": Reading("reconstruction in place of the tokens", code=as_module(NoResidual), unmeasured=NO_SUM),
     "own_projections": Reading("last projection of each task's own", code=as_module(OwnProjections)),
     "own_layers": Reading("both projections of each task's own", code=as_module(OwnLayers)),
-    "concatenated": Reading("1x1 convolution of tokens and reconstruction", code=as_module(ConcatenatedOutput)),
-    "convolved": Reading("3x3 convolution of tokens and reconstruction", code=as_module(ConvolvedOutput)),
-    "pixel_mixing": Reading("control: linear map of all tasks' states at a pixel", code=as_module(PixelMixing)),
+    "concatenated": Reading(
+        "1x1 convolution of tokens and reconstruction", code=as_module(ConcatenatedOutput), unmeasured=NO_SUM
+    ),
+    "convolved": Reading(
+        "3x3 convolution of tokens and reconstruction", code=as_module(ConvolvedOutput), unmeasured=NO_SUM
+    ),
+    "pixel_mixing": Reading(
+        "control: linear map of all tasks' states at a pixel", code=as_module(PixelMixing), unmeasured=NO_BASES
+    ),
     "bases_from_data": Reading("initial bases from the first batch", code=as_module(BasesFromData)),
     "momentum_0": Reading("momentum of the bases 0", {"bases_momentum": 0.0}),
     "momentum_0.99": Reading("momentum of the bases 0.99", {"bases_momentum": 0.99}),

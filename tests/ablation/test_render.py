@@ -111,6 +111,28 @@ def test_rows_of_other_settings_are_refused(root):
     write_row(root, "seed1/mtl", 0.2, 1.1, model=model)
     with pytest.raises(ValueError, match=r"seed1/mtl\.json has other model\.hidden_size\."):
         read_rows(root / "results" / "rooms")
+    (root / "results" / "rooms" / "seed1" / "mtl.json").unlink()
+    model = SETTINGS["model"] | {"num_em_iterations": 5}  # `MODELS` has others that change it, but not this one
+    write_row(root, "seed2/sem", 0.2, 1.1, model=model)
+    with pytest.raises(ValueError, match=r"seed2/sem\.json has other model\.num_em_iterations\."):
+        read_rows(root / "results" / "rooms")
+
+
+def test_a_setting_that_is_newer_than_a_row_has_its_default(root):
+    write_row(root, "seed1/mtl", 0.2, 1.1, datasets=[])
+    read_rows(root / "results" / "rooms")
+    write_row(root, "seed1/mtl", 0.2, 1.1, zoom=[0.25, 4.0])
+    with pytest.raises(ValueError, match=r"seed1/mtl\.json has other zoom\."):
+        read_rows(root / "results" / "rooms")
+
+
+def test_a_first_row_of_one_task_has_not_all_constants(root):
+    for path in (root / "results" / "rooms" / "seed0").iterdir():
+        if path.stem != "stl_semseg":
+            path.unlink()
+    page = root / "docs" / "results.md"
+    render_page(page, root)
+    assert "| constant predictor |  | 0.0100 | 0.0100 | 0.0100 | – | – |" in page.read_text()
 
 
 def test_the_default_encoder_is_named(root):
@@ -154,12 +176,16 @@ def test_times_of_modes_become_a_table(tmp_path):
         {**shared, "model": "SEM", "precision": "bf16", "mode": "eager", "milliseconds": 30.0},
         {**shared, "model": "encoder", "precision": "bf16", "mode": "eager", "milliseconds": 12.0},
         {**shared, "model": "SEM", "precision": "bf16", "mode": "compiled", "milliseconds": 20.0},  # cut off
+        {**shared, "model": "encoder", "precision": "bf16", "mode": "compiled", "error": "no memory"},
     ]
     folder = tmp_path / "results" / "rooms" / "vit"
     folder.mkdir(parents=True)
-    (folder / "modes.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in entries))
+    (folder / "modes.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in entries) + '{"encoder": "vi')
     page = tmp_path / "page.md"
     page.write_text(PAGE)
     assert render_page(page, tmp_path) == [page]
     assert "`vit`, batches of 4 at 32 x 48, H:" in page.read_text()
-    assert "| forward, bf16, eager | 30.0 | 12.0 | 2.50 |" in page.read_text() and "compiled" not in page.read_text()
+    assert "| forward, bf16, eager | 30.0 | 12.0 | 2.5 |" in page.read_text() and "compiled" not in page.read_text()
+    (folder / "modes.jsonl").write_text(json.dumps(entries[-1]) + "\n")
+    with pytest.raises(ValueError, match=r"modes\.jsonl has none\. Run it again"):
+        render_page(page, tmp_path)

@@ -21,8 +21,10 @@ from transformers_sem.ablation.tables import (
     summarize,
     to_markdown,
 )
+from transformers_sem.cli.arguments import find_recipe
 from transformers_sem.training.config import TrainingConfig, claim_output_dir
 
+from ..conftest import REPOSITORY
 from ..tiny import tiny_config
 
 
@@ -314,3 +316,18 @@ def test_scores_on_different_images_are_not_compared(ablation):
     finish(ablation, ablation.run("mtl", 0), MTL, num_images=6)
     with pytest.raises(ValueError, match=r"\[5, 6\].*evaluation.json"):
         describe_runs([ablation], ["sem", "mtl"])
+
+
+def test_the_published_command_takes_the_published_rows():
+    rows = REPOSITORY / "results" / "nyud_v2_quarter"
+    ablation = Ablation(
+        config_path=find_recipe("efficientnet_lite0_nyud_v2"),
+        overrides=("data_dir=nyud_v2_quarter",),
+        output=rows,
+        results=rows,
+        seeds=(0, 1, 2),
+    )
+    finished = [run for run in ablation.plan(TABLE_2.values()) if run.is_finished]
+    assert len(finished) == len([*rows.glob("seed*/*.json")]) > 16
+    for run in finished:
+        run.read_row()

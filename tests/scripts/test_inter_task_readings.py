@@ -88,21 +88,55 @@ def test_measures_of_known_cases(scripts):
     assert measured["agreement"] == pytest.approx(1) and measured["entropy"] == pytest.approx(1)
 
 
-def test_table(scripts, tmp_path):
+def test_measures_of_noise(scripts):
+    config = tiny_config(num_em_iterations=3, decoder_hidden_sizes=[16, 16, 16, 16], num_bases=4)
+    measured = scripts.measures.measure_noise(config, (64, 96))
+    assert [*measured] == ["entropy", "explained", "agreement"]
+    assert all(len(values) == 4 and all(0 < value < 1 for value in values) for values in measured.values())
+    assert measured == scripts.measures.measure_noise(config, (64, 96))
+    # 6 tokens are nearly their 4 bases; 384 are far from them
+    assert measured["entropy"][0] < measured["entropy"][3] and measured["explained"][0] > measured["explained"][3]
+
+
+def test_tables(scripts, tmp_path):
     for seed, (base, other) in enumerate([(0.2, 0.22), (0.4, 0.42)]):
         for name, miou in (("baseline", base), ("deep", other)):
             write_row(tmp_path / f"seed{seed}" / f"{name}.json", miou, 1 + miou)
+    write_row(tmp_path / "seed0" / "convolved.json", 0.2, 1.2)
     write_row(tmp_path / "seed2" / "baseline.json", 0.5, 1.0)
-    differences, measures, origins = scripts.compare.format_readings(tmp_path).split("\n\n")
-    assert differences.splitlines()[2:] == [
-        "| no inter-task module | 3 | 0.3667 | 1.2000 | 0.9000 | – | – |",
-        # Δm by hand: (10 - 1.67) / 2 and (5 - 1.43) / 2
-        "| in the two deepest stages | 2 | +0.0200 | +0.0200 | 0.9000 | +4.17, +1.79 | +7.50 |",
+    first, several, measures, origins = scripts.compare.format_readings(tmp_path).split("\n\n")
+    assert first.splitlines()[0].startswith("| inter-task module, seed 0 |")
+    assert first.splitlines()[2:] == [
+        "| no inter-task module | 0.2000 | 1.2000 | 0.9000 | – | – |",
+        # Δm by hand: (10 - 1.67) / 2
+        "| 3x3 convolution of tokens and reconstruction | +0.0000 | +0.0000 | 0.9000 | +0.00 | +0.00 |",
+        "| in the two deepest stages | +0.0200 | +0.0200 | 0.9000 | +4.17 | +10.00 |",
     ]
-    assert measures.splitlines()[2:] == ["| in the two deepest stages |" + " 0.32 / 0.50 |" * 5]
-    assert origins == "Trained at abc on CPU: seed0/baseline seed0/deep seed1/baseline seed1/deep seed2/baseline."
-    write_row(tmp_path / "seed2" / "deep.json", 0.5, 1.0, max_steps=2)
-    with pytest.raises(ValueError, match="share their settings"):
+    assert several.splitlines()[2:] == [
+        # by hand: the second Δm is (5 - 1.43) / 2, and the second loss higher by 5 %
+        "| in the two deepest stages | 2 | +0.0200 ± 0.0000 | +0.0200 ± 0.0000 | +2.98 ± 1.19 | +7.50 ± 2.50 | +4.17, +1.79 |"
+    ]
+    assert measures.splitlines()[2:4] == [
+        "| 3x3 convolution of tokens and reconstruction |" + " 0.20 / 0.50 |" * 3 + " – | 0.20 / 0.50 |",
+        "| in the two deepest stages |" + " 0.22 / 0.50 |" * 5,
+    ]
+    assert measures.splitlines()[4].startswith("| Gaussian noise | 0.")
+    assert origins == (
+        "Trained at abc on CPU: seed0/baseline seed1/baseline seed2/baseline seed0/convolved seed0/deep seed1/deep."
+    )
+
+
+def test_rows_that_do_not_belong_together_are_refused(scripts, tmp_path):
+    for name in ("baseline", "deep"):
+        write_row(tmp_path / "seed0" / f"{name}.json", 0.2, 1.2)
+    write_row(tmp_path / "seed1" / "deep.json", 0.5, 1.0, max_steps=2)
+    with pytest.raises(ValueError, match=r"seed1/deep\.json has other max_steps\."):
+        scripts.compare.format_readings(tmp_path)
+    write_row(tmp_path / "seed1" / "deep.json", 0.5, 1.0, model={"hidden_size": 8, "inter_task_stages": 2})
+    with pytest.raises(ValueError, match=r"seed1/deep\.json has other model\.hidden_size\."):
+        scripts.compare.format_readings(tmp_path)
+    (tmp_path / "seed1" / "deep.json").rename(tmp_path / "seed1" / "sem.json")
+    with pytest.raises(ValueError, match=r"seed1/sem\.json are not\. Move them\."):
         scripts.compare.format_readings(tmp_path)
 
 
@@ -113,7 +147,7 @@ def write_row(path, miou, rmse, **settings):
         "num_images": 2,
         "environment": {"commit": "abc", "hardware": "CPU"},
         "training": {"settings": {"model": {}, **settings}},
-        "history": [{"step": step, "loss": 100 * step * miou} for step in range(1, 21)],
+        "history": [{"step": step, "loss": 100 * step * miou} for step in range(1, 21)] + [{"step": 21, "loss": None}],
         "parameters_millions": 1.0,
         "multiply_accumulates_billions": 1.0,
         "inter_task": dict.fromkeys(MEASURES, [miou, 0.5]),

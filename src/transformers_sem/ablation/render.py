@@ -13,16 +13,16 @@ import math
 import os
 import re
 import statistics
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..configuration_sem import SEMConfig
 from ..evaluation.sums import main_scores, multi_task_gain
 from ..hub.card import encoder_name
-from ..training.config import WITHOUT_EFFECT_ON_WEIGHTS
 from ..utils.extras import require
 from .figures import save_figure
-from .results import load_row
+from .results import check_shared_settings, load_row
 from .tables import (
     MODELS,
     NOTHING,
@@ -81,9 +81,21 @@ def render_page(page: Path, root: Path) -> list[Path]:
     return written
 
 
+def read_times(path: Path) -> list[dict[str, Any]]:
+    """Reads the modes that were timed; a device may lack others, and a run that was ended may have left a line incomplete."""
+    entries = []
+    for line in path.read_bytes().splitlines():
+        with suppress(ValueError):
+            entries.append(json.loads(line))
+    timed = [entry for entry in entries if "milliseconds" in entry]
+    if not timed:
+        raise ValueError(f"Times are written by `transformers-sem benchmark modes`; {path} has none. Run it again.")
+    return timed
+
+
 def format_speed(path: Path) -> str:
     """Formats the times of one encoder: a line for each pass and mode, a column for each model, and the ratios to SEM."""
-    entries = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    entries = read_times(path)
     models = list(dict.fromkeys(entry["model"] for entry in entries))
     times: dict[tuple, dict[str, float]] = {}
     for entry in entries:
@@ -92,7 +104,7 @@ def format_speed(path: Path) -> str:
         ]
     lines = [
         [", ".join(key), *(f"{by_model[model]:.1f}" for model in models)]
-        + [f"{by_model[models[0]] / by_model[model]:.2f}" for model in models[1:]]
+        + [f"{by_model[models[0]] / by_model[model]:.1f}" for model in models[1:]]
         for key, by_model in sorted(times.items(), key=lambda item: item[0][0])
         if len(by_model) == len(models)  # the last mode may have been cut off
     ]
@@ -113,17 +125,11 @@ def read_rows(folder: Path) -> Rows:
         raise ValueError(
             f"Rows are files such as {folder}/seed0/sem.json; there are none. Run `transformers-sem ablation`."
         )
-    first = shared_settings(next(iter(found.values())))
-    for path, row in found.items():
-        settings = shared_settings(row)
-        changed = [key for key in {**first, **settings} if first.get(key) != settings.get(key)]
-        if changed:
-            raise ValueError(
-                f"Rows of one folder share their settings; {path} has other {', '.join(changed)}. Move it."
-            )
+    models = {path: path.stem.split("_")[0] for path in found}
+    check_shared_settings(found, {path: MODELS.get(model, {}) for path, model in models.items()})
     rows = {}
     for path, row in found.items():
-        model, seed = path.stem.split("_")[0], int(path.parent.name.removeprefix("seed"))
+        model, seed = models[path], int(path.parent.name.removeprefix("seed"))
         merged = rows.setdefault(
             (model, seed), {**row, "scores": {}, "constant_scores": {}, "history": [], "files": {}}
         )
@@ -132,18 +138,6 @@ def read_rows(folder: Path) -> Rows:
         merged["history"] += row["history"]
         merged["constant_scores"] |= row["constant_scores"]
     return rows
-
-
-def shared_settings(row: dict[str, Any]) -> dict[str, Any]:
-    """Returns what all rows of a table share: settings, but for the seed, the tasks and what the models change; test images."""
-    settings = row["training"]["settings"]
-    changing = {"seed", "tasks", "model", *WITHOUT_EFFECT_ON_WEIGHTS}
-    varied = set().union(*MODELS.values())
-    return {
-        "num_images": row["num_images"],
-        **{key: value for key, value in settings.items() if key not in changing},
-        **{f"model.{key}": value for key, value in settings["model"].items() if key not in varied},
-    }
 
 
 def shown_keys(rows: Rows) -> list[str]:
@@ -168,7 +162,7 @@ def format_block(rows: Rows) -> str:
     keys = shown_keys(rows)
     names = {model: name for name, model in TABLE_2.items()}
     models = models_of(rows)
-    constant = next(iter(rows.values()))["constant_scores"]
+    constant = {key: value for row in rows.values() for key, value in row["constant_scores"].items()}
     parts = [
         format_scores(rows, models, names, keys, constant),
         format_differences(rows, models, names, keys),
@@ -201,14 +195,19 @@ def format_scores(
     return format_table(["", "seeds", *map(name_column, keys), "M parameters", "GMAC"], lines)
 
 
+def is_bias(key: str) -> bool:
+    """Returns whether a score shows a bias, and is 1 without one."""
+    return key.endswith(f"/{BIAS}")
+
+
 def name_column(key: str) -> str:
     """Returns the name of a score, with an arrow to its better values."""
-    return f"{key} {'→ 1' if key.endswith(f'/{BIAS}') else arrow(key)}"
+    return f"{key} {'→ 1' if is_bias(key) else arrow(key)}"
 
 
 def format_differences(rows: Rows, models: list[str], names: dict[str, str], keys: list[str]) -> str:
     """Formats the mean difference to the baseline of the same seed, and its standard error; nothing without two seeds."""
-    keys, lines = [key for key in keys if not key.endswith(f"/{BIAS}")], []
+    keys, lines = [key for key in keys if not is_bias(key)], []
     for model in models:
         pairs = paired_scores(rows, model, keys)
         if model != BASELINE and len(pairs) > 1:

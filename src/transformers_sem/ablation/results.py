@@ -5,6 +5,7 @@ history of losses and scores. Weights and images are not in it, so rows may be k
 """
 
 import json
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -54,7 +55,7 @@ def count_cost(folder: Path) -> tuple[float, float]:
 
 
 def load_row(path: Path) -> dict[str, Any]:
-    """Reads a row.
+    """Reads a row; settings that did not exist when it was written have their defaults.
 
     Raises:
         ValueError: If the file is no row.
@@ -63,6 +64,7 @@ def load_row(path: Path) -> dict[str, Any]:
         row = json.loads(path.read_text())
         missing = ROW_FIELDS - {*row}
         row["training"]["settings"]["model"]  # noqa: B018, a row without it is none
+        row["training"]["settings"] = as_json(TrainingConfig().describe()) | row["training"]["settings"]
         if missing:
             raise KeyError(*sorted(missing))
     except (ValueError, KeyError, TypeError) as error:
@@ -80,7 +82,7 @@ def read_row(path: Path, config: TrainingConfig) -> dict[str, Any]:
     """
     row = load_row(path)
     found = row["training"]["settings"]
-    expected = json.loads(json.dumps(config.describe()))
+    expected = as_json(config.describe())
     ignored = {*WITHOUT_EFFECT_ON_WEIGHTS} | (
         {"pretrained_backbone"} if config.pretrained_backbone == IF_AVAILABLE else set()
     )
@@ -95,3 +97,42 @@ def read_row(path: Path, config: TrainingConfig) -> dict[str, Any]:
             "the settings of the row."
         )
     return row
+
+
+def as_json(settings: dict[str, Any]) -> dict[str, Any]:
+    """Returns settings as they are read from JSON, with lists in place of tuples."""
+    return json.loads(json.dumps(settings))
+
+
+def check_shared_settings(rows: dict[Path, dict[str, Any]], model_fields: dict[Path, Iterable[str]]) -> None:
+    """Checks that rows of one table have the same settings and test images, but for the seed, the tasks and what models change.
+
+    Args:
+        rows (`dict`): Rows by their files.
+        model_fields (`dict`): For each file the fields of `SEMConfig` that its model changes on purpose.
+
+    Raises:
+        ValueError: If settings differ.
+    """
+    flat = {path: flatten_settings(row) for path, row in rows.items()}
+    keys = dict.fromkeys(key for settings in flat.values() for key in settings)
+    shared: dict[str, Any] = {}
+    for path, settings in flat.items():
+        own = {f"model.{field}" for field in model_fields[path]}
+        compared = {key: settings.get(key) for key in keys if key not in own}
+        changed = [key for key, value in compared.items() if shared.setdefault(key, value) != value]
+        if changed:
+            raise ValueError(
+                f"Rows of one folder share their settings; {path} has other {', '.join(changed)}. Move it."
+            )
+
+
+def flatten_settings(row: dict[str, Any]) -> dict[str, Any]:
+    """Returns the settings of a row that its table shares, those of the model as `model.*`, and the number of test images."""
+    settings = row["training"]["settings"]
+    changing = {"seed", "tasks", "model", *WITHOUT_EFFECT_ON_WEIGHTS}
+    return {
+        "num_images": row["num_images"],
+        **{key: value for key, value in settings.items() if key not in changing},
+        **{f"model.{key}": value for key, value in settings["model"].items()},
+    }
