@@ -119,10 +119,16 @@ def test_train(repository, user_folder):
     assert names["batch"]["labels"]["depth"].shape == (1, 1, 64, 64)
 
 
-def test_add_a_task(repository, user_folder):
+def test_add_a_task(repository, user_folder, monkeypatch):
+    (user_folder / "my_task.py").touch()
+    monkeypatch.syspath_prepend(user_folder)
     names = run_python(repository / "docs" / "add_a_task.md")
     assert names["config"].tasks == ["depth", "albedo"] and set(names["outputs"].losses) == {"depth", "albedo"}
     assert names["prediction"]["albedo"].shape == (3, 96, 128)
+
+
+def test_metrics(repository):
+    assert 0 < run_python(repository / "docs" / "metrics.md")["scores"]["ods"] < 1
 
 
 def test_fine_tune_on_your_folder(repository, user_folder):

@@ -1,13 +1,16 @@
 from dataclasses import replace
 
+import datasets
 import pytest
 import torch
 from accelerate import Accelerator
+from PIL import Image
 
 from transformers_sem import TASKS, SEMForMultiTaskDensePrediction
 from transformers_sem.training.config import TrainingConfig
 from transformers_sem.training.optimizer import build_optimizer
 from transformers_sem.training.plan import (
+    compare_sizes,
     effective_settings,
     format_plan,
     measure_step,
@@ -116,3 +119,11 @@ def test_a_step_that_does_not_fit_in_memory_is_explained(model, monkeypatch):
     monkeypatch.setattr(model, "forward", run_out)
     with pytest.raises(ValueError, match="of 8 images does not fit .*gradient_checkpointing"):
         measure_step(CONFIG, model, Accelerator(cpu=True))
+
+
+def test_images_larger_than_the_input_are_warned_of(caplog):
+    rows = datasets.Dataset.from_list([{"image": Image.new("RGB", size)} for size in ((64, 30), (60, 32))])
+    compare_sizes(rows, [32, 64])
+    assert caplog.text == ""
+    compare_sizes(rows, [32, 60])
+    assert "up to 32 x 64, and `input_size` is [32, 60]" in caplog.text and "Set input_size=[32,64]" in caplog.text

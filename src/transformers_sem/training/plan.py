@@ -1,5 +1,6 @@
 """The plan of a run: settings, length, memory and files; and the measurement of one step on random images."""
 
+import logging
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
@@ -7,6 +8,7 @@ from pathlib import Path
 from textwrap import shorten
 from typing import Any, NamedTuple
 
+import datasets
 import torch
 from accelerate import Accelerator
 from accelerate.utils import send_to_device
@@ -15,12 +17,16 @@ from transformers import PreTrainedConfig
 
 from ..configuration_sem import SEMConfig
 from ..data.mixture import name_datasets
+from ..data.transforms import read_row
 from ..modeling_sem import SEMForMultiTaskDensePrediction
 from ..tasks import get_task
 from ..utils.memory import peak_memory
 from .config import TrainingConfig, network_size
 
 
+logger = logging.getLogger(__name__)
+
+NUM_COMPARED_IMAGES = 8  # with `input_size`
 # Files that a run writes to `output_dir`.
 FILES = {
     "training.yaml": "settings; the same command resumes the run",
@@ -162,6 +168,23 @@ def describe_length(config: TrainingConfig, num_rows: Sequence[int], num_process
         f"{config.gradient_accumulation_steps}, images in each: {config.images_per_forward(num_processes)}), "
         f"{num_images:,} images, {', '.join(epochs)}"
     )
+
+
+def compare_sizes(rows: datasets.Dataset, input_size: Sequence[int]) -> None:
+    """Warns if one of the first images is larger than `input_size`: training crops it, evaluation and prediction shrink it whole."""
+    count = min(NUM_COMPARED_IMAGES, len(rows))
+    size = [
+        max(sides) for sides in zip(*(read_row(rows, index, [])[0].shape[-2:] for index in range(count)), strict=True)
+    ]
+    if size[0] > input_size[0] or size[1] > input_size[1]:
+        logger.warning(
+            "Images are up to %d x %d, and `input_size` is %s: training sees crops of them, evaluation and prediction whole images "
+            "shrunk to that size, so objects are smaller there and depth comes out too far. Set input_size=%s; `network_size` then is "
+            "a smaller input of the network for both.",
+            *size,
+            list(input_size),
+            f"[{size[0]},{size[1]}]",
+        )
 
 
 def describe_labels(counts: dict[str, int], num_rows: int) -> str:

@@ -35,7 +35,7 @@ from .data_order import build_train_loader, open_batches, seed_step
 from .history import History
 from .model import build_image_processor, build_model, decide_pretrained_backbone
 from .optimizer import NonFiniteGuard, OptimizerStep, build_average, build_optimizer
-from .plan import describe_labels, format_plan, measure_step
+from .plan import compare_sizes, describe_labels, format_plan, measure_step
 from .signals import StopRequest
 from .snapshots import Snapshots, log_evaluation
 
@@ -260,6 +260,8 @@ def train_and_evaluate(
     """Prints the plan, trains the model, saves it, and evaluates it on each dataset."""
     accelerator.print(format_plan(config, model, data.sizes, accelerator.num_processes))
     accelerator.print(describe_labels(count_labels(data.rows["train"], model.config.tasks), len(data.rows["train"])))
+    if accelerator.is_main_process:
+        compare_sizes(data.rows["validation"], config.input_size)
     with StopRequest(accelerator) as stop:
         weights = train(config, accelerator, model, image_processor, data.rows, data.weighted_sizes, stop)
     output_dir = Path(config.output_dir)
