@@ -9,10 +9,10 @@ from transformers import AutoImageProcessor
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from transformers_sem import TASKS, SEMImageProcessor, image_processing_sem
-from transformers_sem.image_processing_sem import center_padding, shrink_to_fit
+from transformers_sem.image_processing_sem import center_padding, predict_map, shrink_to_fit
 from transformers_sem.losses import cross_entropy
 from transformers_sem.modeling_sem import SEMMultiTaskOutput
-from transformers_sem.task_kinds import CLASS_IDS
+from transformers_sem.task_kinds import CLASS_IDS, METRES
 from transformers_sem.tasks import TaskSpec, register_task, to_label
 
 from .samples import random_labels, random_logits
@@ -639,6 +639,17 @@ def test_segmentation_maps_are_called_maps():
     image = np.zeros((8, 8, 3), np.uint8)
     with pytest.raises(ValueError, match="no `segmentation_maps`.*maps={task"):
         SEMImageProcessor()(image, segmentation_maps=image[..., 0])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_bands_of_logits_in_half_precision(monkeypatch, dtype):
+    logits = torch.randn(40, 8, 16, dtype=dtype)
+    expected = predict_map(CLASS_IDS, logits, (90, 121))
+    monkeypatch.setattr(image_processing_sem, "MAX_BAND_VALUES", 40 * 121 * 4)
+    assert (predict_map(CLASS_IDS, logits, (90, 121)) == expected).float().mean() > 0.95
+    depth = predict_map(METRES, logits[:1], (90, 121))
+    monkeypatch.setattr(image_processing_sem, "MAX_BAND_VALUES", 90 * 121)
+    torch.testing.assert_close(depth, predict_map(METRES, logits[:1], (90, 121)), rtol=2e-2, atol=2e-2)
 
 
 def test_large_predictions_are_computed_in_bands(monkeypatch):

@@ -601,6 +601,22 @@ def test_a_task_without_labels_in_a_batch_learns_no_weight():
     assert gradients["depth"] == 0 and all(gradients[task] != 0 for task in gradients if task != "depth")
 
 
+def test_a_task_of_weight_zero_learns_no_weight():
+    model = build_model(task_loss_weighting="uncertainty", task_loss_weights={"depth": 0.0})
+    outputs = model(random_images(), labels=random_labels(NYUD_TASKS))
+    outputs.loss.backward()
+    gradients = {task: parameter.grad.item() for task, parameter in model.task_log_variances.items()}
+    assert gradients["depth"] == 0 and all(gradients[task] != 0 for task in gradients if task != "depth")
+
+
+def test_reduced_keys_cover_the_map():
+    model = build_model(sr_ratios=[2, 4, 8, 16]).eval()
+    assert model.sem.size_divisor == 64
+    with torch.no_grad():
+        for side in (32, 96):
+            assert model(random_images(1, side, side)).logits["depth"].shape[-2:] == (side // 4, side // 4)
+
+
 def test_any_subset_of_labels_adds_up(model):
     images, labels = random_images(), random_labels(NYUD_TASKS)
     singles = {task: model(images, labels={task: labels[task]}).loss.item() for task in labels}

@@ -67,10 +67,10 @@ def test_the_mean_loss_of_the_ranks_is_that_of_all_images(tmp_path):
         assert_same(mean, list(expected[task]), rtol=1e-5, atol=1e-7)
 
 
-def learn_from_part(rank, folder):
+def learn_from_part(rank, folder, is_training):
     """Each rank has labels of other tasks, and one of more than the other."""
     join_group(rank, 2, folder)
-    model = DistributedDataParallel(build_model(task_num_labels=ALL_TASKS).train())
+    model = DistributedDataParallel(build_model(task_num_labels=ALL_TASKS).train(is_training))
     tasks = ["depth", "semseg"] if rank == 0 else ["normal"]
     labels = {task: random_labels(task, 2, (64, 96), num_labels=ALL_TASKS[task]) for task in tasks}
     outputs = model(random_images(2, seed=rank), labels=labels)
@@ -80,8 +80,9 @@ def learn_from_part(rank, folder):
 
 
 @pytest.mark.slow
-def test_ranks_may_have_labels_of_different_tasks(tmp_path):
-    mp.spawn(learn_from_part, args=(tmp_path,), nprocs=2)
+@pytest.mark.parametrize("is_training", [True, False])  # the latter keeps bases and batch norms as they are
+def test_ranks_may_have_labels_of_different_tasks(tmp_path, is_training):
+    mp.spawn(learn_from_part, args=(tmp_path, is_training), nprocs=2)
     (first, gradients), (second, same) = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
     assert all(torch.equal(one, other) for one, other in zip(gradients, same, strict=True))
     for task in ALL_TASKS:

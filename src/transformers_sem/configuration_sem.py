@@ -230,7 +230,8 @@ class SEMConfig(PreTrainedConfig):
             Weight of each task in the loss. Missing entries are taken from the task table.
         task_loss_weighting (`str`, *optional*, defaults to `"fixed"`):
             `"fixed"` keeps `task_loss_weights`. `"uncertainty"` starts there and learns a log variance s of each task
-            (Kendall et al., CVPR 2018): the loss is the sum of exp(-s) x weight x loss + s / 2.
+            (Kendall et al., CVPR 2018): the loss is the sum of exp(-s) x weight x loss + s / 2, where the loss of a task includes its
+            auxiliary loss, over the tasks with a weight above 0.
         task_loss_kwargs (`dict[str, dict]`, *optional*):
             Keyword arguments of the loss of each task.
         hidden_size (`int`, *optional*, defaults to 512):

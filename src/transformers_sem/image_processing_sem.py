@@ -630,7 +630,9 @@ def upsample_rows(logits: Tensor, size: tuple[int, int], start: int, stop: int) 
     position = position.clamp(min=0)
     above = position.long().clamp(max=logits.shape[1] - 1)
     below = (above + 1).clamp(max=logits.shape[1] - 1)
-    rows = torch.lerp(logits[:, above], logits[:, below], (position - above)[:, None])
+    dtype = torch.promote_types(logits.dtype, position.dtype)  # in half precision, too, as `interpolate` does inside
+    rows = torch.lerp(logits[:, above].to(dtype), logits[:, below].to(dtype), (position - above)[:, None].to(dtype))
+    rows = rows.to(logits.dtype)
     return F.interpolate(rows[None], size=(stop - start, size[1]), mode="bilinear", align_corners=False)[0]
 
 

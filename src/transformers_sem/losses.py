@@ -5,7 +5,8 @@ computed in float32 under any autocast and averaged over the valid pixels of the
 zero and still has a gradient. Invalid pixels are 255 in ids and boundaries, NaN in measurements.
 
 In distributed training the batch is that of all ranks: the mean over the ranks of the losses, and of the gradients, equals
-that of one rank that has all images.
+that of one rank that has all images. Micro-batches of one optimizer step are separate batches: they are averaged with equal
+weights, however many valid pixels each has.
 """
 
 import torch

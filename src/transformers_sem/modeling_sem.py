@@ -653,8 +653,9 @@ class SEMModel(SEMPreTrainedModel):
             self.reassembly = SEMFeatureReassembly(channels, widths, factors)
             self.strides = [s / Fraction(f).limit_denominator() for s, f in zip(self.strides, factors, strict=True)]
             channels = widths
-        # Every stage needs a whole number of pixels and of deformed points
+        # Every stage needs a whole number of pixels, of deformed points and of reduced keys
         steps = [stride * step for stride, step in zip(self.strides, config.offset_strides, strict=True)]
+        steps += [stride * ratio for stride, ratio in zip(reversed(self.strides), config.sr_ratios, strict=True)]
         self.size_divisor = math.lcm(self.size_divisor, *(round(step) for step in (max(self.strides), *steps)))
         self.output_channels = config.decoder_hidden_sizes[-1]
         self.intra_task = SEMIntraTaskStage(config, channels)
@@ -929,10 +930,11 @@ class SEMForMultiTaskDensePrediction(SEMPreTrainedModel):
         }
 
     def variance_penalty(self, losses: dict[str, Tensor]) -> Tensor:
-        """Returns the sum of s / 2 over the tasks with a label in the batch of all ranks."""
+        """Returns the sum of s / 2 over the tasks with a weight and a label in the batch of all ranks."""
         has_labels = mean_over_ranks(torch.stack([loss.detach() > 0 for loss in losses.values()])) > 0
+        weights = torch.tensor([self.config.task_loss_weights[task] for task in losses], device=has_labels.device)
         log_variances = torch.cat([self.task_log_variances[task].float() for task in losses])
-        return torch.where(has_labels, log_variances / 2, 0.0).sum()
+        return torch.where(has_labels & (weights > 0), log_variances / 2, 0.0).sum()
 
     def task_loss(self, task: str, logits: Tensor, labels: Tensor) -> Tensor:
         """Returns the loss of one task on logits upsampled to the size of the labels."""
@@ -952,7 +954,7 @@ class SEMForMultiTaskDensePrediction(SEMPreTrainedModel):
         for task, label in labels.items():
             self._check_label(task, label, num_images, size)
         labels = {task: get_task(task).kind.known_values(label) for task, label in labels.items()}
-        if self.training and dist.is_available() and dist.is_initialized():
+        if torch.is_grad_enabled() and dist.is_available() and dist.is_initialized():  # as `mean_over_ranks`
             missing = [task for task in self.config.tasks if task not in labels]
             labels = {**labels, **{t: invalid_labels(t, num_images, size, pixel_values.device) for t in missing}}
         return labels

@@ -13,7 +13,7 @@ from datasets import Dataset
 from safetensors.torch import load_file, save_file
 from transformers import CLIPImageProcessor, Dinov2Config, PreTrainedModel
 
-from transformers_sem import SEMForMultiTaskDensePrediction, SEMImageProcessor, SEMTimmBackboneConfig
+from transformers_sem import SEMConfig, SEMForMultiTaskDensePrediction, SEMImageProcessor, SEMTimmBackboneConfig
 from transformers_sem.backbone import find_image_processor
 from transformers_sem.data.benchmarks import get_benchmark
 from transformers_sem.evaluation.constant_predictor import ConstantPredictor, fit_constant
@@ -328,3 +328,18 @@ def test_settings_of_the_model_do_not_hide_lost_weights(saved, tmp_path):
     for model in ({}, {"num_em_iterations": 3}, {"num_bases": num_bases + 1}):
         with pytest.raises(ValueError, match=r"do not match its config.json: [0-9]{2,} tensors are missing"):
             build(**model)
+
+
+def test_a_trained_model_keeps_its_encoder(saved):
+    def build(**backbone_config):
+        model = {"backbone_config": backbone_config}
+        return build_model(
+            TrainingConfig(dataset="scenes", tasks=["depth"], pretrained_model=str(saved), model=model),
+            get_benchmark("scenes"),
+        )
+
+    trained = SEMConfig.from_pretrained(saved).backbone_config
+    changed = build(drop_path_rate=0.3).config.backbone_config
+    assert changed.to_dict() == {**trained.to_dict(), "drop_path_rate": 0.3, "dtype": "float32"}
+    with pytest.raises(ValueError, match=r"keeps its encoder, model_name 'test_convnext'.*'test_vit'.*Set model=\{\}"):
+        build(model_name="test_vit")

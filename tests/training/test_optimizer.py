@@ -1,3 +1,4 @@
+from itertools import pairwise
 from types import SimpleNamespace
 
 import pytest
@@ -6,6 +7,7 @@ from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.state import AcceleratorState
 from torch import nn
+from transformers import AutoBackbone, HGNetV2Config, ResNetConfig
 
 from transformers_sem import SEMForMultiTaskDensePrediction
 from transformers_sem.training.config import TrainingConfig
@@ -53,6 +55,47 @@ def test_without_decay_there_is_one_group():
     model = SEMForMultiTaskDensePrediction(build_config("convnext"))
     (group,) = build_optimizer(TrainingConfig(), model).param_groups
     assert group["lr"] == 1e-5 and len(group["params"]) == len(list(model.parameters()))
+
+
+def test_layers_of_convolutional_encoders_are_in_order():
+    """ResNet names its stem otherwise than other encoders, HGNetV2 has blocks of layers."""
+    sizes = {"embedding_size": 8, "hidden_sizes": [8, 8, 8, 8], "depths": [1, 1, 1, 1], "out_indices": [1, 2, 3, 4]}
+    resnet = layer_depths(AutoBackbone.from_config(ResNetConfig(**sizes)))
+    assert {depth for name, depth in resnet.items() if name.startswith("embedder.")} == {0}
+    hgnet_config = HGNetV2Config(
+        stem_channels=[3, 8, 8],
+        stage_in_channels=[8] * 4,
+        stage_mid_channels=[8] * 4,
+        stage_out_channels=[8] * 4,
+        stage_num_blocks=[1, 1, 2, 1],
+        stage_numb_of_layers=[2] * 4,
+        **sizes,
+    )
+    hgnet = layer_depths(AutoBackbone.from_config(hgnet_config))
+    stages = [
+        {depth for name, depth in hgnet.items() if f"stages.{stage}." in name and "embedder" not in name}
+        for stage in range(4)
+    ]
+    assert {depth for name, depth in hgnet.items() if "embedder" in name} == {0}
+    assert all(max(first) < min(second) for first, second in pairwise([{0}, *stages]))
+
+
+def test_an_encoder_without_named_layers_trains_without_decay():
+    model = SEMForMultiTaskDensePrediction(tiny_config())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delattr(type(model.sem.backbone.encoder.model), "group_matcher")  # as MetaFormer
+        (group,) = build_optimizer(TrainingConfig(), model).param_groups
+        assert len(group["params"]) == len(list(model.parameters()))
+        with pytest.raises(ValueError, match=r"`layer_decay` needs .* 'test_convnext'\. Leave it at 1\."):
+            build_optimizer(TrainingConfig(layer_decay=0.5), model)
+
+
+def test_log_variances_learn_faster_than_the_paper():
+    model = SEMForMultiTaskDensePrediction(tiny_config(task_loss_weighting="uncertainty"))
+    *_, group = build_optimizer(TrainingConfig(), model).param_groups
+    assert group["params"] == [*model.task_log_variances.values()]
+    assert (group["lr"], group["weight_decay"]) == (1e-3, 0.0)
+    assert build_optimizer(TrainingConfig(learning_rate=0.01), model).param_groups[-1]["lr"] == 0.01
 
 
 def test_a_frozen_encoder_is_left_out():
@@ -191,5 +234,13 @@ def test_the_average_follows_the_weights():
         model.weight += 4
         model.seen += 3
     average.update_parameters(model)
-    assert torch.equal(average.module.weight, torch.full((2,), 2.0))
+    # after one step the decay is 2 / 11, in place of 0.75
+    torch.testing.assert_close(average.module.weight, torch.full((2,), 1 + 4 * 9 / 11))
     assert average.module.seen == 3
+    for _ in range(30):
+        average.update_parameters(model)
+    before = average.module.weight.clone()
+    with torch.no_grad():
+        model.weight += 4
+    average.update_parameters(model)
+    torch.testing.assert_close(average.module.weight, before * 0.75 + model.weight.detach() * 0.25)

@@ -83,7 +83,8 @@ class TrainingConfig:
         init_heads_from_data (`bool`): Whether the heads of a new model start at the constant predictor of the training rows.
         max_steps (`int`): Number of optimizer steps.
         batch_size (`int`): Images per optimizer step, over all ranks and micro-batches.
-        gradient_accumulation_steps (`int`): Micro-batches per optimizer step.
+        gradient_accumulation_steps (`int`): Micro-batches per optimizer step. Each micro-batch averages over its own valid pixels,
+            so a task that only some of them have labels of counts for less than in one batch.
         learning_rate (`float`): Initial learning rate of Adam; it decays polynomially to 0.
         decay_power (`float`): Power of the polynomial decay.
         layer_decay (`float`): Factor of the learning rate from one encoder layer to the layer below it (BEiT).
@@ -93,7 +94,7 @@ class TrainingConfig:
         max_skipped_steps (`int`): Maximum number of consecutive skipped steps, those with a loss or gradient that is not
             finite.
         weight_average_decay (`float`, *optional*): Decay of an exponential moving average of the weights, which is saved
-            and evaluated in place of the weights.
+            and evaluated in place of the weights. It is smaller in the first steps, (1 + n) / (10 + n) after n.
         mixed_precision (`str`): `no`, `bf16` or `fp16`.
         gradient_checkpointing (`bool`): Whether to recompute activations in the backward pass, which saves memory.
         compile (`bool`): Whether to `torch.compile` the model.

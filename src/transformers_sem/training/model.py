@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Iterable
 from dataclasses import replace
+from typing import Any
 
 import torch
 from transformers import PreTrainedConfig
@@ -57,6 +58,8 @@ def load_trained_model(config: TrainingConfig, labels: dict) -> tuple[SEMForMult
         reordered = [task for task in new_names if same_classes(trained.class_names(task), new_names[task])]
         names = {**labels["task_id2label"], **{task: trained.task_id2label[task] for task in reordered}}
         fields = {**labels, "task_id2label": names, **model_fields(config, labels["task_num_labels"])}
+        if "backbone_config" in fields:
+            fields["backbone_config"] = change_encoder(trained.backbone_config.to_dict(), fields["backbone_config"])
         new = SEMConfig.from_pretrained(config.pretrained_model, **fields)
         with explain_failure(f"The weights in {config.pretrained_model} cannot be read"):
             model, info = SEMForMultiTaskDensePrediction.from_pretrained(
@@ -90,6 +93,21 @@ def load_trained_model(config: TrainingConfig, labels: dict) -> tuple[SEMForMult
             renew_classes(model, task)
             new_tasks.append(task)
     return model, new_tasks
+
+
+def change_encoder(trained: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """Returns the configuration of the encoder of `pretrained_model` with other fields; those that are not given stay.
+
+    Raises:
+        ValueError: If it would be another encoder, without weights.
+    """
+    for name in ("model_type", "model_name"):
+        if changes.get(name, trained.get(name)) != trained.get(name):
+            raise ValueError(
+                f"`pretrained_model` keeps its encoder, {name} {trained.get(name)!r}; `model.backbone_config` has "
+                f"{changes[name]!r}. Set model={{}} to use the model as it is, or leave out `pretrained_model`."
+            )
+    return trained | changes
 
 
 def find_lost_tensors(trained: SEMConfig, model: SEMForMultiTaskDensePrediction, absent: set[str]) -> list[str]:

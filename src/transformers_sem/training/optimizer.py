@@ -24,13 +24,16 @@ from .signals import StopRequest
 
 logger = logging.getLogger(__name__)
 
+VARIANCE_RATE = (
+    1e-3  # the smallest learning rate of log variances; the paper's 1e-5 moves them by 0.2 in a whole training
+)
 # Layers of transformers' encoders, in the form of timm's `group_matcher`: the first match counts, numbers are depths.
 LAST = (99999,)
 TRANSFORMERS_LAYERS = {
-    "stem": r".*\bembeddings\b",
+    "stem": r".*\b(?:embeddings|embedder)\b",
     "blocks": [
         (r".*\bstages\.(\d+)\.downsampl", (0,)),  # ConvNeXt downsamples before the blocks of a stage
-        (r".*\bstages\.(\d+)\.layers\.(\d+)", None),
+        (r".*\bstages\.(\d+)\.(?:layers|blocks)\.(\d+)", None),
         (r".*\blayers\.(\d+)\.downsample", LAST),  # Swin after them
         (r".*\blayers\.(\d+)\.blocks\.(\d+)", None),
         (r".*\blayers?\.(\d+)", None),  # ViT, DINOv2, DINOv3
@@ -40,9 +43,17 @@ TRANSFORMERS_LAYERS = {
 
 
 def layer_depths(backbone: PreTrainedModel) -> dict[str, int]:
-    """Returns the layer number of each encoder parameter, counted from 0 at the image."""
+    """Returns the layer number of each encoder parameter, counted from 0 at the image.
+
+    Raises:
+        ValueError: If timm does not name the layers of the encoder.
+    """
     if isinstance(backbone, SEMTimmBackbone):
         encoder = backbone.encoder.model
+        if not hasattr(encoder, "group_matcher"):
+            raise ValueError(
+                f"`layer_decay` needs an encoder whose layers timm names; got {backbone.config.model_name!r}. Leave it at 1."
+            )
         return {
             f"encoder.model.{name}": depth
             for name, depth in group_parameters(encoder, encoder.group_matcher(coarse=False), reverse=True).items()
@@ -58,27 +69,40 @@ def learning_rate_scales(backbone: PreTrainedModel, layer_decay: float) -> dict[
 
 
 def build_optimizer(config: TrainingConfig, model: SEMForMultiTaskDensePrediction) -> torch.optim.Adam:
-    """Builds Adam over all trainable parameters, in groups of one learning rate, the largest first."""
-    scales = learning_rate_scales(model.sem.backbone, config.layer_decay)
-    groups = defaultdict(list)
+    """Builds Adam over all trainable parameters, in groups of one learning rate, the largest first.
+
+    Learned log variances of the tasks move by about the learning rate in each step, so theirs is at least `VARIANCE_RATE`, and
+    without weight decay.
+    """
+    scales = learning_rate_scales(model.sem.backbone, config.layer_decay) if config.layer_decay != 1 else {}
+    groups, log_variances = defaultdict(list), []
     for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
+        if name.startswith("task_log_variances."):
+            log_variances.append(parameter)
+        elif parameter.requires_grad:
             groups[scales.get(name.removeprefix("sem.backbone."), 1.0)].append(parameter)
-    return torch.optim.Adam(
-        [{"params": groups[scale], "lr": config.learning_rate * scale} for scale in sorted(groups, reverse=True)],
-        weight_decay=config.weight_decay,
-        fused=True,  # one kernel per parameter instead of a dozen
-    )
+    rates = [{"params": groups[scale], "lr": config.learning_rate * scale} for scale in sorted(groups, reverse=True)]
+    if log_variances:
+        rate = max(config.learning_rate, VARIANCE_RATE)
+        rates.append({"params": log_variances, "lr": rate, "weight_decay": 0.0})
+    # fused: one kernel per parameter instead of a dozen
+    return torch.optim.Adam(rates, weight_decay=config.weight_decay, fused=True)
 
 
 def build_average(config: TrainingConfig, accelerator: Accelerator, model: nn.Module) -> AveragedModel | None:
     """Builds the exponential moving average of the weights; `None` if the settings ask for none.
 
-    Buffers are copied from the model: the bases are moving averages of unit length already.
+    The decay grows to `weight_average_decay` as (1 + n) / (10 + n) after n steps, so that the first weights do not stay in the
+    average of a short training. Buffers are copied from the model: the bases are moving averages of unit length already.
     """
     if config.weight_average_decay is None:
         return None
-    average_weights = get_ema_multi_avg_fn(config.weight_average_decay)
+
+    def average_weights(averages: list[Tensor], weights: list[Tensor], num_averaged: Tensor) -> None:
+        count = int(num_averaged)
+        decay = min(config.weight_average_decay, (1 + count) / (10 + count))
+        get_ema_multi_avg_fn(decay)(averages, weights, num_averaged)
+
     return AveragedModel(model, device=accelerator.device, multi_avg_fn=average_weights)
 
 

@@ -80,6 +80,11 @@ class TrainingRun:
         """The model without the wrappers of the accelerator."""
         return self.accelerator.unwrap_model(self.model)
 
+    @property
+    def evaluated_model(self) -> SEMForMultiTaskDensePrediction:
+        """The model with the weights to save: their average where there is one."""
+        return self.unwrapped_model if self.average is None else self.average.module
+
     def step(self, step: int, micro_batches: Iterable[dict]) -> int:
         """Takes the optimizer step number `step`, counted from 1.
 
@@ -164,7 +169,7 @@ def train(
             if step % config.log_every == 0 or step == config.max_steps:
                 bar.set_postfix(run.write_losses(step))
             if config.is_snapshot(step):
-                snapshots.take(run.unwrapped_model, step)
+                snapshots.take(run.evaluated_model, step)
                 accelerator.on_main_process(save_curves)(output_dir)
             if step % config.save_every == 0 or step == config.max_steps or signum:
                 save_checkpoint(accelerator, checkpoints, step, config.keep_checkpoints)
