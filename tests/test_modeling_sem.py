@@ -1164,7 +1164,8 @@ def test_a_plain_encoder_is_reassembled(encoder):
 
 
 def test_reassembly_factors_can_be_given():
-    model = build_model(backbone_config=PLAIN_VIT, reassemble_factors=[2, 1, 1, 0.5], offset_strides=[4, 2, 2, 1])
+    ratios = {"offset_strides": [4, 2, 2, 1], "sr_ratios": [1, 2, 2, 4]}  # all steps are 32 pixels
+    model = build_model(backbone_config=PLAIN_VIT, reassemble_factors=[2, 1, 1, 0.5], **ratios)
     assert feature_map_sizes(model, 64, 96) == [(8, 12), (4, 6), (4, 6), (2, 3)]
     logits = model(random_images(2, 70, 96)).logits["depth"]
     assert logits.shape == (2, 1, 9, 12)

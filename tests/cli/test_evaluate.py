@@ -156,6 +156,11 @@ def test_a_model_without_a_run_is_evaluated_by_settings(trained, tmp_path):
     assert read_report(folder / "evaluation.json") == read_report(trained / "evaluation.json")
 
 
+def test_settings_may_stand_between_options(tmp_path):
+    result = run("evaluate", "batch_size=1", "--model", tmp_path / "absent", "--output", tmp_path / "s.json", "seed=1")
+    assert "absent" in error_line(result)
+
+
 def test_evaluating_what_is_not_there(tmp_path):
     result = run("evaluate", "--model", tmp_path / "absent", "--output", tmp_path / "scores.json")
     assert "absent" in error_line(result)

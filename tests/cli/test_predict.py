@@ -104,6 +104,13 @@ def assert_good_and_bad(result, photos, output, summary):
     assert not [*output.rglob("unfinished*")]
 
 
+def test_the_output_is_no_file(trained, tmp_path):
+    photo = tmp_path / "photo.png"
+    Image.new("RGB", (32, 32)).save(photo)
+    result = run("predict", "--model", trained, "--input", photo, "--output", photo)
+    assert result.code == 1 and "--output is a folder for the results; got the file" in result.errors
+
+
 def test_predicting_a_folder_with_bad_files(trained, good_and_bad):
     """The output is in the folder itself: a second call does not take it for photos, and has nothing to do."""
     output = good_and_bad / "out"

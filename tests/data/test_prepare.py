@@ -347,6 +347,16 @@ def test_command(root, tmp_path):
     assert lines[-1] == "Every file is intact."
 
 
+def test_verified_and_prepared_in_one_command_no_problem_is_lost(root, tmp_path):
+    cut(root / "depth" / "0002.npy")
+    (root / "gt_sets" / "val.txt").write_text("0010\n0003\n")
+    arguments = (root, "--verify", "--output", tmp_path / "prepared", "--skip-broken", "--processes", 1)
+    for _ in range(2):  # the second time the folder is complete
+        lines = [*run(find_source, parse(*arguments))]
+        assert sum("0002.npy" in line for line in lines) == 1 and any("both lists" in line for line in lines)
+        assert "Every file is intact." not in lines
+
+
 def test_command_lists_all_problems_before_it_fails(root, tmp_path):
     cut(root / "depth" / "0002.npy")
     lines = run(find_source, parse(root, "--verify", "--processes", 1))

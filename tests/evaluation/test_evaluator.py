@@ -722,3 +722,18 @@ def test_the_scores_use_the_ids_of_the_data(rows, model, image_processor, evalua
     twin.load_state_dict(model.state_dict())
     twin.reorder_classes("semseg", shuffled)
     assert evaluate(model=twin.eval())[0]["scores"] == plain[0]["scores"]
+
+
+def test_another_dataset_has_no_settings_of_the_run(tmp_path):
+    settings = {"dataset": "nyud_v2", "data_dir": "/nyud", "dataset_kwargs": {"x": 1}, "batch_size": 2}
+    (tmp_path / "training.yaml").write_text(json.dumps(settings))
+    (config,) = EvaluationConfig.load_all(tmp_path, ["dataset=scenes"]).values()
+    assert (config.dataset, config.data_dir, config.dataset_kwargs, config.batch_size) == ("scenes", None, {}, 2)
+    (config,) = EvaluationConfig.load_all(tmp_path, ["dataset=nyud_v2"]).values()
+    assert config.data_dir == "/nyud"
+
+
+def test_ids_beyond_the_head_are_an_error():
+    constant = ConstantPredictor({"semseg": 3})
+    with pytest.raises(ValueError, match="Ids of semseg are from 0 to 2, 255 invalid; got 7"):
+        constant.add({"semseg": torch.tensor([[0, 7], [255, 2]])})

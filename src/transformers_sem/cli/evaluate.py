@@ -48,7 +48,7 @@ def build_parser() -> argparse.ArgumentParser:
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Parses the command line and sets the default of `--output`."""
     parser = build_parser()
-    parsed = parser.parse_args(arguments)
+    parsed = parser.parse_intermixed_args(arguments)
     if parsed.output is None:
         if not Path(parsed.model).is_dir():
             parser.error("--model is not a folder to write to; name a file with --output FILE.json")

@@ -112,6 +112,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Finds the inputs, predicts them, and lists those that cannot be read."""
     parsed = build_parser().parse_args(arguments)
     with plain_errors():
+        if parsed.output.is_file():
+            raise ValueError(f"--output is a folder for the results; got the file {parsed.output}. Name another.")
         items = find_inputs(parsed.input, parsed.output)
         run = build_run(parsed)
         is_main = run.accelerator.is_main_process

@@ -93,7 +93,8 @@ def run(find_source: Callable[..., Source], arguments: argparse.Namespace) -> It
     yield from describe_source(source)
     problems = verify(source, arguments.processes) if arguments.verify else []
     if arguments.output:
-        problems = prepare(source, arguments.output, arguments.processes, skip_broken=arguments.skip_broken)
+        prepared = prepare(source, arguments.output, arguments.processes, skip_broken=arguments.skip_broken)
+        problems += [problem for problem in prepared if problem not in problems]
     yield from problems
     if problems and not (arguments.output and arguments.skip_broken):
         kept = " All shards without broken images are written; the same command resumes." if arguments.output else ""

@@ -28,11 +28,20 @@ class ConstantPredictor:
         self.counts = dict.fromkeys(task_num_labels, 0)
 
     def add(self, labels: dict[str, Tensor]) -> None:
-        """Adds the labels of one image."""
+        """Adds the labels of one image.
+
+        Raises:
+            ValueError: If a class id is beyond the head.
+        """
         for task in self.task_num_labels:
             label = labels[task]
             if get_task(task).kind is CLASS_IDS:
                 ids = label[label != INVALID_ID]
+                if ids.numel() and ids.max() >= self.task_num_labels[task]:
+                    raise ValueError(
+                        f"Ids of {task} are from 0 to {self.task_num_labels[task] - 1}, {INVALID_ID} invalid; got {ids.max()}. "
+                        "Map the ids of the data, or name all classes."
+                    )
                 self.sums[task] += torch.bincount(ids, minlength=self.task_num_labels[task]).cpu()
             else:
                 values = label.cpu().double().reshape(-1, label.shape[-2] * label.shape[-1])  # (channels, pixels)

@@ -110,6 +110,8 @@ class EvaluationConfig:
             named = name_datasets([DatasetConfig.from_dict(entry) for entry in run.get("datasets", [])])
         changes = apply_overrides({}, overrides)
         check_keys("settings", {**values, **changes}, names)
+        if changes.get("dataset", values.get("dataset")) != values.get("dataset"):  # the run's are of its own dataset
+            values = {name: value for name, value in values.items() if name not in ("data_dir", "dataset_kwargs")}
         chosen = {name: asdict(config) for name, config in named.items() if changes.get("dataset", name) == name}
         if len(chosen) > 1 and not changes.keys().isdisjoint(("data_dir", "dataset_kwargs", "tasks")):
             raise ValueError(
