@@ -392,7 +392,8 @@ def evaluate_and_report(
         if constant_scores is None:
             constant_scores = metrics[CONSTANT].scores()
             if accelerator.is_main_process:
-                cached.write(constant_scores)
+                with cached.lock():  # another evaluation of the same rows may write them now
+                    cached.write(constant_scores)
         if accelerator.is_main_process:
             save_image_scores(path.with_suffix(".parquet"), image_scores)
             save_report(
