@@ -331,14 +331,18 @@ def test_settings_of_the_model_do_not_hide_lost_weights(saved, tmp_path):
 
 
 def test_a_trained_model_keeps_its_encoder(saved):
-    def build(**backbone_config):
+    def build_with(backbone_config):
         model = {"backbone_config": backbone_config}
         return build_model(
             TrainingConfig(dataset="scenes", tasks=["depth"], pretrained_model=str(saved), model=model),
             get_benchmark("scenes"),
         )
 
+    def build(**backbone_config):
+        return build_with(backbone_config)
+
     trained = SEMConfig.from_pretrained(saved).backbone_config
+    assert build_with(None).config.backbone_config.model_name == trained.model_name
     changed = build(drop_path_rate=0.3).config.backbone_config
     assert changed.to_dict() == {**trained.to_dict(), "drop_path_rate": 0.3, "dtype": "float32"}
     with pytest.raises(ValueError, match=r"keeps its encoder, model_name 'test_convnext'.*'test_vit'.*Set model=\{\}"):

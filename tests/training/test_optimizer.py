@@ -92,7 +92,8 @@ def test_an_encoder_without_named_layers_trains_without_decay():
 
 def test_log_variances_learn_faster_than_the_paper():
     model = SEMForMultiTaskDensePrediction(tiny_config(task_loss_weighting="uncertainty"))
-    *_, group = build_optimizer(TrainingConfig(), model).param_groups
+    first, group = build_optimizer(TrainingConfig(), model).param_groups
+    assert first["lr"] == 1e-5  # the one that is logged
     assert group["params"] == [*model.task_log_variances.values()]
     assert (group["lr"], group["weight_decay"]) == (1e-3, 0.0)
     assert build_optimizer(TrainingConfig(learning_rate=0.01), model).param_groups[-1]["lr"] == 0.01

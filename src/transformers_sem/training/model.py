@@ -58,8 +58,8 @@ def load_trained_model(config: TrainingConfig, labels: dict) -> tuple[SEMForMult
         reordered = [task for task in new_names if same_classes(trained.class_names(task), new_names[task])]
         names = {**labels["task_id2label"], **{task: trained.task_id2label[task] for task in reordered}}
         fields = {**labels, "task_id2label": names, **model_fields(config, labels["task_num_labels"])}
-        if "backbone_config" in fields:
-            fields["backbone_config"] = change_encoder(trained.backbone_config.to_dict(), fields["backbone_config"])
+        changes = fields.get("backbone_config") or {}
+        fields["backbone_config"] = change_encoder(trained.backbone_config.to_dict(), changes)
         new = SEMConfig.from_pretrained(config.pretrained_model, **fields)
         with explain_failure(f"The weights in {config.pretrained_model} cannot be read"):
             model, info = SEMForMultiTaskDensePrediction.from_pretrained(

@@ -24,9 +24,8 @@ from .signals import StopRequest
 
 logger = logging.getLogger(__name__)
 
-VARIANCE_RATE = (
-    1e-3  # the smallest learning rate of log variances; the paper's 1e-5 moves them by 0.2 in a whole training
-)
+# The smallest learning rate of log variances; the paper's 1e-5 moves them by 0.2 in a whole training.
+VARIANCE_RATE = 1e-3
 # Layers of transformers' encoders, in the form of timm's `group_matcher`: the first match counts, numbers are depths.
 LAST = (99999,)
 TRANSFORMERS_LAYERS = {
@@ -72,14 +71,16 @@ def build_optimizer(config: TrainingConfig, model: SEMForMultiTaskDensePredictio
     """Builds Adam over all trainable parameters, in groups of one learning rate, the largest first.
 
     Learned log variances of the tasks move by about the learning rate in each step, so theirs is at least `VARIANCE_RATE`, and
-    without weight decay.
+    without weight decay. Their group is the last.
     """
     scales = learning_rate_scales(model.sem.backbone, config.layer_decay) if config.layer_decay != 1 else {}
     groups, log_variances = defaultdict(list), []
     for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
         if name.startswith("task_log_variances."):
             log_variances.append(parameter)
-        elif parameter.requires_grad:
+        else:
             groups[scales.get(name.removeprefix("sem.backbone."), 1.0)].append(parameter)
     rates = [{"params": groups[scale], "lr": config.learning_rate * scale} for scale in sorted(groups, reverse=True)]
     if log_variances:

@@ -105,7 +105,7 @@ class TrainingRun:
 
     def write_losses(self, step: int) -> dict[str, str]:
         """Writes a log entry and returns it, formatted for a progress bar."""
-        return self.history.write_losses(step, max(self.schedule.get_last_lr()), self.guard.total)
+        return self.history.write_losses(step, self.schedule.get_last_lr()[0], self.guard.total)
 
     def weights(self) -> dict[str, Tensor]:
         """Returns the weights to save, the average where there is one. All ranks call it."""
