@@ -156,6 +156,18 @@ def test_a_model_without_a_run_is_evaluated_by_settings(trained, tmp_path):
     assert read_report(folder / "evaluation.json") == read_report(trained / "evaluation.json")
 
 
+def test_scores_on_another_dataset_leave_those_of_the_run(trained, tmp_path):
+    folder = copy_model(trained, tmp_path / "model")
+    run_settings = {"datasets": [{"dataset": "nyud_v2"}, {"dataset": "cityscapes"}]}
+    for settings in (run_settings, {"dataset": "nyud_v2"}):
+        (folder / "training.yaml").write_text(json.dumps(settings))
+        result = run("evaluate", "--model", folder, "dataset=scenes", SETTINGS[0], "batch_size=2")
+        assert result.code == 0, result.errors
+        assert read_report(folder / "evaluation_scenes.json") == read_report(trained / "evaluation.json")
+        assert not (folder / "evaluation.json").exists()
+        (folder / "evaluation_scenes.json").unlink()
+
+
 def test_settings_may_stand_between_options(tmp_path):
     result = run("evaluate", "batch_size=1", "--model", tmp_path / "absent", "--output", tmp_path / "s.json", "seed=1")
     assert "absent" in error_line(result)

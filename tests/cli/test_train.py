@@ -68,6 +68,7 @@ def test_scores_are_finite(trained):
     training = json.loads((trained / "training.json").read_text())
     assert report["training"] == training
     assert training["settings"] == TrainingConfig.load(trained / "training.yaml").describe()
+    assert training["data"] == {"scenes": report["data"]}
     assert training["command"] == report["command"] and "commit" in training["environment"]
     assert torch.__version__.startswith(report["environment"]["torch"])
 

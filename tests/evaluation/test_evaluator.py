@@ -448,6 +448,28 @@ def test_an_interrupted_evaluation_goes_on_where_it_was(plain, evaluate, seen, i
     assert not interrupted.exists()
 
 
+def test_the_scores_of_the_constant_predictor_may_become_known_meanwhile(plain, evaluate, seen, tmp_path, monkeypatch):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    seen.interrupt_at = 4
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(tmp_path)
+    seen.interrupt_at = None
+    finished = finished_images(tmp_path / "unfinished_evaluation")
+    evaluate()
+    seen.clear()
+    assert_same_outcome(evaluate(tmp_path), plain)
+    assert seen == sizes_without(finished)
+
+
+def test_images_without_the_constant_predictor_are_evaluated_again(
+    plain, evaluate, seen, interrupted, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    report, table = evaluate(tmp_path)
+    assert seen == SIZES
+    assert (report["constant_scores"], table) == (plain[0]["constant_scores"], plain[1])
+
+
 def test_images_that_other_ranks_finished_are_used(evaluate, seen, interrupted, tmp_path):
     first = next(interrupted.glob("*/0.npz"))
     for name in ("4", "3"):
@@ -654,6 +676,16 @@ def test_each_dataset_of_a_run_is_evaluated(run_of_several):
     assert moved == replace(nyud, data_dir="/moved")
     other = EvaluationConfig.load(run_of_several, ["dataset=cityscapes", "data_dir=/data"])
     assert (other.dataset, other.data_dir, other.tasks) == ("cityscapes", "/data", {})
+
+
+def test_one_of_two_folders_is_chosen_by_its_own_name(tmp_path):
+    entries = [{"dataset": "folder", "data_dir": f"/{name}"} for name in ("rooms", "streets")]
+    (tmp_path / "training.yaml").write_text(json.dumps({"datasets": entries}))
+    assert EvaluationConfig.names_of_run(tmp_path) == ["folder_1", "folder_2"]
+    assert EvaluationConfig.load(tmp_path, ["dataset=folder_2"]).data_dir == "/streets"
+    assert EvaluationConfig.load(tmp_path, ["dataset=folder", "data_dir=/gardens"]).data_dir == "/gardens"
+    with pytest.raises(ValueError, match=r"dataset=folder is one of \['folder_1', 'folder_2'\]"):
+        EvaluationConfig.load(tmp_path, ["dataset=folder"])
 
 
 def test_a_folder_of_one_of_several_datasets_needs_its_name(run_of_several):

@@ -194,6 +194,21 @@ def test_weights_are_free_only_if_data_and_start_are(data_license, settings, lic
     assert text in " ".join(card.text.split())
 
 
+def test_scores_on_other_data_change_neither_training_data_nor_license(folder):
+    evaluation = json.loads(json.dumps(EVALUATION))
+    photos = {"title": "photos", "terms": "A museum's.", "license": "other", "limits": "It knows no rooms."}
+    evaluation["training"]["data"] = {"scenes": evaluation["data"]}
+    evaluation |= {"dataset": "folder", "data": photos}
+    (folder / "evaluation.json").write_text(json.dumps(evaluation))
+    card = card_of_folder(folder, "tiny", "me/tiny")
+    assert "7 validation images of photos" in card.text and "data: drawn rooms\n" in card.text
+    assert "It knows no photos." in card.text and "Data: Nobody's." in card.text
+    assert "It knows no rooms." not in card.text and "A museum's." not in card.text
+    data = ModelCard(str(card)).data
+    assert (data.datasets, data.license) == (["scenes"], "apache-2.0")
+    assert {result.dataset_name for result in data.eval_results} == {"photos"}
+
+
 def test_a_user_task_is_described(monkeypatch):
     monkeypatch.setattr("transformers_sem.tasks.TASKS", dict(TASKS))
     register_task(replace(TASKS["depth"], name="height", title="height", hub_task="other"))

@@ -6,8 +6,8 @@ Prints the scores beside those of the best constant predictor and writes them to
 to evaluation.parquet. Tasks of the model that the dataset has no labels of are named and not scored. Settings such as
 data_dir=FOLDER or num_evaluation_images=100 replace those of the run. A model without a training run, for example from the Hub,
 takes all of its settings from the command: dataset=nyud_v2 data_dir=FOLDER. A run on several datasets is evaluated on each of
-them, evaluation_nyud_v2.json for example, or on the one that dataset=NAME chooses. The same command resumes an evaluation that
-was interrupted.
+them, or on the one that dataset=NAME chooses; their files, and those of a dataset that is not the run's, are named after it, for
+example evaluation_nyud_v2.json. The same command resumes an evaluation that was interrupted.
 """
 
 import argparse
@@ -46,14 +46,22 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """Parses the command line and sets the default of `--output`."""
+    """Parses the command line."""
     parser = build_parser()
     parsed = parser.parse_intermixed_args(arguments)
-    if parsed.output is None:
-        if not Path(parsed.model).is_dir():
-            parser.error("--model is not a folder to write to; name a file with --output FILE.json")
-        parsed.output = Path(parsed.model) / "evaluation.json"
+    if parsed.output is None and not Path(parsed.model).is_dir():
+        parser.error("--model is not a folder to write to; name a file with --output FILE.json")
     return parsed
+
+
+def choose_outputs(parsed: argparse.Namespace, names: Sequence[str]) -> list[Path]:
+    """Returns the report to write for each of some datasets; in the folder of a run, those of other datasets stay."""
+    if parsed.output is not None and len(names) == 1:
+        return [parsed.output]
+    output = parsed.output or Path(parsed.model) / "evaluation.json"
+    if len(names) == 1 and EvaluationConfig.names_of_run(parsed.model) in ([], [*names]):
+        return [output]
+    return [output.with_stem(f"{output.stem}_{name}") for name in names]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -65,11 +73,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         configs = EvaluationConfig.load_all(parsed.model, parsed.overrides)
         model = load_model(SEMForMultiTaskDensePrediction, parsed.model)
         image_processor = load_image_processor(SEMImageProcessor, parsed.model)
-        for name, config in configs.items():
-            suffix = f"_{name}" if len(configs) > 1 else ""
-            output = parsed.output.with_stem(f"{parsed.output.stem}{suffix}")
+        outputs = choose_outputs(parsed, [*configs])
+        for (name, config), output in zip(configs.items(), outputs, strict=True):
             predictions_dir = parsed.save_predictions
-            if predictions_dir and suffix:
+            if predictions_dir and len(configs) > 1:
                 predictions_dir = predictions_dir / name
             with accelerator.main_process_first():
                 rows = get_benchmark(config.dataset, config.data_dir, config.dataset_kwargs, config.tasks).load(
@@ -85,7 +92,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 num_processes=parsed.processes,
                 predictions_dir=predictions_dir,
             )
-            accelerator.print(f"\n{name}\n{report}" if suffix else report)
+            accelerator.print(f"\n{name}\n{report}" if len(configs) > 1 else report)
             written = [output, output.with_suffix(".parquet"), predictions_dir]
             accelerator.print(f"Written: {', '.join(str(path) for path in written if path)}.")
     accelerator.end_training()

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field, fields
 from importlib.metadata import version
 from operator import itemgetter
 from pathlib import Path
+from typing import Any
 
 import datasets
 import numpy as np
@@ -81,6 +82,11 @@ class EvaluationConfig:
                 raise ValueError(f"`{name}` is 1 or more; got {value}.")
 
     @classmethod
+    def names_of_run(cls, folder: str | Path) -> list[str]:
+        """Returns the names of the datasets of the run in a folder; none where there is no run."""
+        return [*cls.load_all(folder)] if (Path(folder) / SETTINGS_NAME).is_file() else []
+
+    @classmethod
     def load(cls, folder: str | Path, overrides: Sequence[str] = ()) -> "EvaluationConfig":
         """Reads the settings of the run in a folder, or the defaults where there is none, and `key=value` overrides.
 
@@ -99,7 +105,7 @@ class EvaluationConfig:
         The override `dataset=NAME` chooses one of them, with its other settings, or another dataset.
 
         Raises:
-            ValueError: If a key is unknown or a value of another type.
+            ValueError: If a key is unknown or a value of another type, or as in [`choose_datasets`].
         """
         path, names = Path(folder) / SETTINGS_NAME, [spec.name for spec in fields(cls)]
         run = read_settings(path) if path.is_file() else {}
@@ -112,12 +118,7 @@ class EvaluationConfig:
         check_keys("settings", {**values, **changes}, names)
         if changes.get("dataset", values.get("dataset")) != values.get("dataset"):  # the run's are of its own dataset
             values = {name: value for name, value in values.items() if name not in ("data_dir", "dataset_kwargs")}
-        chosen = {name: asdict(config) for name, config in named.items() if changes.get("dataset", name) == name}
-        if len(chosen) > 1 and not changes.keys().isdisjoint(("data_dir", "dataset_kwargs", "tasks")):
-            raise ValueError(
-                f"`data_dir`, `dataset_kwargs` and `tasks` belong to one dataset; the run has {list(chosen)}. Choose one with "
-                "dataset=NAME."
-            )
+        chosen = choose_datasets(named, changes)
         if not chosen:
             config = cls(**apply_overrides(values, overrides))
             return {config.dataset: config}
@@ -128,6 +129,26 @@ class EvaluationConfig:
             )
             for name, entry in chosen.items()
         }
+
+
+def choose_datasets(named: dict[str, DatasetConfig], changes: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Returns the settings of those datasets of a run that an evaluation with some changed settings is of.
+
+    Raises:
+        ValueError: If settings of one dataset are changed and several are chosen, or a dataset is chosen by a name of several.
+    """
+    chosen = {name: asdict(config) for name, config in named.items() if changes.get("dataset", name) == name}
+    if len(chosen) > 1 and not changes.keys().isdisjoint(("data_dir", "dataset_kwargs", "tasks")):
+        raise ValueError(
+            f"`data_dir`, `dataset_kwargs` and `tasks` belong to one dataset; the run has {list(chosen)}. Choose one with "
+            "dataset=NAME."
+        )
+    same = [name for name, config in named.items() if config.dataset == changes.get("dataset")]
+    if not chosen and same and changes.keys().isdisjoint(("data_dir", "dataset_kwargs")):
+        raise ValueError(
+            f"The datasets of a run have names of their own; dataset={changes['dataset']} is one of {same}. Choose one of these."
+        )
+    return chosen
 
 
 @torch.no_grad()
@@ -185,7 +206,8 @@ class Evaluation:
         image_processor (`SEMImageProcessor`): Of the model.
         rows (`datasets.Dataset`): The labeled images.
         benchmark (`Benchmark`): Where the rows come from; it defines on which labels and images a task is judged.
-        constant (`ConstantPredictor`, *optional*): The baseline to evaluate beside the model; `None` where its scores are known.
+        constant (`ConstantPredictor`, *optional*): The baseline to evaluate beside the model.
+        owners (`Sequence[str]`): Whose statistics to compute; without the constant predictor where its scores are known.
         accelerator (`Accelerator`): Of the ranks.
         batch_size (`int`): Images that a rank predicts at once.
         num_processes (`int`): Processes of each rank that compute slow metrics while the model predicts.
@@ -202,14 +224,14 @@ class Evaluation:
     batch_size: int
     num_processes: int
     unfinished_dir: Path
+    owners: Sequence[str] = (MODEL, CONSTANT)
     predictions_dir: Path | None = None
 
     def __post_init__(self):
         self.model.eval()
         self.task_num_labels = widths = scored_widths(self.model, self.benchmark, self.rows)
         kwargs = {task: kwargs for task, kwargs in self.benchmark.task_metric_kwargs.items() if task in widths}
-        owners = (MODEL,) if self.constant is None else (MODEL, CONSTANT)
-        self.metrics = {owner: MetricSums(widths, kwargs) for owner in owners}
+        self.metrics = {owner: MetricSums(widths, kwargs) for owner in self.owners}
         has_ids = "id" in self.rows.column_names
         self.ids = [str(name) for name in (self.rows["id"] if has_ids else range(len(self.rows)))]
         self.protocol_columns = self.benchmark.protocol_columns(self.rows.column_names)
@@ -218,8 +240,8 @@ class Evaluation:
         """Evaluates.
 
         Returns:
-            The sums of the model, and of the constant predictor if there is one, over the images of all ranks; and the model's
-            scores of each image, `{"id": name, "task/score": value}`, in the order of the rows.
+            The sums of each owner over the images of all ranks; and the model's scores of each image, `{"id": name,
+            "task/score": value}`, in the order of the rows.
 
         Raises:
             ValueError: If a prediction cannot be scored, for example because it holds NaN, or an image was lost.
@@ -255,8 +277,9 @@ class Evaluation:
 
     def _add_finished(self, folder: StatisticsFolder) -> list[tuple[int, dict[str, float]]]:
         """Adds the images that an earlier run finished, on any number of ranks."""
-        finished = ((int(name), folder.read(name)) for name in sorted(folder.names(), key=int))
-        return [self._add(index, unflatten(arrays)) for index, arrays in finished if arrays is not None]
+        finished = {int(name): unflatten(folder.read(name) or {}) for name in sorted(folder.names(), key=int)}
+        # Those of the constant predictor are missing where its scores were known
+        return [self._add(index, found) for index, found in finished.items() if found.keys() >= self.metrics.keys()]
 
     def unfinished_batches(self, share: Sequence[int], finished: set[int]) -> list[int]:
         """Returns the images of all batches that are not finished; the last bits of a prediction depend on its batch."""
@@ -286,7 +309,7 @@ class Evaluation:
         row = self.rows.select_columns(self.protocol_columns)[index] if self.protocol_columns else {}
         references = self.benchmark.references(row, prediction.labels)
         maps = {MODEL: prediction.maps}
-        if self.constant is not None:
+        if CONSTANT in self.owners:
             maps[CONSTANT] = self.constant.predict(prediction.image.shape[-2:])
         return {
             owner: {
@@ -299,8 +322,8 @@ class Evaluation:
 
     def _add(self, index: int, statistics: dict[str, Sums]) -> tuple[int, dict[str, float]]:
         for owner, metric in self.metrics.items():
-            metric.add(statistics.get(owner, {}))
-        return index, scores_of(statistics.get(MODEL, {}))
+            metric.add(statistics[owner])
+        return index, scores_of(statistics[MODEL])
 
 
 def finish(statistics: dict[str, dict[str, dict | Future]]) -> dict[str, Sums]:
@@ -380,7 +403,8 @@ def evaluate_and_report(
             image_processor=image_processor,
             rows=validation,
             benchmark=benchmark,
-            constant=constant if constant_scores is None else None,
+            constant=constant,
+            owners=(MODEL, CONSTANT) if constant_scores is None else (MODEL,),
             accelerator=accelerator,
             batch_size=config.batch_size,
             num_processes=num_processes,

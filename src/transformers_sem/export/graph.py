@@ -95,6 +95,7 @@ def graph_scores(
         rows=rows,
         benchmark=benchmark,
         constant=None,
+        owners=(MODEL,),
         accelerator=Accelerator(cpu=True),
         batch_size=1,
         num_processes=max(1, available_cpus() // 2),

@@ -31,7 +31,7 @@ CARD_NAME = "README.md"
 EVALUATION_NAME, SEVERAL_EVALUATIONS = "evaluation.json", "evaluation_*.json"
 EVALUATION_KEYS = (
     *("scores", "constant_scores", "dataset", "data", "num_images", "num_scored_images", "num_parameters"),
-    *("command", "environment"),
+    *("training", "command", "environment"),
 )
 
 
@@ -160,7 +160,7 @@ def make_card(
     """
     evaluations = [evaluation for evaluation, _ in reports]
     card_data = make_card_data(config, name, evaluations)
-    training = evaluations[0].get("training") if evaluations else None
+    training = evaluations[0]["training"] if evaluations else None
     return ModelCard.from_template(
         card_data,
         template_str=TEMPLATE.read_text(encoding="utf-8"),
@@ -170,6 +170,7 @@ def make_card(
         encoder=encoder_name(config),
         has_code=bool(getattr(config, "auto_map", None)),
         reports=reports,
+        training_data=training_data(evaluations),
         main_rows=main_rows,
         all_rows=all_rows,
         describe_environment=describe_environment,
@@ -189,7 +190,7 @@ def make_card_data(config: SEMConfig, name: str, evaluations: Sequence[dict[str,
     if evaluations:
         rows = [row for evaluation in evaluations for row in main_rows(evaluation)]
         facts = {
-            "datasets": [evaluation["dataset"] for evaluation in evaluations],
+            "datasets": [*training_data(evaluations)],
             "metrics": list(dict.fromkeys(row["metric"] for row in rows)),
             "eval_results": [result for evaluation in evaluations for result in eval_results(evaluation)],
             **license_fields(config, evaluations),
@@ -204,10 +205,21 @@ def make_card_data(config: SEMConfig, name: str, evaluations: Sequence[dict[str,
     )
 
 
+def training_data(evaluations: Sequence[dict[str, Any]]) -> dict[str, dict[str, str]]:
+    """Returns what the training noted of its datasets, `{name: description}`, and nothing where it is not recorded.
+
+    The training of an older version noted nothing; its data are those of the reports.
+    """
+    training = evaluations[0]["training"] if evaluations else None
+    if training is None:
+        return {}
+    return training.get("data") or {evaluation["dataset"]: evaluation["data"] for evaluation in evaluations}
+
+
 def license_fields(config: SEMConfig, evaluations: Sequence[dict[str, Any]]) -> dict[str, str]:
     """Returns the license of the weights: Apache-2.0 if those of the data and of the weights that training started from are."""
-    licenses = [evaluation["data"]["license"] for evaluation in evaluations]
-    licenses.append(start_license(config, evaluations[0].get("training")))
+    licenses = [data["license"] for data in training_data(evaluations).values()]
+    licenses.append(start_license(config, evaluations[0]["training"]))
     if all(name == "apache-2.0" for name in licenses):
         return {"license": "apache-2.0"}
     return {"license": "other", "license_name": "terms-of-the-data-and-of-the-encoder"}

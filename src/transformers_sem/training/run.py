@@ -272,7 +272,8 @@ def train_and_evaluate(
     output_dir = Path(config.output_dir)
     if accelerator.is_main_process:
         save_trained(model, image_processor, output_dir, weights)
-        save_report(output_dir / TRAINING_NAME, settings=config.describe())
+        descriptions = {name: dataset.get_benchmark().describe() for name, (dataset, _) in data.parts.items()}
+        save_report(output_dir / TRAINING_NAME, settings=config.describe(), data=descriptions)
     accelerator.wait_for_everyone()
     written = [f"{output_dir}/ (for from_pretrained)"]
     for name, (dataset, splits) in data.parts.items():
