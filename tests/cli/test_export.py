@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import shutil
 import subprocess
 import sys
 
@@ -11,8 +12,9 @@ import torch
 from PIL import Image
 
 from transformers_sem import SEMForMultiTaskDensePrediction, SEMImageProcessor
+from transformers_sem.modeling_outputs import SEMMultiTaskOutput
 
-from ..export.graphs import export_biases
+from ..export.graphs import export_biases, save_constant_logits
 from ..tiny import tiny_config
 from .commands import error_line, run
 
@@ -69,6 +71,50 @@ def test_the_example_resizes_as_the_image_processor_does_without_padding(tmp_pat
     expected = image_processor(image, return_tensors="np")["pixel_values"]
     pixels = read_pixels(tmp_path / "photo.png", settings)
     np.testing.assert_allclose(pixels, expected[..., top : top + height, left : left + width], atol=0.03)
+
+
+@pytest.mark.parametrize(
+    ("image_size", "padded_size"), [((40, 60), (64, 96)), ((41, 57), (64, 90)), ((64, 90), (64, 90))]
+)
+def test_the_example_pads_and_crops_as_the_image_processor_does(image_size, padded_size):
+    pytest.importorskip("onnxruntime")
+    from transformers_sem.export.run_onnx import crop, pad
+
+    pixels = np.random.default_rng(0).random((3, *image_size), np.float32)
+    sizes = dict(zip(("height", "width"), padded_size, strict=True))
+    image_processor = SEMImageProcessor(
+        do_resize=False, do_rescale=False, do_normalize=False, do_pad=True, pad_size=sizes
+    )
+    expected = image_processor(torch.from_numpy(pixels), return_tensors="np")["pixel_values"]
+    np.testing.assert_array_equal(pad(pixels[None], padded_size), expected)
+
+    num_rows, num_columns = (-(-edge // 4) for edge in padded_size)
+    rows, columns = np.mgrid[:num_rows, :num_columns].astype(np.float32)
+    logits = np.stack([(rows + 0.5) / num_rows, (columns + 0.5) / num_columns])  # the place in the padded image
+    cropped = crop(logits, image_size, padded_size)
+    outputs = SEMMultiTaskOutput(logits={"depth": torch.from_numpy(logits)[:, None]})
+    maps = image_processor.post_process_dense_prediction(outputs, target_sizes=[image_size] * 2)
+    expected = torch.stack([one["depth"] for one in maps])[None]
+    expected = torch.nn.functional.interpolate(expected, size=cropped.shape[1:], mode="bilinear")[0].numpy()
+    # the example leaves out what lies beyond the edges of the image
+    np.testing.assert_allclose(cropped[:, 1:-1, 1:-1], expected[:, 1:-1, 1:-1], atol=2e-3)
+
+
+def test_the_example_pads_for_a_graph_of_one_size(tmp_path):
+    pytest.importorskip("onnxruntime")
+    from transformers_sem.export import run_onnx
+
+    for name, size in (("free", None), ("fixed", (64, 90))):
+        folder = tmp_path / name
+        folder.mkdir()
+        shutil.copy(run_onnx.__file__, folder)
+        save_constant_logits(folder / "model.onnx", {"depth": [2.0]}, size)
+        pad_size = {"height": 64, "width": 90}
+        SEMImageProcessor(do_resize=False, do_pad=True, pad_size=pad_size).save_pretrained(folder)
+        Image.new("RGB", (57, 41)).save(folder / "photo.png")
+        subprocess.run([sys.executable, folder / "run_onnx.py", folder / "photo.png"], check=True, timeout=120)
+        with np.load(folder / "photo.npz") as maps:
+            np.testing.assert_allclose(maps["depth"], np.full((1, 11, 15), 2.0))
 
 
 @pytest.mark.slow

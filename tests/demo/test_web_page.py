@@ -57,7 +57,7 @@ def test_the_page_describes_every_task_in_order(model, tmp_path):
         "saliency": "probability",
     }
     assert tasks["depth"]["unit"] == "m" and tasks["depth"]["names"] is None
-    assert len(facts["palette"]) == 256 and facts["wasm"] is None
+    assert len(facts["palette"]) == 256 and facts["wasm"] is None and facts["size"] is None
     (module,) = script(page, "importmap")["imports"].values()
     assert module.startswith("https://cdn.jsdelivr.net/npm/@huggingface/transformers@") and module.endswith(".js")
     code = (tmp_path / "page.js").read_text()
@@ -79,13 +79,14 @@ def test_names_are_text_and_not_markup(tmp_path):
 def test_a_runtime_is_copied_and_no_cdn_is_named(model, tmp_path, node_modules):
     folder = tmp_path / "page"
     folder.mkdir()
-    web_page.write_page(folder, model, "tiny", ["fp32"], node_modules)
+    web_page.write_page(folder, model, "tiny", ["fp32"], node_modules=node_modules, size=[96, 128])
     assert {path.name for path in (folder / "runtime").iterdir()} == {
         web_page.MODULE,
         web_page.LOADER,
         web_page.BINARY,
     }
     page = (folder / "index.html").read_text()
+    assert script(page, "application/json")["size"] == [96, 128]
     assert "https://" not in page + (folder / "page.js").read_text()
     paths = [*script(page, "importmap")["imports"].values(), *script(page, "application/json")["wasm"].values()]
     assert all((folder / path).is_file() for path in paths)

@@ -51,6 +51,18 @@ def test_a_float32_graph_agrees_with_the_model(graph):
     assert folder.compare("int8", constant_model(2.01), graph, sizes)["32 x 48"] == pytest.approx(0.01, abs=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("do_resize", "do_pad", "content_size"),
+    [(False, True, (40, 32)), (True, True, (40, 60)), (True, False, (40, 60)), (False, False, (40, 60))],
+)
+def test_a_graph_of_one_size_sees_images_as_the_model_does(do_resize, do_pad, content_size):
+    image_processor = SEMImageProcessor(do_resize=do_resize, do_pad=do_pad)
+    folder.set_size(image_processor, {"height": 40, "width": 60})
+    assert image_processor.plan_sizes([(100, 80)]) == ([content_size], [(40, 60)])
+    smaller = image_processor.plan_sizes([(30, 50)])
+    assert smaller == ([(40, 60)] if do_resize else [(30, 50)] if do_pad else [(40, 60)], [(40, 60)])
+
+
 def test_a_graph_of_nan_is_refused(tmp_path):
     config = tiny_config(task_num_labels={"depth": 1})
     graph = Graph(save_constant_logits(tmp_path / "model.onnx", {"depth": [np.nan]}), config)

@@ -7,8 +7,8 @@
 
 Writes model.onnx, preprocessor_config.json, config.json and the example run_onnx.py. ONNX Runtime first predicts images of two
 sizes, and the folder appears only if its predictions agree with those of the model. With --size the graph takes images of that
-size only. Some encoders need this because their layout depends on the image size: the windows of Swin, the positions of timm's
-DINOv3.
+size only: smaller ones are padded and larger ones shrunk, as the image processor of the model does, or all are stretched. Some
+encoders need this because their layout depends on the image size: the windows of Swin, the positions of timm's DINOv3.
 
 --precisions adds smaller graphs. int8 is dynamic, or static with the images of --calibration, which encoders of convolutions
 need. export.json says how large each graph is, how far its logits are from the model's and, with --evaluate, its scores.
@@ -103,7 +103,7 @@ def write(parsed: argparse.Namespace, folder: Path) -> dict[str, dict]:
             facts["scores"] = graph_scores(Graph(folder / facts["file"], model.config), image_processor, *scored)
     if parsed.web is not None:
         name = Path(parsed.model).name if Path(parsed.model).is_dir() else parsed.model
-        write_page(folder, model, name, [*graphs], parsed.runtime)
+        write_page(folder, model, name, [*graphs], size=parsed.size, node_modules=parsed.runtime)
     save_report(folder / "export.json", model=parsed.model, size=parsed.size, graphs=graphs)
     return graphs
 

@@ -70,6 +70,8 @@ def write_page(
     model: SEMForMultiTaskDensePrediction,
     name: str,
     precisions: Sequence[str],
+    *,
+    size: Sequence[int] | None = None,
     node_modules: Path | None = None,
 ) -> None:
     """Writes the page to the folder of an exported model.
@@ -79,6 +81,7 @@ def write_page(
         model ([`SEMForMultiTaskDensePrediction`]): The model.
         name (`str`): Its name on the page.
         precisions (`Sequence[str]`): Of its graphs.
+        size (`Sequence[int]`, *optional*): Height and width that the graphs take; `None` is any size.
         node_modules (`Path`, *optional*): Folder to copy transformers.js from; without it the page takes it from a CDN.
 
     Raises:
@@ -97,6 +100,7 @@ def write_page(
         "palette": class_palette().tolist(),
         "magma": [list(bytes.fromhex(color)) for color in MAGMA],
         "maxLegendClasses": MAX_LEGEND_CLASSES,
+        "size": size,
         "wasm": None,
     }
     module = f"{CDN}/{MODULE}"

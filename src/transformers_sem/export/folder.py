@@ -93,6 +93,15 @@ def save_configurations(
         path.write_text(json.dumps(config, indent=2) + "\n")
 
 
+def set_size(image_processor: SEMImageProcessor, size: dict[str, int]) -> None:
+    """Sets the one size of all images: a processor that pads without resizing pads to it, any other one resizes to it."""
+    if image_processor.do_pad and not image_processor.do_resize:
+        image_processor.pad_size = size
+    else:
+        image_processor.do_resize = True
+    image_processor.size = size
+
+
 def export_folder(
     model: SEMForMultiTaskDensePrediction,
     image_processor: SEMImageProcessor,
@@ -107,7 +116,7 @@ def export_folder(
 
     Args:
         model ([`SEMForMultiTaskDensePrediction`]): In evaluation mode.
-        image_processor ([`SEMImageProcessor`]): Of the model; with `size` it is set to resize to that size.
+        image_processor ([`SEMImageProcessor`]): Of the model; with `size` it is set to that size, see [`set_size`].
         folder (`Path`): Existing, empty folder.
         size (`tuple[int, int]`, *optional*): Height and width of all images; `None` leaves them free.
         precisions (`Sequence[str]`, *optional*): Of the graphs beside the fp32 one, from `PRECISIONS`.
@@ -128,9 +137,8 @@ def export_folder(
             "int8 for an encoder of convolutions needs images for the ranges of its activations; got none. Pass "
             "--calibration FOLDER with images like those it will see."
         )
-    if size is not None:  # the example then resizes every image
-        image_processor.do_resize, image_processor.do_pad = True, False
-        image_processor.size = {"height": size[0], "width": size[1]}
+    if size is not None:
+        set_size(image_processor, {"height": size[0], "width": size[1]})
     images = None if calibration is None else read_calibration_images(calibration, image_processor)
     graphs_folder = folder / "onnx" if is_web else folder
     graphs_folder.mkdir(exist_ok=True)

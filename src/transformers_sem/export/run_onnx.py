@@ -4,6 +4,7 @@ This file is copied beside an exported graph. It needs numpy, onnxruntime and pi
 """
 
 import json
+import math
 import sys
 from pathlib import Path
 
@@ -25,7 +26,7 @@ TRANSPOSITIONS = {
 
 
 def content_size(size: tuple[int, int], settings: dict) -> tuple[int, int]:
-    """Returns the (height, width) to which the image processor resizes an image; the graph needs no padding around it."""
+    """Returns the (height, width) to which the image processor resizes an image, without the padding around it."""
     target = tuple(settings["size"][edge] for edge in ("height", "width"))
     if not settings["do_pad"]:
         return target if settings["do_resize"] else size
@@ -69,13 +70,44 @@ def read_pixels(path: Path, settings: dict) -> np.ndarray:
     return pixels.transpose(2, 0, 1)[None]
 
 
+def center(size: tuple[int, int], padded_size: tuple[int, int]) -> list[tuple[int, int]]:
+    """Returns (start, stop) of the rows and of the columns of an image in the middle of a padded one."""
+    starts = [(full - edge) // 2 for edge, full in zip(size, padded_size, strict=True)]
+    return [(start, start + edge) for start, edge in zip(starts, size, strict=True)]
+
+
+def pad(pixels: np.ndarray, padded_size: tuple[int, int]) -> np.ndarray:
+    """Pads around an image `(1, 3, height, width)` with 0."""
+    edges = zip(center(pixels.shape[2:], padded_size), padded_size, strict=True)
+    return np.pad(pixels, [(0, 0), (0, 0), *((start, full - stop) for (start, stop), full in edges)])
+
+
+def crop(logits: np.ndarray, size: tuple[int, int], padded_size: tuple[int, int]) -> np.ndarray:
+    """Crops logits `(channels, rows, columns)` of a padded image to the image, whose edges may lie between two of them."""
+    if size == padded_size:
+        return logits
+    scales = [number / edge for number, edge in zip(logits.shape[1:], padded_size, strict=True)]
+    (top, left), (bottom, right) = np.multiply(np.transpose(center(size, padded_size)), scales)
+    cropped_size = math.ceil(right - left), math.ceil(bottom - top)
+    box = (left, top, right, bottom)
+    return np.stack([Image.fromarray(one).resize(cropped_size, Image.Resampling.BILINEAR, box) for one in logits])
+
+
 def main() -> None:
     """Predicts one image. The largest of several class logits wins; other maps are in the units of the task table."""
     folder, image_path = Path(__file__).parent, Path(sys.argv[1])
     settings = json.loads((folder / "preprocessor_config.json").read_text())
     session = onnxruntime.InferenceSession(folder / "model.onnx")
-    logits = session.run(None, {"pixel_values": read_pixels(image_path, settings)})
-    maps = {output.name: values[0] for output, values in zip(session.get_outputs(), logits, strict=True)}
+    pixels = read_pixels(image_path, settings)
+    size, fixed_size = pixels.shape[2:], tuple(session.get_inputs()[0].shape[2:])
+    padded_size = (
+        fixed_size if all(isinstance(edge, int) for edge in fixed_size) else size
+    )  # else the names of free edges
+    logits = session.run(None, {"pixel_values": pad(pixels, padded_size)})
+    maps = {
+        output.name: crop(values[0], size, padded_size)
+        for output, values in zip(session.get_outputs(), logits, strict=True)
+    }
     np.savez(image_path.with_suffix(".npz"), **maps)
     print({name: values.shape for name, values in maps.items()})
 

@@ -30,8 +30,13 @@ const contentSize = (size) => {
   return shrunk.map((edge, axis) => Math.max(1, Math.round((edge * target[axis]) / padded[axis])));
 };
 
+// Of the image in the middle of what a graph of one size takes
+const startsIn = (size, padded) => size.map((edge, axis) => Math.floor((padded[axis] - edge) / 2));
+
 const readPixels = (image, size) => {
   const [height, width] = contentSize(size);
+  const padded = facts.size ?? [height, width];
+  const [top, left] = startsIn([height, width], padded);
   Object.assign(source, { height, width });
   const context = source.getContext("2d", { willReadFrequently: true });
   context.imageSmoothingQuality = "high";
@@ -39,29 +44,37 @@ const readPixels = (image, size) => {
   context.fillRect(0, 0, width, height);
   context.drawImage(image, 0, 0, width, height);
   const { data } = context.getImageData(0, 0, width, height);
-  const pixels = new Float32Array(3 * height * width);
-  for (let channel = 0; channel < 3; channel++) {
+  const pixels = new Float32Array(3 * padded[0] * padded[1]); // padding is 0
+  for (let channel = 0, index = 0; channel < 3; channel++, index = 0) {
     const [mean, std] = [settings.image_mean[channel], settings.image_std[channel]];
-    for (let index = 0; index < height * width; index++)
-      pixels[channel * height * width + index] = (data[4 * index + channel] * settings.rescale_factor - mean) / std;
+    for (let row = top; row < top + height; row++) {
+      const place = (channel * padded[0] + row) * padded[1] + left;
+      for (let column = 0; column < width; column++, index++)
+        pixels[place + column] = (data[4 * index + channel] * settings.rescale_factor - mean) / std;
+    }
   }
-  return new Tensor("float32", pixels, [1, 3, height, width]);
+  return new Tensor("float32", pixels, [1, 3, ...padded]);
 };
 
 // ---------------------------------------------------------------------------------------------------------------------
 // Logits to maps in physical units
 
-// For each of `size` positions the two neighbors and the weight of the second, as in torch with align_corners=False
-const neighbors = (size, from) =>
+// For `size` positions of `full`, from `start` on, the two neighbors and the weight of the second, as in torch with
+// align_corners=False
+const neighbors = (size, start, full, from) =>
   Array.from({ length: size }, (_, index) => {
-    const place = Math.max(0, ((index + 0.5) * from) / size - 0.5);
+    const place = Math.max(0, ((start + index + 0.5) * from) / full - 0.5);
     const first = Math.min(Math.floor(place), from - 1);
     return [first, Math.min(first + 1, from - 1), place - first];
   });
 
+// Without the padding
 const resize = ({ data, dims }, height, width) => {
   const [, channels, fromHeight, fromWidth] = dims;
-  const [rows, columns] = [neighbors(height, fromHeight), neighbors(width, fromWidth)];
+  const padded = facts.size ?? [height, width];
+  const [top, left] = startsIn([height, width], padded);
+  const rows = neighbors(height, top, padded[0], fromHeight);
+  const columns = neighbors(width, left, padded[1], fromWidth);
   const resized = new Float32Array(channels * height * width);
   const line = new Float32Array(fromWidth);
   for (let channel = 0, index = 0; channel < channels; channel++)
