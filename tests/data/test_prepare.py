@@ -282,12 +282,13 @@ def test_full_disk(root, tmp_path, monkeypatch):
 
 def test_one_process_prepares_a_folder_at_a_time(root, tmp_path):
     with (
-        locked(tmp_path / "unfinished_prepared" / "lock", "One test"),
+        locked(tmp_path / ".unfinished_prepared.lock", "One test"),
         pytest.raises(ValueError, match="One process"),
     ):
         prepare(find_source(root), tmp_path / "prepared", num_processes=1)
     assert prepare(find_source(root), tmp_path / "prepared", num_processes=1) == []
     assert sorted(path.name for path in (tmp_path / "prepared").iterdir()) == ["README.md", "data"]
+    assert not (tmp_path / ".unfinished_prepared.lock").exists()
 
 
 def test_files_of_a_killed_run_are_removed(root, tmp_path):

@@ -33,6 +33,11 @@ def test_images_with_the_same_stem_keep_their_endings(tmp_path):
     assert len(set(names.values())) == 5
 
 
+def test_names_that_differ_in_case_alone_keep_their_ending(tmp_path):
+    make(tmp_path, "IMG_1.jpg", "img_1.png", "IMG_2.jpg")
+    assert found(tmp_path, "") == {"IMG_1.jpg": "IMG_1.jpg", "img_1.png": "img_1.png", "IMG_2.jpg": "IMG_2"}
+
+
 def test_names_are_relative_to_the_common_folder(tmp_path):
     make(tmp_path, "one/a.jpg", "two/a.jpg", "b.jpg")
     assert found(tmp_path, "one", "two") == {"one/a.jpg": "one/a", "two/a.jpg": "two/a"}

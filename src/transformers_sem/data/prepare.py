@@ -135,12 +135,15 @@ def prepare(source: Source, output: Path, num_processes: int, *, skip_broken: bo
         )
     unfinished = output.with_name(f"unfinished_{output.name}")
     (unfinished / "data").mkdir(parents=True, exist_ok=True)
-    with locked(unfinished / "lock", "One process prepares a folder at a time"):
+    lock = output.with_name(f".{unfinished.name}.lock")  # beside it: Windows moves no folder in which a file is open
+    with locked(lock, "One process prepares a folder at a time"):
         problems = write_missing(source, unfinished, plan, num_processes, skip_broken)
         if not problems or skip_broken:
             finish_folder(source, unfinished, plan)
+            if output.exists():
+                output.rmdir()  # it is empty
             os.replace(unfinished, output)
-    (output / "lock").unlink(missing_ok=True)
+    lock.unlink(missing_ok=True)
     return problems
 
 

@@ -258,7 +258,8 @@ def bind(host: str, port: int | None) -> socket.socket:
     first = int(os.environ.get("GRADIO_SERVER_PORT", FIRST_PORT))
     for candidate in [port] if port else range(first, first + NUM_PORTS):
         listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if os.name == "posix":  # on Windows it would take the port of another program
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listener.bind((host.strip("[]"), candidate))
             listener.listen()  # two programs can bind a port before one of them listens

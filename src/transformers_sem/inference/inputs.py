@@ -112,7 +112,10 @@ def earlier_results(output: Path) -> set[str]:
 
 def is_unlisted_result(path: Path, output: Path, names: set[str]) -> bool:
     """Whether a file is a result of one of the items by its name, or an unfinished one: a stopped run lists neither."""
-    folder, *parts = Path(os.path.relpath(os.path.realpath(path), os.path.realpath(output))).parts
+    real_path, real_output = Path(os.path.realpath(path)), Path(os.path.realpath(output))
+    if not real_path.is_relative_to(real_output):
+        return False
+    folder, *parts = real_path.relative_to(real_output).parts or [""]
     parts = parts[1:] if folder == "maps" else parts  # maps/TASK/NAME.png
     if folder not in RESULT_FOLDERS or not parts:
         return False
@@ -143,14 +146,15 @@ def name_items(paths: list[Path], bases: list[str]) -> list[InputItem]:
     base = os.path.commonpath(bases) if bases else ""
     full_names = [Path(os.path.relpath(os.path.abspath(path), base)) for path in paths]
     short_names = [name.with_suffix("").as_posix() for name in full_names]
-    taken = Counter(short_names) + Counter(name.as_posix() for name in full_names if name.suffix)
+    # Some file systems know no case: IMG.jpg and img.png would have results of one name
+    taken = Counter(map(str.casefold, [*short_names, *(name.as_posix() for name in full_names if name.suffix)]))
     folders = {folder.as_posix() for name in full_names for folder in name.parents}
     for short_name in short_names:  # a result of one item must not have the name of the folder of another
-        taken[short_name] += any(f"{short_name}{ending}" in folders for ending in RESULT_ENDINGS)
+        taken[short_name.casefold()] += any(f"{short_name}{ending}" in folders for ending in RESULT_ENDINGS)
     return [
         InputItem(
             path,
-            full_name.as_posix() if taken[short_name] > 1 else short_name,
+            full_name.as_posix() if taken[short_name.casefold()] > 1 else short_name,
             "video" if path.suffix.lower() in VIDEO_ENDINGS and not os.path.isdir(path) else "image",
         )
         for path, full_name, short_name in zip(paths, full_names, short_names, strict=True)
