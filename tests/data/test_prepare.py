@@ -348,6 +348,16 @@ def test_command(root, tmp_path):
     assert lines[-1] == "Every file is intact."
 
 
+def test_a_preview_leaves_out_broken_frames_too(root, tmp_path):
+    cut(root / "depth" / "0001.npy")
+    picture = tmp_path / "preview.png"
+    arguments = (root, "--output", tmp_path / "prepared", "--preview", picture, "--processes", 1)
+    lines = [*run(find_source, parse(*arguments, "--skip-broken"))]
+    assert lines[-1] == f"Written: {picture}" and picture.is_file()
+    with pytest.raises(ValueError, match=r"0001\.npy"):
+        [*run(find_source, parse(root, "--preview", picture))]
+
+
 def test_verified_and_prepared_in_one_command_no_problem_is_lost(root, tmp_path):
     cut(root / "depth" / "0002.npy")
     (root / "gt_sets" / "val.txt").write_text("0010\n0003\n")

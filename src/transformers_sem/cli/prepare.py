@@ -106,7 +106,7 @@ def run(find_source: Callable[..., Source], arguments: argparse.Namespace) -> It
     if arguments.verify and not problems:
         yield "Every file is intact."
     if arguments.preview:
-        save_preview(source, arguments.preview)
+        save_preview(source, arguments.preview, skip_broken=arguments.skip_broken)
         yield f"Written: {arguments.preview}"
     if arguments.push_to_hub:
         address = upload(arguments.output, repository, repo_type="dataset")

@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
-from itertools import repeat
+from itertools import islice, repeat
 from pathlib import Path
 from typing import Any
 
@@ -281,28 +281,34 @@ def format_counts(sizes: dict[str, int], official_sizes: dict[str, int]) -> str:
     return "\n".join(f"| {split} | {size} | {official_sizes[split]} |" for split, size in sizes.items())
 
 
-def preview_rows(source: Source) -> Iterator[dict[str, Any]]:
-    """Yields evenly spaced frames of all splits as rows of images.
+def preview_rows(source: Source, *, skip_broken: bool = False) -> Iterator[dict[str, Any]]:
+    """Yields evenly spaced frames of all splits as rows of images; with `skip_broken`, the next one in place of a broken one.
 
     Raises:
-        BrokenFrameError: If a file of one of them cannot be used.
+        BrokenFrameError: If a file of one of them cannot be used and `skip_broken` is not set.
     """
     frames = [frame for split in source.frames.values() for frame in split]
     count = min(NUM_PREVIEWS, len(frames))
     for index in range(count):
-        frame = frames[index * len(frames) // count]
-        yield source.features.decode_example(source.features.encode_example(source.read_row(frame)))
+        part = frames[index * len(frames) // count : (index + 1) * len(frames) // count]
+        rows = (try_row(frame, source.read_row) for frame in part)
+        if skip_broken:
+            rows = (row for row in rows if not isinstance(row, BrokenFrameError))
+        for row in islice(rows, 1):
+            if isinstance(row, BrokenFrameError):
+                raise row
+            yield source.features.decode_example(source.features.encode_example(row))
 
 
-def save_preview(source: Source, path: Path) -> None:
+def save_preview(source: Source, path: Path, *, skip_broken: bool = False) -> None:
     """Saves a contact sheet: images next to all their maps in color.
 
     Raises:
-        BrokenFrameError: If a file of one of the frames cannot be used.
+        BrokenFrameError: If a file of one of the frames cannot be used and `skip_broken` is not set.
         OSError: If the image cannot be written.
     """
     tasks = [column for column in source.columns if column in TASKS]
-    sheet = contact_sheet(list(preview_rows(source)), tasks)
+    sheet = contact_sheet(list(preview_rows(source, skip_broken=skip_broken)), tasks)
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as unfinished:
         sheet.save(unfinished)
