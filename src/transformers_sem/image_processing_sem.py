@@ -264,6 +264,8 @@ class SEMImageProcessor(TorchvisionBackend):
         if not do_pad:
             content_sizes = [(size.height, size.width)] * len(sizes) if do_resize else list(sizes)
             return content_sizes, content_sizes
+        if pad_size is not None and not (pad_size.height and pad_size.width):
+            raise ValueError(f"`pad_size` needs a height and a width; got {pad_size}.")
         if pad_size is None:
             padded_size = (max(height for height, _ in sizes), max(width for _, width in sizes))
             content_sizes = list(sizes)

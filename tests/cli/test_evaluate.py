@@ -158,9 +158,9 @@ def test_a_model_without_a_run_is_evaluated_by_settings(trained, tmp_path):
 
 def test_scores_on_another_dataset_leave_those_of_the_run(trained, tmp_path):
     folder = copy_model(trained, tmp_path / "model")
-    run_settings = {"datasets": [{"dataset": "nyud_v2"}, {"dataset": "cityscapes"}]}
-    for settings in (run_settings, {"dataset": "nyud_v2"}):
-        (folder / "training.yaml").write_text(json.dumps(settings))
+    scenes = json.loads((trained / "training.json").read_text())["data"]
+    for data in ({"nyud_v2": {}, **scenes}, {"folder": {}}):
+        (folder / "training.json").write_text(json.dumps({"data": data}))
         result = run("evaluate", "--model", folder, "dataset=scenes", SETTINGS[0], "batch_size=2")
         assert result.code == 0, result.errors
         assert read_report(folder / "evaluation_scenes.json") == read_report(trained / "evaluation.json")

@@ -96,6 +96,7 @@ def test_the_example_pads_and_crops_as_the_image_processor_does(image_size, padd
     maps = image_processor.post_process_dense_prediction(outputs, target_sizes=[image_size] * 2)
     expected = torch.stack([one["depth"] for one in maps])[None]
     expected = torch.nn.functional.interpolate(expected, size=cropped.shape[1:], mode="bilinear")[0].numpy()
+    assert crop(np.zeros((1, 107, 160), np.float32), (426, 500), (426, 640)).shape == (1, 107, 125)
     # the example leaves out what lies beyond the edges of the image
     np.testing.assert_allclose(cropped[:, 1:-1, 1:-1], expected[:, 1:-1, 1:-1], atol=2e-3)
 
@@ -164,6 +165,7 @@ def test_options_that_do_not_go_together_are_refused_before_the_model_is_read(tm
     rules = {
         ("--output", tmp_path / "empty"): "--output must be a new folder",
         ("--web", tmp_path / "empty"): "--web must be a new folder",
+        ("--output", tmp_path / "onnx", "--calibration", tmp_path / "empty"): "--calibration is for int8",
         ("--output", tmp_path / "onnx", "--runtime", tmp_path / "empty"): "--runtime is for the page of --web",
         ("--web", tmp_path / "page", "--runtime", tmp_path / "empty"): "npm install @huggingface/transformers",
         (

@@ -1,7 +1,9 @@
 """Evaluation on rooms of the embedded dataset, with a model of random weights."""
 
+import importlib
 import json
 import shutil
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
 from dataclasses import replace
@@ -440,6 +442,20 @@ def assert_same_outcome(found, expected):
         }
 
 
+def test_a_changed_file_of_a_metric_is_another_metric(evaluate, plain, make_evaluation, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "own_metric.py").write_text("def reduce(statistics):\n    return {'rmse': 1.0}\n")
+    reduce = importlib.import_module("own_metric").reduce
+    monkeypatch.setitem(METRICS, "depth", replace(METRICS["depth"], reduce=reduce))
+    fingerprint = make_evaluation().fingerprint()
+    assert evaluate()[0]["constant_scores"]["depth/rmse"] == 1
+    (tmp_path / "own_metric.py").write_text("def reduce(statistics):\n    return {'rmse': 2.00}\n")
+    reduce = importlib.reload(sys.modules["own_metric"]).reduce
+    monkeypatch.setitem(METRICS, "depth", replace(METRICS["depth"], reduce=reduce))
+    assert make_evaluation().fingerprint() != fingerprint
+    assert evaluate()[0]["constant_scores"]["depth/rmse"] == 2
+
+
 def test_an_interrupted_evaluation_goes_on_where_it_was(plain, evaluate, seen, interrupted, tmp_path):
     finished = finished_images(interrupted)
     assert 0 < len(finished) < 4
@@ -681,7 +697,6 @@ def test_each_dataset_of_a_run_is_evaluated(run_of_several):
 def test_one_of_two_folders_is_chosen_by_its_own_name(tmp_path):
     entries = [{"dataset": "folder", "data_dir": f"/{name}"} for name in ("rooms", "streets")]
     (tmp_path / "training.yaml").write_text(json.dumps({"datasets": entries}))
-    assert EvaluationConfig.names_of_run(tmp_path) == ["folder_1", "folder_2"]
     assert EvaluationConfig.load(tmp_path, ["dataset=folder_2"]).data_dir == "/streets"
     assert EvaluationConfig.load(tmp_path, ["dataset=folder", "data_dir=/gardens"]).data_dir == "/gardens"
     with pytest.raises(ValueError, match=r"dataset=folder is one of \['folder_1', 'folder_2'\]"):

@@ -63,6 +63,15 @@ def test_a_graph_of_one_size_sees_images_as_the_model_does(do_resize, do_pad, co
     assert smaller == ([(40, 60)] if do_resize else [(30, 50)] if do_pad else [(40, 60)], [(40, 60)])
 
 
+def test_a_graph_that_is_too_small_for_the_images_of_the_training_is_warned_of(caplog):
+    for size in ((40, 60), (39, 70)):
+        image_processor = SEMImageProcessor(do_resize=False, do_pad=True, pad_size={"height": 40, "width": 60})
+        folder.set_size(image_processor, dict(zip(("height", "width"), size, strict=True)))
+        assert image_processor.plan_sizes([(10, 20)]) == ([(10, 20)], [size])
+    (record,) = caplog.records
+    assert "up to 40 x 60 pixels; larger ones than --size 39 70 are shrunk" in record.getMessage()
+
+
 def test_a_graph_of_nan_is_refused(tmp_path):
     config = tiny_config(task_num_labels={"depth": 1})
     graph = Graph(save_constant_logits(tmp_path / "model.onnx", {"depth": [np.nan]}), config)

@@ -69,6 +69,20 @@ def test_a_finished_run_is_added_and_rendered(run_dir, tmp_path, capsys):
     assert path.read_text(encoding="utf-8") == text
 
 
+def test_a_run_of_the_same_name_replaces_all_files_of_the_earlier_one(run_dir, tmp_path):
+    cards_dir = tmp_path / "cards"
+    add_checkpoint(run_dir, cards_dir)
+    for name in ("evaluation", "predictions"):
+        for path in run_dir.glob(f"{name}.*"):
+            path.rename(path.with_stem(f"{name}_rooms"))
+    (run_dir / "predictions_rooms.png").unlink()
+    add_checkpoint(run_dir, cards_dir)
+    assert sorted(path.name for path in (cards_dir / "quickstart").iterdir()) == [
+        "config.json",
+        "evaluation_rooms.json",
+    ]
+
+
 def test_a_folder_without_checkpoints_is_an_error(tmp_path):
     with pytest.raises(SystemExit, match="^error: There is no checkpoint in .*--add"):
         main(["--folder", str(tmp_path)])

@@ -109,6 +109,20 @@ def test_everything_is_sent_in_one_commit(hub, staged):
     assert file_sizes(staged) == {name: len(file.content) for name, file in sorted(files.items())}
 
 
+def test_code_that_is_not_sent_is_not_referred_to(trained, tmp_path):
+    shutil.copytree(trained, tmp_path / "run")
+    for name in ("config.json", "preprocessor_config.json"):  # of a training that started from a repository with code
+        path = tmp_path / "run" / name
+        path.write_text(json.dumps({**json.loads(path.read_text()), "auto_map": {"AutoConfig": "a.B"}}))
+    (tmp_path / "run" / "training.json").write_text("{}")
+    (tmp_path / "staged").mkdir()
+    stage_model(tmp_path / "run", tmp_path / "staged")
+    write_card(tmp_path / "staged", REPOSITORY)
+    assert not [path for path in (tmp_path / "staged").glob("*.json") if "auto_map" in path.read_text()]
+    assert "trust_remote_code" not in (tmp_path / "staged" / "README.md").read_text()
+    assert (tmp_path / "staged" / "training.json").read_text() == "{}"
+
+
 @pytest.mark.slow
 def test_what_was_sent_loads(hub, staged, trained, tmp_path):
     push_staged(staged)
@@ -144,6 +158,7 @@ def test_an_update_sends_what_is_new_and_removes_what_is_gone(hub, staged, tmp_p
     push_staged(staged)
     HfApi().upload_file(path_or_fileobj=b"old code", path_in_repo="modeling_sem.py", repo_id=REPOSITORY)
     HfApi().upload_file(path_or_fileobj=b"by hand", path_in_repo="notes.txt", repo_id=REPOSITORY)
+    HfApi().upload_file(path_or_fileobj=b"by hand", path_in_repo="examples/handler.py", repo_id=REPOSITORY)
     received, num_commits = hub.received, len(remote(hub).commits)
     shutil.copytree(staged, tmp_path / "new")
     (tmp_path / "new" / "predictions.png").unlink()
@@ -153,7 +168,7 @@ def test_an_update_sends_what_is_new_and_removes_what_is_gone(hub, staged, tmp_p
     assert len(remote(hub).commits) == num_commits + 1
     files = remote(hub).commits[-1]
     assert "predictions.png" not in files and "modeling_sem.py" not in files
-    assert files["notes.txt"].content == b"by hand"
+    assert files["notes.txt"].content == files["examples/handler.py"].content == b"by hand"
     assert json.loads(files["evaluation.json"].content)["num_images"] == 8
     assert hub.received == received  # the weights are the same
     push_staged(tmp_path / "new", delete_patterns=REPLACED)
@@ -415,5 +430,7 @@ def test_a_repository_with_its_code_needs_no_package(trained, repository, tmp_pa
                 [sys.executable, *command], capture_output=True, text=True, timeout=300, env=environment, cwd=tmp_path
             )
             assert finished.returncode == 0, finished.stderr[-3000:]
+        code = {name for name in remote(hub).commits[-1] if name.endswith(".py")}
+        assert code <= {*REPLACED}
         card = remote(hub).commits[-1]["README.md"].content.decode()
         assert "trust_remote_code=True" in card and "import transformers_sem" not in card

@@ -6,6 +6,7 @@ import torch
 from PIL import ImageColor
 
 from transformers_sem import SEMForMultiTaskDensePrediction, SEMImageProcessor
+from transformers_sem.visualization import inside
 from transformers_sem.visualization.inside import (
     STAGE_COLORS,
     draw_assignment,
@@ -83,3 +84,17 @@ def test_every_configuration_of_the_ablation_has_a_panel(overrides, num_columns)
     panel = inside_panel(model, processor, torch.randint(256, (3, 50, 70), dtype=torch.uint8))
     assert panel.width == 128 + num_columns * (224 + 6)
     assert np.asarray(panel).std() > 10
+
+
+def test_predictions_are_drawn_as_large_as_the_image_that_the_model_receives(monkeypatch):
+    model = SEMForMultiTaskDensePrediction(tiny_config()).eval()
+    size, pad_size = {"height": 64, "width": 96}, {"height": 200, "width": 300}
+    processor = SEMImageProcessor(size=size, do_resize=True, do_pad=True, pad_size=pad_size)
+    image = torch.randint(256, (3, 190, 280), dtype=torch.uint8)
+    drawn = {}
+    monkeypatch.setattr(inside, "colorize_map", lambda task, values: drawn.update({task: values}) or GRAY)
+    inside_panel(model, processor, image)
+    with torch.no_grad():
+        logits = model(**processor(image, return_tensors="pt")).logits["depth"]
+    expected = torch.nn.functional.interpolate(logits, size=(64, 96), mode="bilinear")[0, 0].clamp(min=0)
+    torch.testing.assert_close(drawn["depth"], expected)

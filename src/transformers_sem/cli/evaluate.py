@@ -6,7 +6,7 @@ Prints the scores beside those of the best constant predictor and writes them to
 to evaluation.parquet. Tasks of the model that the dataset has no labels of are named and not scored. Settings such as
 data_dir=FOLDER or num_evaluation_images=100 replace those of the run. A model without a training run, for example from the Hub,
 takes all of its settings from the command: dataset=nyud_v2 data_dir=FOLDER. A run on several datasets is evaluated on each of
-them, or on the one that dataset=NAME chooses; their files, and those of a dataset that is not the run's, are named after it, for
+them, or on the one that dataset=NAME chooses; their reports, and that of another dataset than the run's, are named after it, for
 example evaluation_nyud_v2.json. The same command resumes an evaluation that was interrupted.
 """
 
@@ -18,7 +18,7 @@ import torch
 from accelerate import Accelerator
 
 from ..data.benchmarks import get_benchmark
-from ..evaluation.evaluator import EvaluationConfig, evaluate_and_report
+from ..evaluation.evaluator import EvaluationConfig, evaluate_and_report, is_only_training_data
 from ..image_processing_sem import SEMImageProcessor
 from ..modeling_sem import SEMForMultiTaskDensePrediction
 from ..utils.arguments import json_path, positive_integer
@@ -54,14 +54,14 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parsed
 
 
-def choose_outputs(parsed: argparse.Namespace, names: Sequence[str]) -> list[Path]:
-    """Returns the report to write for each of some datasets; in the folder of a run, those of other datasets stay."""
-    if parsed.output is not None and len(names) == 1:
+def choose_outputs(parsed: argparse.Namespace, configs: dict[str, EvaluationConfig]) -> list[Path]:
+    """Returns the report to write for each dataset; beside a model, that of the data that it was trained on stays."""
+    if parsed.output is not None and len(configs) == 1:
         return [parsed.output]
     output = parsed.output or Path(parsed.model) / "evaluation.json"
-    if len(names) == 1 and EvaluationConfig.names_of_run(parsed.model) in ([], [*names]):
+    if len(configs) == 1 and is_only_training_data(parsed.model, *next(iter(configs.items()))):
         return [output]
-    return [output.with_stem(f"{output.stem}_{name}") for name in names]
+    return [output.with_stem(f"{output.stem}_{name}") for name in configs]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -73,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         configs = EvaluationConfig.load_all(parsed.model, parsed.overrides)
         model = load_model(SEMForMultiTaskDensePrediction, parsed.model)
         image_processor = load_image_processor(SEMImageProcessor, parsed.model)
-        outputs = choose_outputs(parsed, [*configs])
+        outputs = choose_outputs(parsed, configs)
         for (name, config), output in zip(configs.items(), outputs, strict=True):
             predictions_dir = parsed.save_predictions
             if predictions_dir and len(configs) > 1:

@@ -72,6 +72,8 @@ def check_arguments(parsed: argparse.Namespace) -> Path:
         raise ValueError(f"{option} must be a new folder; {str(folder)!r} exists. Remove it or name another.")
     if parsed.calibration is not None and not parsed.calibration.is_dir():
         raise ValueError(f"--calibration must be a folder of images; got {str(parsed.calibration)!r}.")
+    if parsed.calibration is not None and parsed.web is None and "int8" not in (parsed.precisions or ()):
+        raise ValueError("--calibration is for int8; got no int8. Add it to --precisions, or leave the folder out.")
     if parsed.runtime is not None:
         if parsed.web is None:
             raise ValueError("--runtime is for the page of --web; got no --web. Name its folder with --web FOLDER.")

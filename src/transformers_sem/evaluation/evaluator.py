@@ -1,6 +1,7 @@
 """Evaluation of a model on labeled rows, by the field's protocol: every image at its native size, padding ignored."""
 
 import hashlib
+import inspect
 import json
 import logging
 import shutil
@@ -40,7 +41,7 @@ from ..utils.settings import apply_overrides, read_settings
 from ..visualization.panels import Prediction
 from .constant_predictor import ConstantPredictor, fit_constant
 from .map_files import save_maps
-from .metrics import find_metric
+from .metrics import Metric, find_metric
 from .statistics_folder import StatisticsFolder
 from .sums import MetricSums, Sums, format_report, main_scores, scores_of
 
@@ -80,11 +81,6 @@ class EvaluationConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"`{name}` is 1 or more; got {value}.")
-
-    @classmethod
-    def names_of_run(cls, folder: str | Path) -> list[str]:
-        """Returns the names of the datasets of the run in a folder; none where there is no run."""
-        return [*cls.load_all(folder)] if (Path(folder) / SETTINGS_NAME).is_file() else []
 
     @classmethod
     def load(cls, folder: str | Path, overrides: Sequence[str] = ()) -> "EvaluationConfig":
@@ -149,6 +145,13 @@ def choose_datasets(named: dict[str, DatasetConfig], changes: dict[str, Any]) ->
             f"The datasets of a run have names of their own; dataset={changes['dataset']} is one of {same}. Choose one of these."
         )
     return chosen
+
+
+def is_only_training_data(folder: str | Path, name: str, config: EvaluationConfig) -> bool:
+    """Returns whether a dataset is the one that the model in a folder was trained on; true where the training noted nothing."""
+    noted = (read_training(folder) or {}).get("data")
+    benchmark = get_benchmark(config.dataset, config.data_dir, config.dataset_kwargs, config.tasks)
+    return noted is None or noted == {name: benchmark.describe()}
 
 
 @torch.no_grad()
@@ -272,14 +275,15 @@ class Evaluation:
         digest = hash_model(self.model, self.image_processor)
         constant = self.constant and self.constant.to_json()
         rows = self.rows._fingerprint, self.ids, self.batch_size, self.benchmark.protocol
-        digest.update(repr((constant, rows, self.predictions_dir, version("transformers-sem"))).encode())
+        metrics = metric_codes(self.task_num_labels)
+        digest.update(repr((constant, rows, metrics, self.predictions_dir, version("transformers-sem"))).encode())
         return digest.hexdigest()
 
     def _add_finished(self, folder: StatisticsFolder) -> list[tuple[int, dict[str, float]]]:
         """Adds the images that an earlier run finished, on any number of ranks."""
-        finished = {int(name): unflatten(folder.read(name) or {}) for name in sorted(folder.names(), key=int)}
+        finished = ((int(name), unflatten(folder.read(name) or {})) for name in sorted(folder.names(), key=int))
         # Those of the constant predictor are missing where its scores were known
-        return [self._add(index, found) for index, found in finished.items() if found.keys() >= self.metrics.keys()]
+        return [self._add(index, found) for index, found in finished if found.keys() >= self.metrics.keys()]
 
     def unfinished_batches(self, share: Sequence[int], finished: set[int]) -> list[int]:
         """Returns the images of all batches that are not finished; the last bits of a prediction depend on its batch."""
@@ -460,8 +464,21 @@ def describe_unscored(model: SEMForMultiTaskDensePrediction, evaluation: Evaluat
 
 def cached_constant_scores(constant: ConstantPredictor, rows: datasets.Dataset, benchmark: Benchmark) -> CachedResult:
     """Returns the cached scores of the constant predictor on labeled rows, which metrics of a user change too."""
-    metrics = Hasher.hash({task: find_metric(task) for task in constant.task_num_labels if find_metric(task)})
+    metrics = metric_codes(constant.task_num_labels)
     return CachedResult("constant_scores", (constant.to_json(), rows._fingerprint, benchmark.protocol, metrics))
+
+
+def metric_codes(tasks: Iterable[str]) -> dict[str, str]:
+    """Returns digests that change with the metrics of some tasks, and with the files that their functions are written in."""
+    metrics = {task: find_metric(task) for task in tasks}
+    return {task: Hasher.hash((metric, source_files(metric))) for task, metric in metrics.items() if metric}
+
+
+def source_files(metric: Metric) -> list[bytes]:
+    """Returns the files of the functions of a metric, which a hash of the functions alone would only name."""
+    modules = map(inspect.getmodule, (metric.statistics, metric.reduce))
+    paths = {Path(module.__file__) for module in modules if getattr(module, "__file__", None)}
+    return [path.read_bytes() for path in sorted(paths) if path.is_file()]
 
 
 def describe_evaluation(config: EvaluationConfig, evaluation: Evaluation) -> dict:

@@ -1,6 +1,7 @@
 """The folder of an exported model: its graphs in several precisions, how they compare, configurations and example."""
 
 import json
+import logging
 import math
 import os
 import shutil
@@ -18,6 +19,7 @@ from .onnx import FIXED_SIZE, TOLERANCE, export_graph
 from .precision import is_convolutional, write_fp16, write_int8
 
 
+logger = logging.getLogger(__name__)
 EXAMPLE = Path(__file__).with_name("run_onnx.py")
 FP32, FP16, INT8 = PRECISIONS = ("fp32", "fp16", "int8")
 MAX_CALIBRATION_IMAGES = 100  # more change the ranges of the activations little
@@ -96,6 +98,14 @@ def save_configurations(
 def set_size(image_processor: SEMImageProcessor, size: dict[str, int]) -> None:
     """Sets the one size of all images: a processor that pads without resizing pads to it, any other one resizes to it."""
     if image_processor.do_pad and not image_processor.do_resize:
+        padded = image_processor.pad_size
+        if padded and (size["height"] < padded["height"] or size["width"] < padded["width"]):
+            logger.warning(
+                "The model was made for images of up to %d x %d pixels; larger ones than --size %d %d are shrunk, so that objects "
+                "look farther away than they are.",
+                *(padded[edge] for edge in ("height", "width")),
+                *size.values(),
+            )
         image_processor.pad_size = size
     else:
         image_processor.do_resize = True

@@ -4,7 +4,6 @@ This file is copied beside an exported graph. It needs numpy, onnxruntime and pi
 """
 
 import json
-import math
 import sys
 from pathlib import Path
 
@@ -86,11 +85,12 @@ def crop(logits: np.ndarray, size: tuple[int, int], padded_size: tuple[int, int]
     """Crops logits `(channels, rows, columns)` of a padded image to the image, whose edges may lie between two of them."""
     if size == padded_size:
         return logits
-    scales = [number / edge for number, edge in zip(logits.shape[1:], padded_size, strict=True)]
+    edges = list(zip(size, padded_size, logits.shape[1:], strict=True))
+    height, width = (-(-edge * number // full) for edge, full, number in edges)  # rounded up
+    scales = [number / full for _, full, number in edges]
     (top, left), (bottom, right) = np.multiply(np.transpose(center(size, padded_size)), scales)
-    cropped_size = math.ceil(right - left), math.ceil(bottom - top)
     box = (left, top, right, bottom)
-    return np.stack([Image.fromarray(one).resize(cropped_size, Image.Resampling.BILINEAR, box) for one in logits])
+    return np.stack([Image.fromarray(one).resize((width, height), Image.Resampling.BILINEAR, box) for one in logits])
 
 
 def main() -> None:

@@ -71,6 +71,8 @@ def add_checkpoint(run_dir: Path, cards_dir: Path) -> None:
         read_evaluation(path)
     folder = cards_dir / run_dir.resolve().name
     folder.mkdir(parents=True, exist_ok=True)
+    for path in [*find_reports(folder), *map(predictions_path, find_reports(folder))]:
+        path.unlink(missing_ok=True)  # of an earlier run of this name
     for path in (run_dir / "config.json", *reports):
         with atomic_write(folder / path.name) as unfinished:
             shutil.copyfile(path, unfinished)

@@ -13,6 +13,7 @@ from huggingface_hub import HfApi, get_token
 from huggingface_hub.utils import validate_repo_id
 
 from ..configuration_sem import SEMConfig
+from ..evaluation.evaluator import TRAINING_NAME
 from ..image_processing_sem import SEMImageProcessor
 from ..modeling_sem import AUTO_MODELS, SEMForMultiTaskDensePrediction
 from ..pipeline_sem import MultiTaskDensePredictionPipeline
@@ -25,9 +26,11 @@ LOG_IN = "Log in with `hf auth login` or set HF_TOKEN, with a token that may wri
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 # Files of these names that an upload does not bring belong to an earlier version, and are deleted by the same commit.
 REPLACED = [
-    "*.py",
-    "*.safetensors",
-    "*.safetensors.index.json",
+    *sorted(path.name for path in Path(__file__).parents[1].glob("[!_]*.py")),  # of `--custom-code`
+    "model.safetensors",
+    "model-*.safetensors",
+    "model.safetensors.index.json",
+    TRAINING_NAME,
     EVALUATION_NAME,
     SEVERAL_EVALUATIONS,
     "predictions.png",
@@ -63,9 +66,11 @@ def stage_model(folder: Path, staging: Path, *, custom_code: bool = False) -> No
         if custom_code:
             save_with_code(model, image_processor, staging)
         else:
+            for owner in (model.config, image_processor):
+                vars(owner).pop("auto_map", None)  # of a repository with code, where the weights come from
             model.save_pretrained(staging)
             image_processor.save_pretrained(staging)
-        for path in (*reports, *map(predictions_path, reports)):
+        for path in (*reports, *map(predictions_path, reports), folder / TRAINING_NAME):
             if path.is_file():
                 shutil.copyfile(path, staging / path.name)
 

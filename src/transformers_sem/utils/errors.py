@@ -37,7 +37,7 @@ def plain_errors() -> Iterator[None]:
     except DatasetGenerationError as error:
         sys.exit(f"error: {describe_error(error.__cause__ or error)}")
     except KeyboardInterrupt:
-        sys.stderr.write("Interrupted. The same command continues where this one stopped.\n")
+        sys.stderr.write("Interrupted. The same command goes on from what is finished.\n")
         sys.exit(128 + signal.SIGINT)
 
 

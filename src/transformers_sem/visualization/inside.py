@@ -5,9 +5,10 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from ..image_processing_sem import SEMImageProcessor
+from ..image_processing_sem import SEMImageProcessor, predict_map
 from ..modeling_sem import SEMForMultiTaskDensePrediction
 from ..task_kinds import colorize_ids
+from ..tasks import get_task
 from .colors import colorize_features, colorize_map
 from .panels import FONT_SIZE, draw_panel, to_channels_last
 
@@ -36,7 +37,8 @@ def inside_panel(
     """
     pixel_values = image_processor(image, return_tensors="pt")["pixel_values"].to(model.device, model.dtype)
     outputs = model(pixel_values, output_sem_states=True)
-    (maps,) = image_processor.post_process_dense_prediction(outputs, target_sizes=[tuple(pixel_values.shape[-2:])])
+    size = tuple(pixel_values.shape[-2:])
+    maps = {task: predict_map(get_task(task).kind, logits[0], size) for task, logits in outputs.logits.items()}
     model_input = _undo_normalization(pixel_values[0], image_processor)
     states, columns, rows = outputs.sem_states, ["image", "prediction"], []
     columns += ["features", *(["deformed points", "stage weights"] if states.points else [])]

@@ -46,11 +46,12 @@ const readPixels = (image, size) => {
   const { data } = context.getImageData(0, 0, width, height);
   const pixels = new Float32Array(3 * padded[0] * padded[1]); // padding is 0
   for (let channel = 0, index = 0; channel < 3; channel++, index = 0) {
-    const [mean, std] = [settings.image_mean[channel], settings.image_std[channel]];
+    const factor = settings.do_rescale ? settings.rescale_factor : 1;
+    const [mean, std] = settings.do_normalize ? [settings.image_mean[channel], settings.image_std[channel]] : [0, 1];
     for (let row = top; row < top + height; row++) {
       const place = (channel * padded[0] + row) * padded[1] + left;
       for (let column = 0; column < width; column++, index++)
-        pixels[place + column] = (data[4 * index + channel] * settings.rescale_factor - mean) / std;
+        pixels[place + column] = (data[4 * index + channel] * factor - mean) / std;
     }
   }
   return new Tensor("float32", pixels, [1, 3, ...padded]);
