@@ -387,6 +387,14 @@ def test_broken_files_are_named(root):
     source.read_row(frame)
 
 
+def test_one_error_names_the_broken_files_of_all_images(root, prepare):
+    for name, size in (("photo_02", (3, 4)), ("photo_03", (5, 6))):
+        PILImage.fromarray(np.zeros(size, np.uint8)).save(root / "semseg" / f"{name}.png")
+    with pytest.raises(DatasetGenerationError) as error:
+        prepare()
+    assert all(f"semseg/{name}.png" in str(error.value.__cause__) for name in ("photo_02", "photo_03"))
+
+
 def test_wrong_unit(root, prepare):
     (root / "dataset.yaml").write_text("tasks: {depth: {unit: metre}}")
     with pytest.raises(DatasetGenerationError) as error:

@@ -15,6 +15,7 @@ from PIL import Image
 from transformers_sem.data.derive import Intrinsics, normals_from_depth
 from transformers_sem.data.files import BrokenFrameError, read_variable
 from transformers_sem.data.nyud_v2 import NYUDv2, find_source, read_class_map, read_official_frame
+from transformers_sem.data.prepare import plan_shards
 
 from ..data import nyud_v2_forms as forms
 
@@ -196,7 +197,31 @@ def test_official_file_alone(official):
 def test_a_pipe_beside_the_class_map_is_not_read(tmp_path):
     os.mkfifo(tmp_path / "a.mat")
     scipy.io.savemat(tmp_path / "map.mat", {"mapClass": np.arange(894) % 41})
-    assert read_class_map(tmp_path).tolist() == [0, *(np.arange(894) % 41)]
+    path, classes = read_class_map(tmp_path)
+    assert path == tmp_path / "map.mat" and classes.tolist() == [0, *(np.arange(894) % 41)]
+
+
+def test_only_a_map_to_40_classes_is_one(tmp_path):
+    for name, values in (("a13", np.arange(894) % 14), ("b40", np.arange(41))):
+        scipy.io.savemat(tmp_path / f"{name}.mat", {"mapClass": values})
+    with pytest.raises(FileNotFoundError, match="with 894 numbers up to 40"):
+        read_class_map(tmp_path)
+    for name in ("c40", "d40"):
+        scipy.io.savemat(tmp_path / f"{name}.mat", {"mapClass": np.arange(894) % 41})
+    assert read_class_map(tmp_path)[0] == tmp_path / "c40.mat"
+    scipy.io.savemat(tmp_path / "d40.mat", {"mapClass": np.arange(1, 895) % 41})
+    with pytest.raises(ValueError, match=r"c40\.mat.*d40\.mat.* differ. Remove all but one"):
+        read_class_map(tmp_path)
+
+
+def test_another_class_map_is_other_data(official, bare_rows, fit_once):
+    path = official / "classMapping40.mat"
+    config = NYUDv2(data_dir=str(official), cache_dir=str(official / "cache")).config
+    before = config.create_config_id({}), plan_shards(find_source(official)).keys()
+    values = scipy.io.loadmat(path)["mapClass"]
+    scipy.io.savemat(path, {"mapClass": (values + 1) % 41, "note": "changed"})
+    assert config.create_config_id({}) != before[0]
+    assert not plan_shards(find_source(official)).keys() & before[1]
 
 
 def test_class_map_of_version_7_3(official, bare_rows, fit_once):

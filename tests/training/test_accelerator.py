@@ -1,3 +1,4 @@
+import os
 from types import SimpleNamespace
 
 import pytest
@@ -19,7 +20,8 @@ from ..tiny import tiny_config
 
 
 def fake_accelerator(distributed_type, **state):
-    return SimpleNamespace(distributed_type=distributed_type, num_processes=2, state=SimpleNamespace(**state))
+    state, device = SimpleNamespace(**state), torch.device("cpu")
+    return SimpleNamespace(distributed_type=distributed_type, num_processes=2, state=state, device=device)
 
 
 @pytest.fixture
@@ -28,7 +30,7 @@ def launched(monkeypatch):
 
     def launch(distributed_type, **state):
         accelerator = fake_accelerator(distributed_type, **state)
-        monkeypatch.setattr(devices, "Accelerator", lambda **kwargs: accelerator)
+        monkeypatch.setattr(devices, "start_accelerator", lambda **kwargs: accelerator)
         return accelerator
 
     return launch
@@ -52,6 +54,18 @@ def test_deepspeed_takes_the_settings_of_the_run(launched):
     launched(DistributedType.DEEPSPEED, deepspeed_plugin=SimpleNamespace(deepspeed_config=settings))
     build_accelerator(TrainingConfig(batch_size=12, gradient_accumulation_steps=3, max_grad_norm=5.0))
     assert settings == {"train_micro_batch_size_per_gpu": 2, "gradient_clipping": 5.0}
+
+
+def test_the_default_of_a_launcher_does_not_replace_the_micro_batches_of_the_run(monkeypatch):
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1")  # as DeepSpeed's launch files have it
+    accelerator = build_accelerator(TrainingConfig(batch_size=8, gradient_accumulation_steps=4, trackers=[]))
+    assert accelerator.gradient_accumulation_steps == 4
+    assert os.environ["ACCELERATE_GRADIENT_ACCUMULATION_STEPS"] == "1"
+
+
+def test_half_precision_that_a_cpu_has_not_is_refused():
+    with pytest.raises(ValueError, match="fp16 needs a GPU.*bf16 or no"):
+        build_accelerator(TrainingConfig(mixed_precision="fp16", trackers=[]))
 
 
 def test_an_old_compiler_is_refused(monkeypatch):

@@ -13,6 +13,7 @@ from transformers_sem.training.config import (
     claim_output_dir,
     hold_output_dir,
     holds_weights,
+    label_fields,
 )
 from transformers_sem.utils.errors import describe_error
 
@@ -252,6 +253,24 @@ def test_weights_go_by_their_place(tmp_path, monkeypatch, name):
     for path in ("owner/weights", None if name == "pretrained_model" else False):
         with pytest.raises(ValueError, match=name):
             claim_output_dir(TrainingConfig(output_dir="run", **{name: path}))
+
+
+def test_every_dataset_has_one_of_the_tasks():
+    entries = [{"dataset": "scenes"}, {"dataset": "nyud_v2", "tasks": {"semseg": "semseg_nyud"}}]
+    config = TrainingConfig(datasets=entries, tasks=["semseg", "depth"])
+    assert [*label_fields(config, config.get_benchmark())["task_num_labels"]] == ["semseg", "depth"]
+    config = replace(config, tasks=["semseg"])
+    with pytest.raises(
+        ValueError, match=r"one of `tasks`, \['semseg'\]; nyud_v2 has \['semseg_nyud', .* Leave it out"
+    ):
+        label_fields(config, config.get_benchmark())
+
+
+def test_paths_may_begin_at_home(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    config = TrainingConfig.from_dict({"output_dir": "~/runs/x", "pretrained_model": "~/runs/y"})
+    assert (config.output_dir, config.pretrained_model) == ("/home/me/runs/x", "/home/me/runs/y")
+    assert config.pretrained_backbone is TrainingConfig().pretrained_backbone
 
 
 def test_settings_of_several_datasets_replace_those_of_one(tmp_path, monkeypatch):

@@ -98,6 +98,26 @@ def test_only_new_heads_of_a_trained_model_start_there(tmp_path):
     assert not model.heads["semseg"].classifier.bias.any()  # 15 classes
 
 
+def test_losses_that_the_settings_do_not_name_are_those_of_the_trained_model(tmp_path):
+    trained = tiny_config(
+        task_loss_weights={"semseg": 8.0, "depth": 5.0}, task_loss_kwargs={"boundary": {"positive_weight": 0.8}}
+    )
+    SEMForMultiTaskDensePrediction(trained).save_pretrained(tmp_path)
+    config = TrainingConfig(
+        dataset="scenes",
+        tasks=["depth", "normal", "boundary"],
+        pretrained_model=str(tmp_path),
+        model={"task_loss_weights": {"normal": 3.0}},
+    )
+    model = build_model(config, get_benchmark("scenes"))
+    assert model.config.task_loss_weights == {
+        "depth": 5.0,
+        "normal": 3.0,
+        "boundary": trained.task_loss_weights["boundary"],
+    }
+    assert model.config.task_loss_kwargs == {"boundary": {"positive_weight": 0.8}}
+
+
 def test_heads_follow_the_names_of_the_classes(tmp_path, caplog):
     """The same names in another order keep their weights; as many other names start anew, and both are said."""
     names = get_benchmark("scenes").class_names["semseg"]

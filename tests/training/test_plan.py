@@ -124,6 +124,8 @@ def test_a_step_that_does_not_fit_in_memory_is_explained(model, monkeypatch):
 def test_images_larger_than_the_input_are_warned_of(caplog):
     rows = datasets.Dataset.from_list([{"image": Image.new("RGB", size)} for size in ((64, 30), (60, 32))])
     compare_sizes(rows, [32, 64])
+    many = datasets.concatenate_datasets([rows.select([1])] * 20 + [rows.select([0])] * 4)
+    compare_sizes(many, [32, 64])
     assert caplog.text == ""
-    compare_sizes(rows, [32, 60])
+    compare_sizes(many, [32, 60])
     assert "up to 32 x 64, and `input_size` is [32, 60]" in caplog.text and "Set input_size=[32,64]" in caplog.text

@@ -14,9 +14,6 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-from accelerate import Accelerator
-
 from ..data.benchmarks import get_benchmark
 from ..evaluation.evaluator import EvaluationConfig, evaluate_and_report, is_only_training_data
 from ..image_processing_sem import SEMImageProcessor
@@ -25,6 +22,7 @@ from ..utils.arguments import json_path, positive_integer
 from ..utils.environment import starting_commit
 from ..utils.errors import plain_errors
 from ..utils.loading import load_image_processor, load_model
+from ..utils.processes import start_accelerator
 from .arguments import command_parser
 
 
@@ -68,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Loads the model and the rows, evaluates, and writes the report."""
     parsed = parse_arguments(arguments)
     starting_commit()  # before files change
-    accelerator = Accelerator(cpu=not torch.accelerator.is_available())  # or ranks on CPUs would not find each other
+    accelerator = start_accelerator()
     with plain_errors():
         configs = EvaluationConfig.load_all(parsed.model, parsed.overrides)
         model = load_model(SEMForMultiTaskDensePrediction, parsed.model)

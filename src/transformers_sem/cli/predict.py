@@ -16,12 +16,10 @@ import argparse
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
-from datetime import timedelta
 from importlib.metadata import version
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator, InitProcessGroupKwargs
 
 from ..evaluation.evaluator import hash_model
 from ..image_processing_sem import SEMImageProcessor
@@ -34,6 +32,7 @@ from ..utils.arguments import positive_integer
 from ..utils.errors import plain_errors
 from ..utils.files import locked
 from ..utils.loading import load_image_processor, load_model
+from ..utils.processes import start_accelerator
 from .arguments import command_parser
 
 
@@ -67,10 +66,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def build_run(arguments: argparse.Namespace) -> PredictionRunner:
     """Loads the model and returns the run that the command line describes."""
-    accelerator = Accelerator(
-        cpu=not torch.accelerator.is_available(),  # or ranks on CPUs would not find each other
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=30))],  # one rank may have a long video
-    )
+    accelerator = start_accelerator()
     if accelerator.mixed_precision != "no":
         raise ValueError(
             f"Give --dtype to this command, not --mixed_precision {accelerator.mixed_precision} to the launcher."

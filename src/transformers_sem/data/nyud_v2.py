@@ -187,9 +187,10 @@ def find_folder(root: Path) -> Source:
 def find_official(root: Path) -> Source:
     """Finds the frames of the official file."""
     num_frames = check_official(root / OFFICIAL_FILE)
+    class_map, classes = read_class_map(root)
     frames = {
         split: [
-            {"id": f"{number:04d}", "file": str(root / OFFICIAL_FILE)}
+            {"id": f"{number:04d}", "file": str(root / OFFICIAL_FILE), "class_map": str(class_map)}
             for number in read_split(root / "splits.mat", variable, num_frames)
         ]
         for split, variable in SPLITS.items()
@@ -200,7 +201,7 @@ def find_official(root: Path) -> Source:
         root=root,
         frames=frames,
         derived={"normal": FITTED, "boundary": f"computed from the map of {NUM_FINE_CLASSES} classes, gaps filled"},
-        read=partial(read_official_frame, classes=read_class_map(root)),
+        read=partial(read_official_frame, classes=classes),
     )
 
 
@@ -255,17 +256,17 @@ def read_split(path: Path, variable: str, num_frames: int) -> list[int]:
     return [int(number) for number in numbers]
 
 
-def read_class_map(root: Path) -> np.ndarray:
-    """Finds the class, 0..40, of each of the 894 labels in the .mat files of a folder.
+def read_class_map(root: Path) -> tuple[Path, np.ndarray]:
+    """Finds the class, 0..40, of each of the 894 labels in the .mat files of a folder; maps to fewer classes are left out.
 
     Returns:
-        uint8 `(895,)`, by label; label 0 is unlabeled, class 0.
+        The file, and uint8 `(895,)`, by label; label 0 is unlabeled, class 0.
 
     Raises:
         FileNotFoundError: If no file has the classes.
-        ValueError: If a file cannot be read.
+        ValueError: If a file cannot be read, or files have different classes.
     """
-    last = len(CLASS_NAMES["semseg"])
+    last, found = len(CLASS_NAMES["semseg"]), {}
     for path in sorted(set(root.glob("*.mat")) - {root / OFFICIAL_FILE, root / "splits.mat"}):
         if not path.is_file():  # reading a pipe never ends
             continue
@@ -274,13 +275,19 @@ def read_class_map(root: Path) -> np.ndarray:
         except ValueError as error:
             raise ValueError(f"Cannot use {path}: {error}. Restore it, or remove it.") from error
         for values in variables.values():
-            is_vector = isinstance(values, np.ndarray) and values.size >= last and values.size == max(values.shape)
+            is_vector = isinstance(values, np.ndarray) and values.size == NUM_FINE_CLASSES == max(values.shape)
             if is_vector and values.dtype.kind in "iuf" and np.isin(values, np.arange(last + 1)).all():
-                return np.append(0, values.ravel()).astype(np.uint8)
-    raise FileNotFoundError(
-        f"{OFFICIAL_FILE} needs a class map in the same folder: a .mat file with {NUM_FINE_CLASSES} numbers 0..{last}, the class "
-        f"of each label, such as classMapping40.mat; {root} has none. Copy it there."
-    )
+                found |= {path: np.append(0, values.ravel()).astype(np.uint8)} if values.max() == last else {}
+    if not found:
+        raise FileNotFoundError(
+            f"{OFFICIAL_FILE} needs a class map in the same folder: a .mat file with {NUM_FINE_CLASSES} numbers up to {last}, the "
+            f"class of each label, such as classMapping40.mat; {root} has none. Copy it there."
+        )
+    if len({classes.tobytes() for classes in found.values()}) > 1:
+        raise ValueError(
+            f"One class map says the class of each label; {[*map(str, found)]} differ. Remove all but one."
+        )
+    return next(iter(found.items()))
 
 
 def read_folder_frame(frame: Frame) -> Maps:

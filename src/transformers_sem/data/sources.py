@@ -12,7 +12,7 @@ import numpy as np
 
 from ..losses import INVALID_ID
 from ..utils.settings import read_settings
-from .files import file_signature
+from .files import BrokenFrameError, file_signature
 from .row_format import encode_map, map_feature
 from .shrink import Maps, shrink_maps
 
@@ -200,5 +200,13 @@ class SourceBuilder(datasets.GeneratorBasedBuilder):
     def _generate_examples(
         self, frames: list[Frame], to_row: Callable[[Frame], dict[str, Any]]
     ) -> Iterator[tuple[str, dict]]:
+        problems = []
         for frame in frames:
-            yield frame["id"], to_row(frame)
+            try:
+                row = to_row(frame)
+            except BrokenFrameError as error:  # the others are read, so that one error names all
+                problems.append(str(error))
+            else:
+                yield frame["id"], row
+        if problems:
+            raise BrokenFrameError("\n".join(problems))

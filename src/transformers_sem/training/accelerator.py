@@ -7,11 +7,12 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType, ProjectConfiguration
+from accelerate.utils import DistributedType, ProjectConfiguration, patch_environment
 from torch.torch_version import TorchVersion
 from transformers import PreTrainedModel
 from transformers.trainer_utils import enable_full_determinism
 
+from ..utils.processes import start_accelerator
 from .config import TrainingConfig
 
 
@@ -24,21 +25,25 @@ def build_accelerator(config: TrainingConfig) -> Accelerator:
     """Builds the accelerator that the settings ask for.
 
     Raises:
-        ValueError: If a tracker is not installed, or launcher or devices do not fit the settings.
+        ValueError: If a tracker is not installed, or launcher, devices or torch do not fit the settings.
     """
     check_trackers(config.trackers)
     check_launcher(config)
     check_compiler(config)
+    if config.mixed_precision == "fp16" and not torch.accelerator.is_available():
+        raise ValueError("`mixed_precision` fp16 needs a GPU, and there is none. Set mixed_precision=bf16 or no.")
     if config.deterministic:
         # torch warns about operations that have no deterministic form on this device
         enable_full_determinism(config.seed, warn_only=True)
-    accelerator = Accelerator(
-        cpu=not torch.accelerator.is_available(),  # otherwise ranks on CPUs do not find each other
-        gradient_accumulation_steps=config.gradient_accumulation_steps,
-        mixed_precision=config.mixed_precision,
-        log_with=config.trackers or None,  # accelerate warns about an empty list
-        project_config=ProjectConfiguration(config.output_dir, logging_dir=str(Path(config.output_dir) / "logs")),
-    )
+    num_micro_batches = config.gradient_accumulation_steps
+    # A launcher with DeepSpeed sets its default, which would win over the argument
+    with patch_environment(ACCELERATE_GRADIENT_ACCUMULATION_STEPS=num_micro_batches):
+        accelerator = start_accelerator(
+            gradient_accumulation_steps=num_micro_batches,
+            mixed_precision=config.mixed_precision,
+            log_with=config.trackers or None,  # accelerate warns about an empty list
+            project_config=ProjectConfiguration(config.output_dir, logging_dir=str(Path(config.output_dir) / "logs")),
+        )
     images_per_forward = config.images_per_forward(accelerator.num_processes)
     if config.weight_average_decay is not None and accelerator.distributed_type in SHARDED:
         raise ValueError(

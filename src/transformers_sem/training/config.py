@@ -20,6 +20,7 @@ from ..utils.files import atomic_write, locked
 from ..utils.settings import apply_overrides, format_yaml, read_settings
 
 
+PATHS = ("output_dir", "pretrained_model", "pretrained_backbone")  # may begin with ~
 LOSS_FIELDS = ("task_loss_weights", "task_loss_kwargs")  # of `model`, by task
 COUNTS = (
     "max_steps",
@@ -255,7 +256,8 @@ class TrainingConfig:
         check_keys("settings", values, [spec.name for spec in fields(cls)])
         if values.get("mixed_precision") is False:  # YAML reads `no` as false
             values = {**values, "mixed_precision": "no"}
-        return cls(**values)
+        paths = {name: values[name] for name in PATHS if isinstance(values.get(name), str)}
+        return cls(**{**values, **{name: os.path.expanduser(path) for name, path in paths.items()}})
 
     def describe(self) -> dict[str, Any]:
         """Returns the settings without the paths of this machine."""
@@ -299,8 +301,19 @@ class TrainingConfig:
 
 
 def label_fields(config: TrainingConfig, benchmark: Benchmark) -> dict[str, dict]:
-    """Returns the fields of [`SEMConfig`] that follow from the dataset: tasks, head widths and class names."""
+    """Returns the fields of [`SEMConfig`] that follow from the dataset: tasks, head widths and class names.
+
+    Raises:
+        ValueError: If the dataset, or one of several, has none of the tasks.
+    """
     tasks = config.tasks or list(benchmark.task_num_labels)
+    for dataset in config.dataset_configs:
+        known = dataset.get_benchmark().tasks
+        if not {*known} & {*tasks}:
+            raise ValueError(
+                f"Every dataset has labels of one of `tasks`, {tasks}; {dataset.dataset} has {list(known)}. Leave it out, or add a "
+                "task of it."
+            )
     names = benchmark.class_names
     return {
         "task_num_labels": {task: benchmark.num_labels(task) for task in tasks},

@@ -16,7 +16,7 @@ from ..image_processing_sem import SEMImageProcessor
 from ..modeling_sem import SEMForMultiTaskDensePrediction
 from ..tasks import get_task
 from ..utils.loading import explain_failure, load_config, load_image_processor
-from .config import IF_AVAILABLE, TrainingConfig, label_fields, model_config, model_fields, network_size
+from .config import IF_AVAILABLE, LOSS_FIELDS, TrainingConfig, label_fields, model_config, model_fields, network_size
 
 
 logger = logging.getLogger(__name__)
@@ -58,6 +58,9 @@ def load_trained_model(config: TrainingConfig, labels: dict) -> tuple[SEMForMult
         reordered = [task for task in new_names if same_classes(trained.class_names(task), new_names[task])]
         names = {**labels["task_id2label"], **{task: trained.task_id2label[task] for task in reordered}}
         fields = {**labels, "task_id2label": names, **model_fields(config, labels["task_num_labels"])}
+        for name in LOSS_FIELDS:  # of tasks that the settings do not name, they stay
+            kept = {task: value for task, value in getattr(trained, name).items() if task in labels["task_num_labels"]}
+            fields[name] = {**kept, **(fields.get(name) or {})}
         changes = fields.get("backbone_config") or {}
         fields["backbone_config"] = change_encoder(trained.backbone_config.to_dict(), changes)
         new = SEMConfig.from_pretrained(config.pretrained_model, **fields)

@@ -171,11 +171,10 @@ def describe_length(config: TrainingConfig, num_rows: Sequence[int], num_process
 
 
 def compare_sizes(rows: datasets.Dataset, input_size: Sequence[int]) -> None:
-    """Warns if one of the first images is larger than `input_size`: training crops it, evaluation and prediction shrink it whole."""
+    """Warns if one of a few images is larger than `input_size`: training crops it, evaluation and prediction shrink it whole."""
     count = min(NUM_COMPARED_IMAGES, len(rows))
-    size = [
-        max(sides) for sides in zip(*(read_row(rows, index, [])[0].shape[-2:] for index in range(count)), strict=True)
-    ]
+    sizes = [read_row(rows, place * len(rows) // count, [])[0].shape[-2:] for place in range(count)]
+    size = [max(sides) for sides in zip(*sizes, strict=True)]
     if size[0] > input_size[0] or size[1] > input_size[1]:
         logger.warning(
             "Images are up to %d x %d, and `input_size` is %s: training sees crops of them, evaluation and prediction whole images "

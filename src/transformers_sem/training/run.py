@@ -190,7 +190,10 @@ def check_extra() -> None:
 
 
 def dry_run(config: TrainingConfig) -> None:
-    """Prints what a run would do and measures one step of it; nothing is prepared, downloaded or written."""
+    """Prints what a run would do and measures one step of it.
+
+    Nothing is prepared, downloaded or written; only a dataset in an archive is unpacked to the cache.
+    """
     leave_cores(config.num_workers)
     with plain_errors():
         benchmark = config.get_benchmark()
@@ -220,13 +223,21 @@ class TrainingData(NamedTuple):
 
 
 def load_data(config: TrainingConfig, tasks: Iterable[str], accelerator: Accelerator) -> TrainingData:
-    """Loads all datasets of a run, with the labels of its tasks."""
+    """Loads all datasets of a run, with the labels of its tasks.
+
+    Raises:
+        ValueError: If a dataset cannot be used, or has no map of a task: it may lack some that papers have.
+    """
     with accelerator.main_process_first():
         parts = {name: (dataset, dataset.load()) for name, dataset in name_datasets(config.dataset_configs).items()}
     rows = {
         split: concatenate_rows([splits[split] for _, splits in parts.values()], tasks)
         for split in ("train", "validation")
     }
+    absent = [task for task in tasks if task not in rows["train"].column_names]
+    if absent:
+        present = [task for task in tasks if task not in absent]
+        raise ValueError(f"The data has maps of every task; got none of {absent}. Add them, or set tasks={present}.")
     return TrainingData(parts, rows)
 
 
@@ -266,7 +277,8 @@ def train_and_evaluate(
     accelerator.print(format_plan(config, model, data.sizes, accelerator.num_processes))
     accelerator.print(describe_labels(count_labels(data.rows["train"], model.config.tasks), len(data.rows["train"])))
     if accelerator.is_main_process:
-        compare_sizes(data.rows["validation"], config.input_size)
+        for _, splits in data.parts.values():
+            compare_sizes(splits["validation"], config.input_size)
     with StopRequest(accelerator) as stop:
         weights = train(config, accelerator, model, image_processor, data.rows, data.weighted_sizes, stop)
     output_dir = Path(config.output_dir)

@@ -7,10 +7,12 @@ import threading
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor
 from contextlib import contextmanager
+from datetime import timedelta
 from multiprocessing.connection import wait
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import InitProcessGroupKwargs
 from tqdm.auto import tqdm
 
 
@@ -54,6 +56,16 @@ def _initialize_worker() -> None:
 def _exit_with_parent() -> None:
     wait([multiprocessing.parent_process().sentinel])
     os._exit(1)
+
+
+def start_accelerator(**kwargs) -> Accelerator:
+    """Builds an accelerator, also for ranks on CPUs, whose ranks wait for each other as long as it takes.
+
+    One rank may read a whole dataset, or predict a long video; a rank that ends is noticed by the launcher.
+    """
+    patience = InitProcessGroupKwargs(timeout=timedelta(days=30))  # NCCL's default is ten minutes
+    # without `cpu`, ranks on CPUs do not find each other
+    return Accelerator(cpu=not torch.accelerator.is_available(), kwargs_handlers=[patience], **kwargs)
 
 
 def available_cpus() -> int:
