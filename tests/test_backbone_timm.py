@@ -140,6 +140,9 @@ def test_hidden_states_on_demand():
     assert backbone(random_images()).hidden_states is None
     outputs = backbone(random_images(), output_hidden_states=True)
     assert_same(outputs.hidden_states, outputs.feature_maps)
+    backbone.config.output_hidden_states = True
+    assert backbone(random_images()).hidden_states is not None
+    assert backbone(random_images(), output_hidden_states=False).hidden_states is None
     assert_same(backbone(random_images(), return_dict=False)[0], outputs.feature_maps)
 
 

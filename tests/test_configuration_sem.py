@@ -169,6 +169,21 @@ def test_any_transformers_encoder(backbone_config, config_class, tmp_path):
     }
 
 
+def test_single_fields_of_the_encoder_of_a_checkpoint_are_replaced(tmp_path):
+    SEMConfig(backbone_config={**TINY_BACKBONE, "model_kwargs": {"ls_init_value": 0.5}}).save_pretrained(tmp_path)
+    encoder = SEMConfig.from_pretrained(tmp_path, backbone_config={"drop_path_rate": 0.2}).backbone_config
+    assert encoder.model_name == TINY_BACKBONE["model_name"] and encoder.model_kwargs == {"ls_init_value": 0.5}
+    assert encoder.drop_path_rate == 0.2
+    encoder = SEMConfig.from_pretrained(
+        tmp_path, backbone_config={"out_features": ["stage1", "stage2", "stage3", "stage4"]}
+    ).backbone_config
+    assert [*encoder.out_indices] == [1, 2, 3, 4] and encoder.model_name == TINY_BACKBONE["model_name"]
+    swin = {"model_type": "swin", "embed_dim": 12, "out_indices": [1, 2, 3, 4]}
+    assert type(SEMConfig.from_pretrained(tmp_path, backbone_config=swin).backbone_config) is SwinConfig
+    other = {"model_name": "resnet18", "out_indices": [1, 2, 3, 4]}
+    assert SEMConfig.from_pretrained(tmp_path, backbone_config=other).backbone_config.model_kwargs == {}
+
+
 def test_the_given_dictionaries_are_left_alone():
     backbone_config, names = dict(TINY_BACKBONE), {"depth": 1, "semseg": 2}
     config = SEMConfig(

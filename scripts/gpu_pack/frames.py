@@ -1,8 +1,8 @@
 """Frames of NYU-Depth v2 at half size as WebP, small enough to carry to a machine without a network.
 
 `shrink` writes the folders of NYUDv2 with smaller files, and `restore` turns them into a folder NYUDv2 again, which
-`transformers-sem prepare` reads. Class ids and boundaries are exact. Images and normals are lossy: decoded normals differ by 4
-degrees in the mean. Depth has 254 levels of 39 mm.
+`transformers-sem prepare` reads. Class ids and boundaries are exact. Images and normals are lossy: decoded normals differ by NORMAL_DEGREES
+degrees in the mean. Depth has levels from 0.5 m on, each 3 % farther than the last.
 """
 
 from functools import partial
@@ -21,7 +21,7 @@ from transformers_sem.tasks import TASKS
 
 
 FACTOR = 2
-METRES_PER_LEVEL = 10 / 255
+NEAREST, LEVEL_RATIO = 0.5, 1.03  # of depth: metres of the first level, and a level over the last
 FOLDERS = {column: patterns[0].split("/")[0] for column, patterns in FILES.items()}
 KINDS = {column: TASKS[column].kind for column in FILES if column in TASKS}  # the other column is the image
 
@@ -56,7 +56,7 @@ def shrink_frame(frame: dict[str, Any], target: Path) -> None:
         kind = KINDS.get(column)
         is_lossless = kind not in (None, UNIT_VECTORS)
         picture = Image.fromarray(np.ascontiguousarray(to_levels(kind, values))).convert("RGB")
-        picture.save(target / FOLDERS[column] / f"{frame['id']}.webp", lossless=is_lossless, quality=80)
+        picture.save(target / FOLDERS[column] / f"{frame['id']}.webp", lossless=is_lossless, quality=70)
 
 
 def to_levels(kind: Any, values: np.ndarray) -> np.ndarray:
@@ -64,7 +64,7 @@ def to_levels(kind: Any, values: np.ndarray) -> np.ndarray:
     if kind is CLASS_IDS:
         return np.where(values == INVALID_ID, 0, values + 1).astype(np.uint8)
     if kind is METRES:
-        levels = np.floor(values / METRES_PER_LEVEL).clip(0, 253) + 1
+        levels = np.round(np.log(values.clip(min=NEAREST) / NEAREST) / np.log(LEVEL_RATIO)).clip(max=254) + 1
         return np.nan_to_num(levels).astype(np.uint8)
     return values
 
@@ -85,7 +85,7 @@ def restore_frame(name: str, source: Path, target: Path) -> None:
             picture = opened.convert("RGB" if kind in (None, UNIT_VECTORS) else "L")
         if kind is METRES:
             levels = np.asarray(picture).astype(np.float32)
-            metres = np.where(levels > 0, (levels - 0.5) * np.float32(METRES_PER_LEVEL), 0)
-            np.save(target / folder / f"{name}.npy", metres)
+            metres = np.where(levels > 0, NEAREST * LEVEL_RATIO ** (levels - 1), 0)
+            np.save(target / folder / f"{name}.npy", metres.astype(np.float32))
         else:
             picture.save(target / folder / f"{name}.png", compress_level=1)

@@ -28,6 +28,7 @@ from transformers_sem.ablation.launch import stop_groups
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SECONDS_TO_STOP = 15
+SECONDS_TO_QUIT = 4  # of these, for the service that shares the GPU
 GIVEN_UP = "stopped for lack of time"
 SECONDS_TO_LOOK, SECONDS_TO_EVALUATE = 20, 25  # evaluation of the trainings of one seed
 RECIPE = "efficientnet_lite0_nyud_v2"
@@ -106,8 +107,10 @@ class Pack:
         output.mkdir(parents=True, exist_ok=True)
 
     def start(self, name: str, command: list, **environment: str) -> subprocess.Popen:
-        """Starts a command, whose output goes to a log."""
-        with (self.output / f"{name}.log").open("w") as log:
+        """Starts a command, whose output is added to a log."""
+        with (self.output / f"{name}.log").open(
+            "a"
+        ) as log:  # a step that is tried again keeps the log of the first try
             process = subprocess.Popen(
                 list(map(str, command)),
                 cwd=REPOSITORY,
@@ -157,7 +160,9 @@ def shared_gpu(folder: Path):
     try:
         yield pipes
     finally:
-        subprocess.run([control], input="quit\n", text=True, env={**os.environ, **pipes}, timeout=30, check=False)
+        with suppress(subprocess.TimeoutExpired):  # then it ends with the machine
+            environment = {**os.environ, **pipes}
+            subprocess.run([control], input="quit\n", text=True, env=environment, timeout=SECONDS_TO_QUIT, check=False)
 
 
 def start_preparing(pack: Pack, pack_dir: Path, folder: Path, limits: dict[str, int]) -> subprocess.Popen:
@@ -183,7 +188,7 @@ def start_seed(pack: Pack, plan: dict, folder: Path, seed: str, environment: dic
 
 def read_steps(folder: Path, seeds: Iterable[str]) -> list[int]:
     """Returns the last step of every training of some seeds that has begun."""
-    histories = [path for seed in seeds for path in folder.glob(f"runs/seed{seed}/*/history.jsonl")]
+    histories = [path for seed in seeds for path in sorted(folder.glob(f"runs/seed{seed}/*/history.jsonl"))]
     lines = [path.read_text().splitlines() for path in histories]
     return [json.loads(entries[-1])["step"] for entries in lines if entries]
 
@@ -196,25 +201,37 @@ def seconds_to_end(looks: Iterable[tuple[float, list[int]]], max_steps: int) -> 
 
 
 def run_rows(pack: Pack, plan: dict, folder: Path, environment: dict[str, str]) -> bool:
-    """Trains all seeds side by side, and gives up the last one whenever the rest would not end in time.
+    """Trains all seeds side by side, and leaves no training behind.
+
+    Returns:
+        `bool`: whether trainings ended without an error.
+    """
+    running = {seed: start_seed(pack, plan, folder, seed, environment) for seed in plan["seeds"]}
+    try:
+        return watch_rows(pack, plan, folder, running)
+    finally:
+        pack.stop([*running.values()])
+
+
+def watch_rows(pack: Pack, plan: dict, folder: Path, running: dict[str, subprocess.Popen]) -> bool:
+    """Waits for the trainings of all seeds, and gives up the last one whenever the rest would not end in time.
+
+    Those that have ended are taken out of `running`.
 
     Returns:
         `bool`: whether trainings ended without an error.
     """
     max_steps = next(int(text.split("=")[1]) for text in plan["rows"] if text.startswith("max_steps="))
-    running = {seed: start_seed(pack, plan, folder, seed, environment) for seed in plan["seeds"]}
-    looks = deque(maxlen=2)  # (time, steps)
-    while running:
+    looks = deque(maxlen=2)  # (time, steps) of the same trainings
+    while running and pack.clock.left > 0:
         time.sleep(1)
-        if pack.clock.left <= 0:
-            pack.stop([*running.values()])
-            break
-        for seed in [seed for seed, process in running.items() if process.poll() is not None]:
-            if pack.stop([running.pop(seed)]) != [0]:
-                pack.stop([*running.values()])
-                return False
+        ended = [seed for seed, process in running.items() if process.poll() is not None]
+        if ended:
+            looks.clear()
+        if any(status != 0 for status in pack.stop([running.pop(seed) for seed in ended])):
+            return False
         steps = read_steps(folder, running)
-        if len(steps) < len(plan["models"]) * len(running):  # some have not begun
+        if not running or len(steps) < len(plan["models"]) * len(running):  # some have not begun
             continue
         if not looks or time.time() > looks[-1][0] + SECONDS_TO_LOOK:
             looks.append((time.time(), steps))
@@ -245,12 +262,14 @@ def measure_speed(pack: Pack, name: str, recipe: str, settings: list[str], limit
 
 def train_rows(pack: Pack, plan: dict, folder: Path) -> None:
     """Trains the rows of Table 2 on a shared GPU, and on one that takes turns if sharing fails."""
-    with shared_gpu(folder) as environment:
-        succeeded = run_rows(pack, plan, folder, environment)
-    if not succeeded and environment:
-        run_rows(pack, plan, folder, {})
-    for path in (folder / "runs").glob("seed*/*/history.jsonl"):  # of trainings that did not end, too
-        shutil.copy(path, pack.output / f"{path.parent.parent.name}_{path.parent.name}.jsonl")
+    try:
+        with shared_gpu(folder) as environment:
+            succeeded = run_rows(pack, plan, folder, environment)
+        if not succeeded and environment:
+            run_rows(pack, plan, folder, {})
+    finally:
+        for path in (folder / "runs").glob("seed*/*/history.jsonl"):  # of trainings that did not end, too
+            shutil.copy(path, pack.output / f"{path.parent.parent.name}_{path.parent.name}.jsonl")
 
 
 def main() -> None:

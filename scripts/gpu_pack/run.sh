@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Measures SEM on a machine with a GPU and without a network: bash .gpu_pack/run.sh OUT [--rehearse] [--minutes 9]
-# Needs Python 3.12 with torch, torchvision, transformers, timm and accelerate. Packages that are missing are in the pack.
+# Needs Python 3.12 with torch, torchvision, accelerate and what transformers depends on. The packages of the pack are used in place
+# of those of the machine, which may be older than SEM needs.
 set -euo pipefail
-shopt -s nullglob
 start=$(date +%s)
 pack=$(cd "$(dirname "$0")" && pwd)
 repository=$(dirname "$pack")
@@ -10,10 +10,8 @@ site=$(mktemp -d)
 trap 'rm -rf "$site"' EXIT
 python=${PYTHON:-python3}
 install() { "$python" -m pip install --quiet --no-index --no-deps --no-compile --no-cache-dir --upgrade --target "$site" "$@"; }
-for wheel in "$pack"/wheels/*.whl; do
-    module=$(basename "$wheel" | cut -d - -f 1)
-    "$python" -c "import importlib.util as u, sys; sys.exit(u.find_spec('$module') is None)" || install "$wheel"
-done
+unpack="import sys, tarfile; tarfile.open(sys.argv[1]).extractall(sys.argv[2], filter='data')"
+if [[ -f $pack/packages.tar.xz ]]; then "$python" -c "$unpack" "$pack/packages.tar.xz" "$site"; fi
 install --no-build-isolation "$repository"  # for its metadata; the code is that of the repository, whose commit is noted
 export GIT_CONFIG_COUNT=1 GIT_CONFIG_KEY_0=safe.directory GIT_CONFIG_VALUE_0="$repository"
 export PYTHONPATH="$repository/src:$site" PYTHONUNBUFFERED=1 HF_HUB_OFFLINE=1 HF_DATASETS_CACHE="$site/datasets" TOKENIZERS_PARALLELISM=false

@@ -215,6 +215,8 @@ class SEMTimmBackbone(BackboneMixin, PreTrainedModel):
         Height and width must be multiples of the largest stride; [`SEMModel`] pads the images.
         """
         self._set_timm_checkpointing(self.gradient_checkpointing and self.training)
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
         feature_maps = tuple(self.encoder(pixel_values))
         return BackboneOutput(
             feature_maps=feature_maps, hidden_states=feature_maps if output_hidden_states else None, attentions=None

@@ -333,13 +333,18 @@ class SEMConfig(PreTrainedConfig):
     def from_dict(cls, config_dict: dict, **kwargs):
         """Builds a configuration. Fields among `kwargs` replace those of the dictionary before the values are checked.
 
-        If `task_num_labels` is replaced, tasks of another width take their other entries from the task table.
+        If `task_num_labels` is replaced, tasks of another width take their other entries from the task table. A dictionary
+        `backbone_config` that names no other encoder replaces single fields of the encoder.
         """
         check_file_fields(config_dict)
         config_dict = _without_return_dict(config_dict)
         known = {field.name for field in fields(cls)} - {field.name for field in fields(PreTrainedConfig)}
         changes = {name: kwargs.pop(name) for name in sorted({*known, "first_task"} & set(kwargs))}
         classes = {name: kwargs.pop(name, None) for name in STANDARD_CLASS_FIELDS}
+        if isinstance(changes.get("backbone_config"), dict):
+            changes["backbone_config"] = _changed_encoder(
+                config_dict.get("backbone_config"), changes["backbone_config"]
+            )
         if any(value is not None for value in classes.values()):
             changes |= cls.from_dict(config_dict, **changes)._with_classes(**classes)
         if {"task_num_labels", "task_id2label", "first_task"} & set(changes):
@@ -605,6 +610,20 @@ def _build_backbone_config(backbone_config: dict | PreTrainedConfig | None) -> P
         raise ValueError(
             f"`backbone_config` cannot be that of a {model_type} encoder: {error}. Correct the fields that this names."
         ) from error
+
+
+def _changed_encoder(encoder: Any, changes: dict[str, Any]) -> dict[str, Any]:
+    """Returns the dictionary of an encoder with other fields, or of another encoder, which `changes` name."""
+    encoder = encoder.to_dict() if isinstance(encoder, PreTrainedConfig) else encoder
+    is_same = isinstance(encoder, dict) and all(
+        changes.get(name, encoder.get(name)) == encoder.get(name) for name in ("model_type", "model_name")
+    )
+    if not is_same:
+        return changes
+    chooses_maps = {"out_indices", "out_features"} & {*changes}  # two names of one choice
+    return {
+        name: encoder[name] for name in encoder if not (chooses_maps and name in ("out_indices", "out_features"))
+    } | changes
 
 
 def _without_return_dict(config_dict: dict[str, Any]) -> dict[str, Any]:

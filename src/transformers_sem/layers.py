@@ -202,6 +202,6 @@ class SkipInitOnMeta(TorchFunctionMode):
         kwargs = kwargs or {}
         if function in INITIALIZERS:
             tensor = args[0] if args else kwargs["tensor"]
-            if tensor.is_meta:
+            if tensor.is_meta and tensor.grad_fn is None:  # a sum in place, in a forward pass, is no initial value
                 return tensor
         return function(*args, **kwargs)

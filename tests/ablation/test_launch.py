@@ -5,6 +5,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -73,7 +74,8 @@ class FakeRun:
 import os, pathlib, sys, time
 folder = pathlib.Path({str(self.folder)!r})
 with open(folder / "log", "a") as log:
-    print("start", {self.name!r}, os.environ.get("OMP_NUM_THREADS"), file=log, flush=True)
+    variables = os.environ.get("OMP_NUM_THREADS"), os.environ.get("CUDA_VISIBLE_DEVICES")
+    print("start", {self.name!r}, *variables, file=log, flush=True)
     time.sleep(0.15)
     print("end", {self.name!r}, file=log, flush=True)
 if not {self.status}:
@@ -98,6 +100,25 @@ def test_trainings_run_one_after_another_in_order(commands, tmp_path):
     launch.launch_trainings(runs, on_start=started.append, on_end=ended.append)
     assert started == ended == runs
     assert [line[0] for line in read_log(tmp_path)] == ["start", "end"] * 3
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"), [(None, {"a": "0", "b": "1"}), ("5,GPU-7,6", {"a": "5", "b": "GPU-7"})]
+)
+def test_trainings_at_a_time_have_gpus_of_their_own(commands, tmp_path, monkeypatch, names, expected):
+    monkeypatch.setattr(launch.torch.cuda, "device_count", lambda: 3 if names else 2)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if names:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", names)
+    launch.launch_trainings([FakeRun(name, tmp_path) for name in "ab"], num_jobs=2)
+    assert {line[1]: line[3] for line in read_log(tmp_path) if line[0] == "start"} == expected
+
+
+def test_a_training_takes_one_device_unless_a_configuration_names_others():
+    run = SimpleNamespace(config_path="a.yaml", overrides=["seed=1"])
+    command = launch.training_command(run, None)
+    assert command[command.index("--num_processes") + 1] == "1" and command[-2:] == ["a.yaml", "seed=1"]
+    assert "--num_processes" not in launch.training_command(run, "devices.yaml")
 
 
 def test_no_more_trainings_than_jobs_run_side_by_side_and_they_share_the_cores(commands, tmp_path, monkeypatch):

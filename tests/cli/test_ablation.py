@@ -40,6 +40,7 @@ def test_settings_may_follow_any_option(tmp_path):
     [
         (["table2", "--seeds", "one"], "--seeds are whole numbers from 0; got one"),
         (["table2", "--seeds", "-1"], "seeds"),
+        (["fig5", "--config", "a", "--output", "b", "--models", "mtl"], "fig5 compares SEM and the baseline"),
         (["fig6", "--config", "a.yaml", "b.yaml"], "one file for fig6"),
         (["table4"], "table4"),
         (["render"], "render needs --page"),

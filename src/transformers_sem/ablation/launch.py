@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 
+import torch
+
 from ..utils.processes import available_cpus
 from .tables import Run
 
@@ -32,7 +34,8 @@ def launch_trainings(
     Args:
         runs (`Iterable[Run]`): The trainings.
         num_jobs (`int`): Maximum number of trainings that run at a time.
-        accelerate_config (`Path`, *optional*): Configuration of `accelerate launch`: devices and engine.
+        accelerate_config (`Path`, *optional*): Configuration of `accelerate launch`: devices and engine. Without it, each
+            training runs on one GPU, and those that run at a time share all GPUs.
         on_start (`Callable[[Run], None]`): Called before each training.
         on_end (`Callable[[Run], None]`): Called after each.
 
@@ -41,14 +44,17 @@ def launch_trainings(
     """
     waiting, running = deque(runs), {}
     environment = {**(share_cores(num_jobs) if num_jobs > 1 else {}), **os.environ}
+    gpus = [] if accelerate_config else visible_gpus()
     try:
         while waiting or running:
             while waiting and len(running) < num_jobs:
                 run = waiting.popleft()
                 on_start(run)
-                running[run] = start_group(training_command(run, accelerate_config), environment)
-            for run in [run for run, process in running.items() if process.poll() is not None]:
-                process = running.pop(run)
+                gpu = choose_gpu(gpus, running.values())
+                command = training_command(run, accelerate_config)
+                running[run] = start_group(command, {**environment, **gpu}), gpu
+            for run in [run for run, (process, _) in running.items() if process.poll() is not None]:
+                process, _ = running.pop(run)
                 end_group(process)
                 if process.returncode or not run.is_trained:
                     raise ValueError(
@@ -58,7 +64,22 @@ def launch_trainings(
                 on_end(run)
             time.sleep(SECONDS_TO_POLL)
     finally:
-        stop_groups(running.values())
+        stop_groups(process for process, _ in running.values())
+
+
+def visible_gpus() -> list[str]:
+    """Returns the names by which CUDA knows the GPUs that it may use, where there are several."""
+    count = torch.cuda.device_count()
+    names = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    if len(names) < count:
+        names = [str(index) for index in range(count)]
+    return names[:count] if count > 1 else []
+
+
+def choose_gpu(gpus: list[str], running: Iterable[tuple[subprocess.Popen, dict[str, str]]]) -> dict[str, str]:
+    """Returns the variable that gives a training the GPU with the fewest trainings; nothing where there is one GPU."""
+    used = [gpu.get("CUDA_VISIBLE_DEVICES") for _, gpu in running]
+    return {"CUDA_VISIBLE_DEVICES": min(gpus, key=used.count)} if gpus else {}
 
 
 def share_cores(num_jobs: int) -> dict[str, str]:
@@ -70,10 +91,9 @@ def share_cores(num_jobs: int) -> dict[str, str]:
 
 
 def training_command(run: Run, accelerate_config: Path | None) -> list[str]:
-    """Returns the command that trains and evaluates one model."""
+    """Returns the command that trains and evaluates one model, on one device unless a configuration names others."""
     launcher = [sys.executable, "-m", "accelerate.commands.launch"]
-    if accelerate_config:
-        launcher += ["--config_file", str(accelerate_config)]
+    launcher += ["--config_file", str(accelerate_config)] if accelerate_config else ["--num_processes", "1"]
     return [*launcher, "-m", "transformers_sem.cli.train", "--config", str(run.config_path), *run.overrides]
 
 

@@ -69,6 +69,8 @@ def parse_arguments(command_line: Sequence[str] | None) -> argparse.Namespace:
         parser.error(f"--seeds are whole numbers from 0; got {' '.join(arguments.seeds)}")
     if arguments.jobs < 1:
         parser.error(f"--jobs is 1 or more; got {arguments.jobs}")
+    if arguments.models and arguments.what in ("fig5", "fig7"):
+        parser.error(f"--models is for tables; {arguments.what} compares SEM and the baseline")
     if arguments.what == "render":
         if arguments.page is None:
             parser.error("render needs --page FILE.md")

@@ -71,15 +71,21 @@ def record_graph(run: Callable) -> Callable:
 def measure_mode(
     side: tuple[torch.nn.Module, Callable], batch: dict, mode: str, precision: str, *, is_training: bool
 ) -> dict[str, float]:
-    """Returns the time of the first and of later passes in milliseconds, and the peak memory in gigabytes."""
+    """Returns the time of the first and of later passes in milliseconds, and the peak memory on a GPU in gigabytes.
+
+    The memory is that of the model and of its passes, without what other models hold. It is `None` on other devices.
+    """
     module, loss_of = side
     device = batch["pixel_values"].device
     memory_format = torch.channels_last if mode == CHANNELS_LAST else torch.contiguous_format
     module.to(device, memory_format=memory_format).train(is_training)
     batch = {**batch, "pixel_values": batch["pixel_values"].contiguous(memory_format=memory_format)}
     wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    others = 0
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
+        tensors = [*module.parameters(), *module.buffers()]
+        others = torch.cuda.memory_allocated() - sum(tensor.nbytes for tensor in tensors)
     called = torch.compile(module) if mode == COMPILED else module
     run = build_pass(called, loss_of, batch, precision, is_training=is_training)
     kernels = [SDPBackend.FLASH_ATTENTION] if mode == FLASH else [*SDPBackend.__members__.values()]
@@ -94,8 +100,13 @@ def measure_mode(
     return {
         "first_milliseconds": 1e3 * first,
         "milliseconds": 1e3 * float(np.median(taken)),
-        "memory_gigabytes": peak_memory(device) / 1e9,
+        "memory_gigabytes": (peak_memory(device) - others) / 1e9 if device.type == "cuda" else None,
     }
+
+
+def format_memory(gigabytes: float | None) -> str:
+    """Formats the memory of a mode; nothing where it is unknown."""
+    return "" if gigabytes is None else f"{gigabytes:8.2f} GB"
 
 
 def plan_modes(has_cuda: bool) -> Iterator[tuple[str, str, str, bool]]:
@@ -141,6 +152,6 @@ def measure_modes(config: TrainingConfig) -> None:
             file.write(json.dumps(entry) + "\n")
         tqdm.write(
             f"{model:8}{entry['pass']:15}{precision:6}{mode:23}"
-            + (entry.get("error") or f"{entry['milliseconds']:9.1f} ms{entry['memory_gigabytes']:8.2f} GB")
+            + (entry.get("error") or f"{entry['milliseconds']:9.1f} ms{format_memory(entry['memory_gigabytes'])}")
         )
     print(f"Written: {path}")
