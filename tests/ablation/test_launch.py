@@ -116,9 +116,10 @@ def test_trainings_at_a_time_have_gpus_of_their_own(commands, tmp_path, monkeypa
 
 def test_a_training_takes_one_device_unless_a_configuration_names_others():
     run = SimpleNamespace(config_path="a.yaml", overrides=["seed=1"])
-    command = launch.training_command(run, None)
-    assert command[command.index("--num_processes") + 1] == "1" and command[-2:] == ["a.yaml", "seed=1"]
-    assert "--num_processes" not in launch.training_command(run, "devices.yaml")
+    train = ["-m", "transformers_sem.cli.train", "--config", "a.yaml", "seed=1"]
+    assert launch.training_command(run, None) == [sys.executable, *train]
+    launcher = ["-m", "accelerate.commands.launch", "--config_file", "devices.yaml"]
+    assert launch.training_command(run, "devices.yaml") == [sys.executable, *launcher, *train]
 
 
 def test_no_more_trainings_than_jobs_run_side_by_side_and_they_share_the_cores(commands, tmp_path, monkeypatch):

@@ -1,4 +1,4 @@
-"""Trainings in processes of their own, under `accelerate launch`, one after another or side by side."""
+"""Trainings in processes of their own, one after another or side by side."""
 
 import os
 import signal
@@ -91,9 +91,10 @@ def share_cores(num_jobs: int) -> dict[str, str]:
 
 
 def training_command(run: Run, accelerate_config: Path | None) -> list[str]:
-    """Returns the command that trains and evaluates one model, on one device unless a configuration names others."""
-    launcher = [sys.executable, "-m", "accelerate.commands.launch"]
-    launcher += ["--config_file", str(accelerate_config)] if accelerate_config else ["--num_processes", "1"]
+    """Returns the command that trains and evaluates one model: on one device, or on those of a configuration."""
+    launcher = [sys.executable]
+    if accelerate_config:
+        launcher += ["-m", "accelerate.commands.launch", "--config_file", str(accelerate_config)]
     return [*launcher, "-m", "transformers_sem.cli.train", "--config", str(run.config_path), *run.overrides]
 
 
