@@ -1,7 +1,7 @@
 """Frames of NYU-Depth v2 at half size as WebP, small enough to carry to a machine without a network.
 
 `shrink` writes the folders of NYUDv2 with smaller files, and `restore` turns them into a folder NYUDv2 again, which
-`transformers-sem prepare` reads. Class ids and boundaries are exact. Images and normals are lossy: decoded normals differ by NORMAL_DEGREES
+`transformers-sem prepare` reads. Class ids and boundaries are exact. Images and normals are lossy: decoded normals differ by 3
 degrees in the mean. Depth has levels from 0.5 m on, each 3 % farther than the last.
 """
 

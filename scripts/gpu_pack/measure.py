@@ -107,10 +107,8 @@ class Pack:
         output.mkdir(parents=True, exist_ok=True)
 
     def start(self, name: str, command: list, **environment: str) -> subprocess.Popen:
-        """Starts a command, whose output is added to a log."""
-        with (self.output / f"{name}.log").open(
-            "a"
-        ) as log:  # a step that is tried again keeps the log of the first try
+        """Starts a command, whose output is added to a log: a step that is tried again keeps that of the first try."""
+        with (self.output / f"{name}.log").open("a") as log:
             process = subprocess.Popen(
                 list(map(str, command)),
                 cwd=REPOSITORY,

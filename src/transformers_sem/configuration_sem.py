@@ -620,10 +620,9 @@ def _changed_encoder(encoder: Any, changes: dict[str, Any]) -> dict[str, Any]:
     )
     if not is_same:
         return changes
-    chooses_maps = {"out_indices", "out_features"} & {*changes}  # two names of one choice
-    return {
-        name: encoder[name] for name in encoder if not (chooses_maps and name in ("out_indices", "out_features"))
-    } | changes
+    maps = {"out_indices", "out_features"}  # two names of one choice
+    replaced = maps if maps & {*changes} else set()
+    return {name: value for name, value in encoder.items() if name not in replaced} | changes
 
 
 def _without_return_dict(config_dict: dict[str, Any]) -> dict[str, Any]:

@@ -276,8 +276,9 @@ def read_class_map(root: Path) -> tuple[Path, np.ndarray]:
             raise ValueError(f"Cannot use {path}: {error}. Restore it, or remove it.") from error
         for values in variables.values():
             is_vector = isinstance(values, np.ndarray) and values.size == NUM_FINE_CLASSES == max(values.shape)
-            if is_vector and values.dtype.kind in "iuf" and np.isin(values, np.arange(last + 1)).all():
-                found |= {path: np.append(0, values.ravel()).astype(np.uint8)} if values.max() == last else {}
+            is_numeric = is_vector and values.dtype.kind in "iuf"
+            if is_numeric and np.isin(values, np.arange(last + 1)).all() and values.max() == last:
+                found[path] = np.append(0, values.ravel()).astype(np.uint8)
     if not found:
         raise FileNotFoundError(
             f"{OFFICIAL_FILE} needs a class map in the same folder: a .mat file with {NUM_FINE_CLASSES} numbers up to {last}, the "

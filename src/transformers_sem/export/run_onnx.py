@@ -99,10 +99,9 @@ def main() -> None:
     settings = json.loads((folder / "preprocessor_config.json").read_text())
     session = onnxruntime.InferenceSession(folder / "model.onnx")
     pixels = read_pixels(image_path, settings)
-    size, fixed_size = pixels.shape[2:], tuple(session.get_inputs()[0].shape[2:])
-    padded_size = (
-        fixed_size if all(isinstance(edge, int) for edge in fixed_size) else size
-    )  # else the names of free edges
+    size, padded_size = pixels.shape[2:], tuple(session.get_inputs()[0].shape[2:])
+    if not all(isinstance(edge, int) for edge in padded_size):  # the graph takes any size
+        padded_size = size
     logits = session.run(None, {"pixel_values": pad(pixels, padded_size)})
     maps = {
         output.name: crop(values[0], size, padded_size)
