@@ -4,7 +4,8 @@
 
 Creates the repository, or updates it: files of an earlier push that this one does not bring are deleted. The card is rendered
 from config.json and evaluation.json. With --custom-code the repository also holds the code of the model, so that it loads with
-trust_remote_code=True and without this package. --dry-run lists the files and uploads nothing. The token is that of `hf auth login`, or HF_TOKEN.
+trust_remote_code=True and without this package. --dry-run lists the files and uploads nothing. The token is that of
+`hf auth login`, or HF_TOKEN.
 """
 
 import argparse
