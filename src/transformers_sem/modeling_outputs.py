@@ -14,8 +14,8 @@ class SEMStates(ModelOutput):
         features (`dict[str, torch.FloatTensor]`):
             Input of each head, `(batch_size, channels, height / 4, width / 4)`.
         points (`dict[str, tuple[torch.FloatTensor]]`):
-            Deformed points of Eq. (1), for each task and encoder stage `(batch_size, num_points, 2)`, as (y, x). -1 and 1
-            are the centers of the first and last pixel of each map; points above 1 lie in the padding.
+            Deformed points of Eq. (1), for each task and encoder stage `(batch_size, num_points, 2)`, as (y, x), from -1
+            to 1 over the image; points above 1 lie in the padding.
         stage_weights (`dict[str, torch.FloatTensor]`):
             Weights of Eq. (3), `(batch_size, num_points of all stages, num_stages)`. They sum to 1 over the stages.
         intra_task_attentions (`dict[str, torch.FloatTensor]`):

@@ -7,6 +7,7 @@ from PIL import Image
 from transformers_sem.ablation.render import format_difference, read_rows, render_page, values_by_step
 
 from ..cli.commands import run
+from ..conftest import REPOSITORY
 
 
 SETTINGS = {
@@ -189,3 +190,12 @@ def test_times_of_modes_become_a_table(tmp_path):
     (folder / "modes.jsonl").write_text(json.dumps(entries[-1]) + "\n")
     with pytest.raises(ValueError, match=r"modes\.jsonl has none\. Run it again"):
         render_page(page, tmp_path)
+
+
+def test_the_page_has_all_results():
+    """Tables of rows and of modes where they are marked; the text says what the other folders hold."""
+    page = (REPOSITORY / "docs" / "results.md").read_text(encoding="utf-8")
+    for folder in (REPOSITORY / "results").iterdir():
+        is_table = (folder / "seed0" / "baseline.json").is_file() or [*folder.glob("*/modes.jsonl")]
+        is_marked = is_table and not folder.name.startswith("inter_task_readings")  # those are printed by a script
+        assert (f"<!-- results/{folder.name} -->" if is_marked else f"results/{folder.name}") in page, folder.name

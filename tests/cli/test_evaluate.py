@@ -158,8 +158,8 @@ def test_a_model_without_a_run_is_evaluated_by_settings(trained, tmp_path):
 
 def test_scores_on_another_dataset_leave_those_of_the_run(trained, tmp_path):
     folder = copy_model(trained, tmp_path / "model")
-    scenes = json.loads((trained / "training.json").read_text())["data"]
-    for data in ({"nyud_v2": {}, **scenes}, {"folder": {}}):
+    scenes, other = json.loads((trained / "training.json").read_text())["data"], {"title": "other"}
+    for data in ({"nyud_v2": other, **scenes}, {"folder": other}):
         (folder / "training.json").write_text(json.dumps({"data": data}))
         result = run("evaluate", "--model", folder, "dataset=scenes", SETTINGS[0], "batch_size=2")
         assert result.code == 0, result.errors

@@ -477,6 +477,18 @@ def test_the_scores_of_the_constant_predictor_may_become_known_meanwhile(plain, 
     assert seen == sizes_without(finished)
 
 
+def test_images_that_no_task_is_scored_on_are_finished_too(evaluate, seen, tmp_path):
+    unscored = replace(BENCHMARK, scored_ids={task: frozenset(NAMES[2:]) for task in WIDTHS})
+    seen.interrupt_at = 4
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(tmp_path, benchmark=unscored)
+    seen.interrupt_at = None
+    finished = finished_images(tmp_path / "unfinished_evaluation")
+    seen.clear()
+    assert evaluate(tmp_path, benchmark=unscored)[0]["num_scored_images"] == dict.fromkeys(WIDTHS, 3)
+    assert finished and seen == sizes_without(finished)
+
+
 def test_images_without_the_constant_predictor_are_evaluated_again(
     plain, evaluate, seen, interrupted, tmp_path, monkeypatch
 ):

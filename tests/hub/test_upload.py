@@ -110,15 +110,16 @@ def test_everything_is_sent_in_one_commit(hub, staged):
 
 
 def test_code_that_is_not_sent_is_not_referred_to(trained, tmp_path):
-    shutil.copytree(trained, tmp_path / "run")
-    for name in ("config.json", "preprocessor_config.json"):  # of a training that started from a repository with code
-        path = tmp_path / "run" / name
-        path.write_text(json.dumps({**json.loads(path.read_text()), "auto_map": {"AutoConfig": "a.B"}}))
+    (tmp_path / "run").mkdir()
+    stage_model(trained, tmp_path / "run", custom_code=True)  # a training may start from a repository with code
+    configurations = [(tmp_path / "run" / name).read_text() for name in ("config.json", "preprocessor_config.json")]
+    assert all("auto_map" in text for text in configurations) and "custom_pipelines" in configurations[0]
     (tmp_path / "run" / "training.json").write_text("{}")
     (tmp_path / "staged").mkdir()
     stage_model(tmp_path / "run", tmp_path / "staged")
     write_card(tmp_path / "staged", REPOSITORY)
-    assert not [path for path in (tmp_path / "staged").glob("*.json") if "auto_map" in path.read_text()]
+    texts = [path.read_text() for path in (tmp_path / "staged").glob("*.json")]
+    assert not [text for text in texts if "auto_map" in text or "custom_pipelines" in text]
     assert "trust_remote_code" not in (tmp_path / "staged" / "README.md").read_text()
     assert (tmp_path / "staged" / "training.json").read_text() == "{}"
 

@@ -63,7 +63,8 @@ def test_the_default_of_a_launcher_does_not_replace_the_micro_batches_of_the_run
     assert os.environ["ACCELERATE_GRADIENT_ACCUMULATION_STEPS"] == "1"
 
 
-def test_half_precision_that_a_cpu_has_not_is_refused():
+def test_half_precision_that_a_cpu_has_not_is_refused(monkeypatch):
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
     with pytest.raises(ValueError, match="fp16 needs a GPU.*bf16 or no"):
         build_accelerator(TrainingConfig(mixed_precision="fp16", trackers=[]))
 

@@ -15,9 +15,10 @@
 All models of one call have the same configuration, seeds and number of steps. Tables are written as .md, .csv and .json, and
 updated after each training; figures are written as .png.
 
-Every training is the command `train` under `accelerate launch`, in a folder of --output, and leaves a row in --results: a JSON
-file with scores, settings, history, commit and hardware, without weights or images. A command skips trainings that have a row,
-whichever command or machine wrote it, and resumes interrupted ones. More seeds can be added.
+Every training is the command `train`, on one GPU or, with --accelerate-config, as `accelerate launch` starts it. It has a folder in
+--output, and leaves a row in --results: a JSON file with scores, settings, history, commit and hardware, without weights or images.
+A command skips trainings that have a row, whichever command or machine wrote it, and resumes interrupted ones. More seeds can be
+added.
 """
 
 import argparse

@@ -148,10 +148,15 @@ def choose_datasets(named: dict[str, DatasetConfig], changes: dict[str, Any]) ->
 
 
 def is_only_training_data(folder: str | Path, name: str, config: EvaluationConfig) -> bool:
-    """Returns whether a dataset is the one that the model in a folder was trained on; true where the training noted nothing."""
+    """Returns whether a dataset is the one that the model in a folder was trained on; true where the training noted nothing.
+
+    Datasets are known by their names and titles. The title of an own folder is the name of the folder.
+    """
     noted = (read_training(folder) or {}).get("data")
+    if noted is None:
+        return True
     benchmark = get_benchmark(config.dataset, config.data_dir, config.dataset_kwargs, config.tasks)
-    return noted is None or noted == {name: benchmark.describe()}
+    return {key: data["title"] for key, data in noted.items()} == {name: benchmark.title}
 
 
 @torch.no_grad()
@@ -281,9 +286,12 @@ class Evaluation:
 
     def _add_finished(self, folder: StatisticsFolder) -> list[tuple[int, dict[str, float]]]:
         """Adds the images that an earlier run finished, on any number of ranks."""
-        finished = ((int(name), unflatten(folder.read(name) or {})) for name in sorted(folder.names(), key=int))
-        # Those of the constant predictor are missing where its scores were known
-        return [self._add(index, found) for index, found in finished if found.keys() >= self.metrics.keys()]
+        finished = ((int(name), folder.read(name)) for name in sorted(folder.names(), key=int))
+        return [self._add(index, unflatten(arrays)) for index, arrays in finished if self._is_complete(arrays)]
+
+    def _is_complete(self, arrays: dict[str, np.ndarray] | None) -> bool:
+        """Returns whether an image that was kept has statistics of every owner, or of none because it has no labels."""
+        return arrays is not None and (not arrays or unflatten(arrays).keys() >= self.metrics.keys())
 
     def unfinished_batches(self, share: Sequence[int], finished: set[int]) -> list[int]:
         """Returns the images of all batches that are not finished; the last bits of a prediction depend on its batch."""
@@ -326,8 +334,8 @@ class Evaluation:
 
     def _add(self, index: int, statistics: dict[str, Sums]) -> tuple[int, dict[str, float]]:
         for owner, metric in self.metrics.items():
-            metric.add(statistics[owner])
-        return index, scores_of(statistics[MODEL])
+            metric.add(statistics.get(owner, {}))
+        return index, scores_of(statistics.get(MODEL, {}))
 
 
 def finish(statistics: dict[str, dict[str, dict | Future]]) -> dict[str, Sums]:

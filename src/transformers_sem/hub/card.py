@@ -71,8 +71,6 @@ def add_checkpoint(run_dir: Path, cards_dir: Path) -> None:
         read_evaluation(path)
     folder = cards_dir / run_dir.resolve().name
     folder.mkdir(parents=True, exist_ok=True)
-    for path in [*find_reports(folder), *map(predictions_path, find_reports(folder))]:
-        path.unlink(missing_ok=True)  # of an earlier run of this name
     for path in (run_dir / "config.json", *reports):
         with atomic_write(folder / path.name) as unfinished:
             shutil.copyfile(path, unfinished)
@@ -80,6 +78,10 @@ def add_checkpoint(run_dir: Path, cards_dir: Path) -> None:
         if path.is_file():
             with Image.open(path) as image:
                 save_image(folder / path.name, image.convert("RGB").quantize())  # a fifth of the bytes, for git
+    current = {path.name for path in (*reports, *map(predictions_path, reports)) if path.is_file()}
+    for path in [*folder.glob("evaluation*.json"), *folder.glob("predictions*.png")]:
+        if path.name not in current:  # of an earlier run of this name
+            path.unlink()
 
 
 def find_reports(folder: Path) -> list[Path]:

@@ -66,8 +66,9 @@ def stage_model(folder: Path, staging: Path, *, custom_code: bool = False) -> No
         if custom_code:
             save_with_code(model, image_processor, staging)
         else:
-            for owner in (model.config, image_processor):
-                vars(owner).pop("auto_map", None)  # of a repository with code, where the weights come from
+            for owner in (model.config, image_processor):  # the weights may come from a repository with code
+                vars(owner).pop("auto_map", None)
+                vars(owner).pop("custom_pipelines", None)
             model.save_pretrained(staging)
             image_processor.save_pretrained(staging)
         for path in (*reports, *map(predictions_path, reports), folder / TRAINING_NAME):

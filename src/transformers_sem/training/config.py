@@ -304,12 +304,12 @@ def label_fields(config: TrainingConfig, benchmark: Benchmark) -> dict[str, dict
     """Returns the fields of [`SEMConfig`] that follow from the dataset: tasks, head widths and class names.
 
     Raises:
-        ValueError: If the dataset, or one of several, has none of the tasks.
+        ValueError: If no dataset has a task, or one of several has none of the tasks.
     """
     tasks = config.tasks or list(benchmark.task_num_labels)
     for dataset in config.dataset_configs:
         known = dataset.get_benchmark().tasks
-        if not {*known} & {*tasks}:
+        if len(config.dataset_configs) > 1 and not {*known} & {*tasks}:
             raise ValueError(
                 f"Every dataset has labels of one of `tasks`, {tasks}; {dataset.dataset} has {list(known)}. Leave it out, or add a "
                 "task of it."

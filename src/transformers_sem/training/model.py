@@ -61,8 +61,8 @@ def load_trained_model(config: TrainingConfig, labels: dict) -> tuple[SEMForMult
         for name in LOSS_FIELDS:  # of tasks that the settings do not name, they stay
             kept = {task: value for task, value in getattr(trained, name).items() if task in labels["task_num_labels"]}
             fields[name] = {**kept, **(fields.get(name) or {})}
-        changes = fields.get("backbone_config") or {}
-        fields["backbone_config"] = change_encoder(trained.backbone_config.to_dict(), changes)
+        fields["backbone_config"] = fields.get("backbone_config") or {}
+        check_encoder(trained.backbone_config.to_dict(), fields["backbone_config"])
         new = SEMConfig.from_pretrained(config.pretrained_model, **fields)
         with explain_failure(f"The weights in {config.pretrained_model} cannot be read"):
             model, info = SEMForMultiTaskDensePrediction.from_pretrained(
@@ -98,8 +98,8 @@ def load_trained_model(config: TrainingConfig, labels: dict) -> tuple[SEMForMult
     return model, new_tasks
 
 
-def change_encoder(trained: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """Returns the configuration of the encoder of `pretrained_model` with other fields; those that are not given stay.
+def check_encoder(trained: dict[str, Any], changes: dict[str, Any]) -> None:
+    """Checks that `pretrained_model` keeps its encoder, with which `changes` of its fields are merged.
 
     Raises:
         ValueError: If it would be another encoder, without weights.
@@ -110,7 +110,6 @@ def change_encoder(trained: dict[str, Any], changes: dict[str, Any]) -> dict[str
                 f"`pretrained_model` keeps its encoder, {name} {trained.get(name)!r}; `model.backbone_config` has "
                 f"{changes[name]!r}. Set model={{}} to use the model as it is, or leave out `pretrained_model`."
             )
-    return trained | changes
 
 
 def find_lost_tensors(trained: SEMConfig, model: SEMForMultiTaskDensePrediction, absent: set[str]) -> list[str]:

@@ -81,6 +81,7 @@ def measure_mode(
     module.to(device, memory_format=memory_format).train(is_training)
     batch = {**batch, "pixel_values": batch["pixel_values"].contiguous(memory_format=memory_format)}
     wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    module.zero_grad()  # gradients that a pass left behind which failed
     others = 0
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
@@ -96,7 +97,6 @@ def measure_mode(
         run()
         wait()
         taken = [seconds(lambda: (run(), wait())) for _ in range(NUM_ROUNDS)]
-    module.zero_grad()
     return {
         "first_milliseconds": 1e3 * first,
         "milliseconds": 1e3 * float(np.median(taken)),
