@@ -156,6 +156,7 @@ def write_row(path, miou, rmse, **settings):
     path.write_text(json.dumps(row))
 
 
-def test_the_page_has_the_printed_tables(scripts):
-    printed = scripts.compare.format_readings(REPOSITORY / "results" / "inter_task_readings")
+@pytest.mark.parametrize("name", ["inter_task_readings", "inter_task_readings_2500"])
+def test_the_page_has_the_printed_tables(scripts, name):
+    printed = scripts.compare.format_readings(REPOSITORY / "results" / name)
     assert printed in (REPOSITORY / "docs" / "results.md").read_text(encoding="utf-8")
