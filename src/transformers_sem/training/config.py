@@ -307,9 +307,9 @@ def label_fields(config: TrainingConfig, benchmark: Benchmark) -> dict[str, dict
         ValueError: If no dataset has a task, or one of several has none of the tasks.
     """
     tasks = config.tasks or list(benchmark.task_num_labels)
-    for dataset in config.dataset_configs:
+    for dataset in config.dataset_configs if len(config.datasets) > 1 else ():
         known = dataset.get_benchmark().tasks
-        if len(config.dataset_configs) > 1 and not {*known} & {*tasks}:
+        if not {*known} & {*tasks}:
             raise ValueError(
                 f"Every dataset has labels of one of `tasks`, {tasks}; {dataset.dataset} has {list(known)}. Leave it out, or add a "
                 "task of it."

@@ -13,6 +13,7 @@ from ...modeling_sem import SEMForMultiTaskDensePrediction
 from ...training.config import TrainingConfig, model_config, network_size
 from ...training.plan import random_batch
 from ...utils.environment import environment
+from ...utils.processes import start_accelerator
 from .timing import seconds
 
 
@@ -62,7 +63,7 @@ def build_step(
 
 def measure_training_step(config: TrainingConfig) -> None:
     """Prints images per second of the training steps, and the ratio of SEM's time to the others."""
-    accelerator = Accelerator(cpu=not torch.accelerator.is_available(), mixed_precision=config.mixed_precision)
+    accelerator = start_accelerator(mixed_precision=config.mixed_precision)
     models = build_models(config)
     batch = send_to_device(random_batch(config, models["SEM"][0].config, config.batch_size), accelerator.device)
     sides = {name: build_step(config, *model, batch, accelerator) for name, model in models.items()}
