@@ -124,6 +124,7 @@ def test_depth_estimation_gives_metres_and_a_picture(dtype, checkpoint, images, 
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
 def test_both_pipelines_on_a_gpu(dtype, checkpoint, images, expected):
     segment, estimate = (

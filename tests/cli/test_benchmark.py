@@ -169,6 +169,14 @@ def test_all_modes_without_a_gpu_and_with_one():
     assert {mode for _, mode, *_ in having} == set(modes.MODES)
     assert {precision for *_, precision, _ in having} == {"bf16", "fp32"}
     assert ("SEM", "CUDA graph", "bf16", True) not in having
+    passes = [(mode == "compiled", is_training) for _, mode, _, is_training in having]
+    assert passes == sorted(passes)  # what is most asked for first, what takes long last
+
+
+@pytest.mark.parametrize("compiles", [True, False])
+def test_training_steps_are_compiled_only_where_their_gradients_are_right(monkeypatch, compiles):
+    monkeypatch.setattr(modes, "compiles_training", lambda: compiles)
+    assert (("SEM", "compiled", "bf16", True) in modes.plan_modes(has_cuda=True)) == compiles
 
 
 def test_latency_of_torch_and_of_every_graph(cache, monkeypatch):

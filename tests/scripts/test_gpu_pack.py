@@ -8,6 +8,7 @@ import sys
 import time
 
 import numpy as np
+import psutil
 import pytest
 
 from transformers_sem.data.nyud_v2 import find_source, read_folder_frame
@@ -51,16 +52,18 @@ def test_frames_keep_their_values(scripts, tmp_path):
 def test_the_last_of_several_trainings_decides_how_long_they_take(scripts):
     import measure
 
-    looks = [(100.0, [10, 20, 50]), (110.0, [30, 30, 50])]
-    assert measure.seconds_to_end(looks, max_steps=50) == pytest.approx(20)  # 20 steps at one a second
-    assert measure.seconds_to_end(looks, max_steps=130) > 1000  # one of them stands still
+    looks = [(100.0, [10, 20, 30, 50]), (110.0, [30, 40, 40, 50])]
+    assert measure.seconds_to_end(looks, max_steps=50) == pytest.approx(10)  # 20 steps at two a second
+    assert measure.seconds_to_end([(0.0, [50, 50]), (9.0, [50, 50])], max_steps=50) == 0
+    # those of an earlier try, which have not begun anew
+    assert measure.seconds_to_end([(0.0, [5, 5, 5]), (9.0, [5, 5, 8])], max_steps=50) is None
 
 
 def test_steps_of_trainings_that_have_begun(scripts, tmp_path):
     import measure
 
     for name, lines in {"sem": [10, 20], "mtl": []}.items():
-        folder = tmp_path / "runs" / "seed0" / name
+        folder = tmp_path / "runs" / "0" / "seed0" / name
         folder.mkdir(parents=True)
         (folder / "history.jsonl").write_text("".join(f'{{"step": {step}}}\n' for step in lines))
     assert measure.read_steps(tmp_path, ["0", "1"]) == [20]
@@ -79,8 +82,11 @@ sys.exit(sys.argv[2] == "0.1")
 """
 
 
-@pytest.mark.parametrize(("seconds", "succeeds"), [(["2", "4"], True), (["0.1", "60"], False)])
-def test_seeds_end_one_after_another_and_none_is_left(scripts, tmp_path, monkeypatch, seconds, succeeds):
+@pytest.mark.parametrize(
+    ("seconds", "statuses", "succeeds"),
+    [(["2", "4"], [0, 0], True), (["0.1", "4"], [1, 0], True), (["0.1", "0.1"], [1, 1], False)],
+)
+def test_seeds_end_one_after_another_and_none_is_left(scripts, tmp_path, monkeypatch, seconds, statuses, succeeds):
     import measure
 
     monkeypatch.setattr(measure, "SECONDS_TO_LOOK", 0)
@@ -91,31 +97,63 @@ def test_seeds_end_one_after_another_and_none_is_left(scripts, tmp_path, monkeyp
             sys.executable,
             "-c",
             TRAINING,
-            folder / "runs" / f"seed{seed}",
+            folder / "runs" / seed / f"seed{seed}",
             seconds[int(seed)],
             *plan["models"],
         ]
         return pack.start(f"rows_seed{seed}", command)
 
     monkeypatch.setattr(measure, "start_seed", start_seed)
-    measure.train_rows(pack, PLAN, tmp_path)
+    assert measure.run_rows(pack, PLAN, tmp_path, {}) == succeeds
     assert [process.poll() is None for process in pack.started] == [False, False]
-    assert [outcome["status"] for outcome in pack.outcomes] == ([0, 0] if succeeds else [1, measure.GIVEN_UP])
-    histories = {path.name for path in pack.output.glob("seed*_*.jsonl")}
-    assert {"seed0_baseline.jsonl", "seed0_sem.jsonl"} <= histories
+    assert [outcome["status"] for outcome in pack.outcomes] == statuses
 
 
-def test_a_service_that_does_not_quit_is_left(scripts, tmp_path, monkeypatch):
+def test_what_a_stopped_command_started_does_not_stay(scripts, tmp_path):
+    import measure
+
+    pack = measure.Pack(tmp_path / "output", measure.Clock(time.time(), minutes=5))
+    code = "import subprocess; subprocess.run(['sleep', '60'], start_new_session=True)"
+    process = pack.start("rows_seed0", [sys.executable, "-c", code])
+    while not (children := measure.find_children(process)):
+        time.sleep(0.05)
+    assert pack.stop([process]) == [measure.GIVEN_UP]
+    assert psutil.wait_procs(children, timeout=10)[1] == []
+
+
+def test_histories_are_kept_whatever_happens(scripts, tmp_path, monkeypatch):
+    import measure
+
+    def run_rows(pack, plan, folder, environment):
+        for seed in plan["seeds"]:
+            path = folder / "runs" / seed / f"seed{seed}" / "sem" / "history.jsonl"
+            path.parent.mkdir(parents=True)
+            path.write_text("{}")
+        raise OSError("the disk is full")
+
+    monkeypatch.setattr(measure, "run_rows", run_rows)
+    pack = measure.Pack(tmp_path / "output", measure.Clock(time.time(), minutes=5))
+    with pytest.raises(OSError, match="full"):
+        measure.train_rows(pack, PLAN, tmp_path)
+    assert {path.name for path in pack.output.glob("*.jsonl")} == {"seed0_sem.jsonl", "seed1_sem.jsonl"}
+
+
+@pytest.mark.parametrize("first_use", ["pass", "import sys; sys.exit(1)"])
+def test_a_service_that_does_not_quit_is_left_and_one_that_does_not_work_is_not_used(
+    scripts, tmp_path, monkeypatch, first_use
+):
     import measure
 
     control = tmp_path / "nvidia-cuda-mps-control"
-    control.write_text('#!/bin/sh\n[ "$1" = -d ] || sleep 60\n')
+    control.write_text('#!/bin/sh\n[ "$1" = -d ] || exec sleep 60\n')
     control.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr(measure, "SECONDS_TO_QUIT", 0.1)
+    monkeypatch.setattr(measure, "USE_GPU", first_use)
     with measure.shared_gpu(tmp_path) as environment:
-        assert environment["CUDA_MPS_PIPE_DIRECTORY"] == str(tmp_path / "mps")
+        expected = str(tmp_path / "mps") if first_use == "pass" else None
+        assert environment.get("CUDA_MPS_PIPE_DIRECTORY") == expected
 
 
 @pytest.mark.slow

@@ -86,13 +86,18 @@ def check_launcher(config: TrainingConfig) -> None:
             )
 
 
+def compiles_training() -> bool:
+    """Returns whether torch is known to compile a training step with the right gradients."""
+    return TorchVersion(torch.__version__) >= MIN_TORCH_TO_COMPILE
+
+
 def check_compiler(config: TrainingConfig) -> None:
     """Checks that torch is new enough to compile a training step.
 
     Raises:
         ValueError: If it is not.
     """
-    if config.compile and TorchVersion(torch.__version__) < MIN_TORCH_TO_COMPILE:
+    if config.compile and not compiles_training():
         raise ValueError(
             f"`compile` needs torch {MIN_TORCH_TO_COMPILE}: torch 2.11 compiles a step with wrong gradients (CPU); got "
             f"{torch.__version__}. Update torch, or set compile=false."

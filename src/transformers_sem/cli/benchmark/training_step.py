@@ -1,5 +1,6 @@
 """Time of the training step."""
 
+import copy
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -34,11 +35,11 @@ def build_models(config: TrainingConfig) -> dict[str, tuple[torch.nn.Module, Cal
     """Builds SEM, MTL and the bare encoder, each with the function of its loss."""
     benchmark = config.get_benchmark()
     baseline_config = replace(config, model={**config.model, "use_decoder": False})
-    model, baseline, whole = (
-        SEMForMultiTaskDensePrediction(model_config(settings, benchmark))
-        for settings in (config, baseline_config, config)
+    model, baseline = (
+        SEMForMultiTaskDensePrediction(model_config(settings, benchmark)) for settings in (config, baseline_config)
     )
-    return {"SEM": (model, model_loss), "MTL": (baseline, model_loss), "encoder": (whole.sem.backbone, encoder_loss)}
+    encoder = copy.deepcopy(model.sem.backbone)
+    return {"SEM": (model, model_loss), "MTL": (baseline, model_loss), "encoder": (encoder, encoder_loss)}
 
 
 def build_step(
