@@ -356,7 +356,7 @@ task_settings = st.fixed_dictionaries(
     ),
 )
 def test_dataset_yaml(place, values):
-    found = outcome(lambda: folder.read_settings(write(place / "dataset.yaml", values)))
+    found = outcome(lambda: folder.read_description(write(place / "dataset.yaml", values)))
     for task in found or {}:
         assert callable(folder.build_reader(task, found[task]))
         assert all(isinstance(name, str) for names in folder.class_names(found).values() for name in names)

@@ -22,7 +22,7 @@ from readings import READINGS
 
 from transformers_sem import SEMConfig
 from transformers_sem.ablation.render import format_difference, format_table, is_bias, name_column, shown_keys
-from transformers_sem.ablation.results import check_shared_settings, load_row, read_row, save_row
+from transformers_sem.ablation.results import check_shared_settings, load_checked_row, load_row, save_row
 from transformers_sem.ablation.tables import MODELS, NOTHING, describe_origins
 from transformers_sem.cli.arguments import find_recipe
 from transformers_sem.evaluation.sums import multi_task_gain
@@ -41,7 +41,7 @@ def train_readings(arguments: argparse.Namespace) -> None:
         overrides = [*arguments.overrides, *(f"{key}={json.dumps(value)}" for key, value in values.items())]
         config = TrainingConfig.load(find_recipe(arguments.config), overrides)
         if row_path.is_file():
-            read_row(row_path, config)  # its settings are the same
+            load_checked_row(row_path, config)  # its settings are the same
             continue
         process = get_context("spawn").Process(target=train_reading, args=(name, config, row_path))
         process.start()

@@ -191,7 +191,7 @@ def read_out_indices(out_features: list[str] | None, out_indices: list[int] | No
     """Returns the stages of a timm encoder that are feature maps, counted from 1.
 
     Raises:
-        ValueError: If they are no distinct numbers in that range, or no names of stages.
+        ValueError: If they are not whole numbers from 1 to `MAX_LAYERS`, or no names of stages.
     """
     if out_features is not None:
         try:
@@ -386,9 +386,8 @@ class SEMConfig(PreTrainedConfig):
         if num_labels is None and not self.id2label and not self.label2id:
             return
         new = self._with_classes(num_labels, self.id2label, self.label2id)
-        names, new_names = (
-            fields.get(self.segmentation_task) for fields in (self.task_id2label, new["task_id2label"])
-        )
+        names = self.task_id2label.get(self.segmentation_task)
+        new_names = new["task_id2label"].get(self.segmentation_task)
         widths_differ = has_widths and new["task_num_labels"] != self.task_num_labels
         if widths_differ or (names is not None and new_names not in (None, names)):
             raise ValueError(

@@ -240,20 +240,9 @@ class SEMImageProcessor(TorchvisionBackend):
         if maps is not None:
             labels = {**(labels or {}), **{task: self._read_maps(task, maps[task], sizes) for task in maps}}
         if labels is not None:
-            batch["labels"] = TaskLabels(
-                {
-                    task: self._stack(
-                        [
-                            self._preprocess_label(task, label.to(image.device), content_size, padded_size)
-                            for label, image, content_size, padded_size in zip(
-                                labels[task], images, content_sizes, padded_sizes, strict=True
-                            )
-                        ],
-                        return_tensors,
-                    )
-                    for task in labels
-                }
-            )
+            layout = images, content_sizes, padded_sizes
+            maps = {task: self._preprocess_labels(task, labels[task], *layout) for task in labels}
+            batch["labels"] = TaskLabels({task: self._stack(maps[task], return_tensors) for task in maps})
         return batch
 
     @staticmethod
@@ -328,6 +317,11 @@ class SEMImageProcessor(TorchvisionBackend):
                 )
             check_mask(task, label)
         return labels
+
+    def _preprocess_labels(self, task, labels, images, content_sizes, padded_sizes) -> list[Tensor]:
+        """Resizes and pads the labels of a task as their images."""
+        layouts = zip(labels, images, content_sizes, padded_sizes, strict=True)
+        return [self._preprocess_label(task, label.to(image.device), *sizes) for label, image, *sizes in layouts]
 
     @staticmethod
     def _preprocess_label(
@@ -583,13 +577,6 @@ def center_padding(size: tuple[int, int], padded_size: tuple[int, int]) -> list[
     """Returns the left, top, right and bottom padding around a centered image; an odd pixel goes right and bottom."""
     rows, columns = padded_size[0] - size[0], padded_size[1] - size[1]
     return [columns // 2, rows // 2, columns - columns // 2, rows - rows // 2]
-
-
-def restore_map(
-    logits: Tensor, content_size: tuple[int, int], padded_size: tuple[int, int], size: tuple[int, int]
-) -> Tensor:
-    """Crops and resizes logits `(channels, height, width)` of a padded image to the image at its original size."""
-    return resize_logits(crop_logits(logits, content_size, padded_size), size)
 
 
 def crop_logits(logits: Tensor, content_size: tuple[int, int], padded_size: tuple[int, int]) -> Tensor:

@@ -388,9 +388,7 @@ class SEMInterTaskModule(nn.Module):
         """
         task_bases = expectation_maximization(states, self.initial_bases, self.num_iterations, self.temperature)
         if self.num_iterations == 0:
-            task_bases = task_bases.repeat(
-                *states.shape[:2], 1, 1
-            )  # not expand: the moving average updates the buffer in place
+            task_bases = task_bases.expand(*states.shape[:2], -1, -1)
         responsibilities = expectation_step(states, task_bases, self.temperature)  # (B, T, N, K)
         consensus_bases = consensus(task_bases)
         return responsibilities @ consensus_bases.unsqueeze(1), responsibilities, consensus_bases

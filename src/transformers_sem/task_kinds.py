@@ -32,14 +32,14 @@ MAGMA = ("000004", "180f3d", "440f76", "721f81", "9e2f7f", "cd4071", "f1605d", "
 # Colors
 
 
-def class_palette(num_colors: int = 256) -> np.ndarray:
+def class_palette() -> np.ndarray:
     """Distinct colors for class ids: light gray for 0 (wall, background), golden-angle hues for the rest.
 
     Returns:
-        `np.ndarray` of shape `(num_colors, 3)`, uint8; the last row is the color of invalid pixels (id 255).
+        `np.ndarray` of shape `(256, 3)`, uint8; the last row is the color of invalid pixels (id 255).
     """
     colors = [(214, 214, 214)]
-    for index in range(1, num_colors - 1):
+    for index in range(1, INVALID_ID):
         hue, saturation, value = index * 0.61803398875 % 1, (0.85, 0.55)[index // 2 % 2], (0.95, 0.65)[index % 2]
         colors.append(tuple(round(255 * channel) for channel in colorsys.hsv_to_rgb(hue, saturation, value)))
     return np.array([*colors, INVALID_COLOR], dtype=np.uint8)

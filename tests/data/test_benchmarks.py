@@ -50,7 +50,6 @@ def make_row(**values):
 
 def test_references_are_the_labels_by_default():
     benchmark = make_benchmark()
-    assert benchmark.protocol_columns([column for column in COLUMNS if column != "id"]) == []
     references = benchmark.references({}, LABELS)
     assert references == LABELS and references is not LABELS
 
@@ -92,10 +91,15 @@ def test_task_without_labels_has_no_references():
     assert list(make_benchmark(**REFERENCE_COLUMN).references(make_row()[0], labels)) == ["semseg"]
 
 
-def test_protocol_columns_are_those_that_the_references_need():
+def test_references_of_a_row_decode_only_what_they_need():
+    rows = Dataset.from_list([{"image": "a", "id": "2008_000004"}, {"image": "b", "id": "2008_000003"}])
+    rows = rows.with_transform(lambda batch: pytest.fail("read") if "image" in batch else batch)
     benchmark = make_benchmark(**REFERENCE_COLUMN, **SCORED_IDS)
-    assert benchmark.protocol_columns(COLUMNS) == ["id", "label_map"]
-    assert benchmark.protocol_columns(["image", "semseg", "boundary"]) == []
+    assert [list(benchmark.row_references(rows, index, LABELS)) for index in (0, 1)] == [
+        ["semseg"],
+        ["semseg", "boundary"],
+    ]
+    assert make_benchmark().row_references(rows.remove_columns("id"), 0, LABELS) == LABELS
 
 
 def test_settings_of_benchmarks_name_their_own_tasks():
@@ -165,5 +169,5 @@ def test_images_of_both_splits_are_named(caplog):
 
 
 def test_unknown_fields_of_a_dataset_are_named_whatever_their_type():
-    with pytest.raises(ValueError, match=r"Unknown fields \[5, 'a'\] of Scenes"):
+    with pytest.raises(ValueError, match=r"Unknown fields of Scenes \[5, 'a'\]"):
         get_benchmark("scenes", None, {"a": 1, 5: 2})

@@ -256,7 +256,7 @@ def test_number_of_classes_is_chosen_by_dataset_kwargs(root):
         get_benchmark("cityscapes", root, {"num_classes": 8})
     with pytest.raises(ValueError, match=r"got num_classes=\[7\]"):
         get_benchmark("cityscapes", root, {"num_classes": [7]})
-    with pytest.raises(ValueError, match=r"Unknown fields \['num_classes'\] of NYUDv2"):
+    with pytest.raises(ValueError, match=r"Unknown fields of NYUDv2 \['num_classes'\]"):
         get_benchmark("nyud_v2", root, kwargs)
 
 

@@ -25,10 +25,10 @@ from transformers_sem.data.scenes import CLASS_NAMES, Scenes, render_scene
 from transformers_sem.data.transforms import row_to_tensors
 from transformers_sem.evaluation import evaluator as evaluating
 from transformers_sem.evaluation.boundary import boundary_counts, boundary_scores
+from transformers_sem.evaluation.config import EvaluationConfig, read_training
 from transformers_sem.evaluation.constant_predictor import ConstantPredictor
 from transformers_sem.evaluation.evaluator import (
     Evaluation,
-    EvaluationConfig,
     count_scored,
     describe_unscored,
     evaluate_and_report,
@@ -37,7 +37,6 @@ from transformers_sem.evaluation.evaluator import (
     name_classes,
     predict,
     predict_rows,
-    read_training,
     unflatten,
 )
 from transformers_sem.evaluation.metrics import METRICS

@@ -9,7 +9,7 @@ from PIL import Image
 
 from transformers_sem import SEMForMultiTaskDensePrediction, SEMImageProcessor
 from transformers_sem.data.benchmarks import get_benchmark
-from transformers_sem.evaluation.evaluator import EvaluationConfig
+from transformers_sem.evaluation.config import EvaluationConfig
 from transformers_sem.modeling_outputs import SEMMultiTaskOutput
 
 

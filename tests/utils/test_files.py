@@ -1,3 +1,4 @@
+import locale
 import os
 from contextlib import contextmanager
 from dataclasses import replace
@@ -13,7 +14,7 @@ from transformers_sem import TASKS, SEMForMultiTaskDensePrediction, SEMImageProc
 from transformers_sem.evaluation.evaluator import save_image_scores
 from transformers_sem.evaluation.map_files import save_maps
 from transformers_sem.utils.environment import save_report
-from transformers_sem.utils.files import atomic_write, locked, plain_disk_errors, save_trained
+from transformers_sem.utils.files import atomic_write, locked, plain_disk_errors, save_trained, write_text
 from transformers_sem.visualization.panels import Prediction, save_panel
 
 from ..disk import full_disk
@@ -209,3 +210,13 @@ def test_a_panel_shows_the_first_images_only(tmp_path):
     save_panel(tmp_path / "predictions.png", predictions(), num_images=2)
     assert next(images) == 2
     assert read_image(tmp_path / "predictions.png").ndim == 3
+
+
+def test_text_is_in_utf_8_whatever_the_locale(tmp_path):
+    earlier = locale.setlocale(locale.LC_CTYPE)
+    locale.setlocale(locale.LC_CTYPE, "C")
+    try:
+        write_text(tmp_path / "table.md", "Δm 1.5 ± 0.5 ↑")
+    finally:
+        locale.setlocale(locale.LC_CTYPE, earlier)
+    assert (tmp_path / "table.md").read_bytes() == "Δm 1.5 ± 0.5 ↑".encode()

@@ -18,9 +18,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..configuration_sem import SEMConfig
+from ..evaluation.metrics import arrow
 from ..evaluation.sums import main_scores, multi_task_gain
 from ..hub.card import encoder_name
 from ..utils.extras import require
+from ..utils.files import write_text
 from .figures import save_figure
 from .results import check_shared_settings, load_row
 from .tables import (
@@ -28,11 +30,10 @@ from .tables import (
     NOTHING,
     SINGLE_TASK,
     TABLE_2,
-    arrow,
     describe_origins,
     format_cost,
     format_summary,
-    replace_text,
+    format_table,
     summarize,
 )
 
@@ -77,7 +78,7 @@ def render_page(page: Path, root: Path) -> list[Path]:
             content = f"{format_block(rows)}\n\n![Validation scores over training]({link})"
         block = f"<!-- {name} -->\n{content}\n<!-- end of {name} -->"
         text = MARKERS.sub(lambda match, name=name, block=block: block if match[1] == name else match[0], text)
-    replace_text(page, text)
+    write_text(page, text)
     return written
 
 
@@ -169,12 +170,6 @@ def format_block(rows: Rows) -> str:
         format_facts(rows),
     ]
     return "\n\n".join(part for part in parts if part)
-
-
-def format_table(header: list[str], lines: list[list[str]]) -> str:
-    """Formats a Markdown table whose first column is text."""
-    rule = ["---", *["---:"] * (len(header) - 1)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in (header, rule, *lines))
 
 
 def format_scores(

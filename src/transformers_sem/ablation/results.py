@@ -11,16 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from ..configuration_sem import SEMConfig
-from ..evaluation.evaluator import SETTINGS_NAME
+from ..evaluation.config import REPORT_NAME, SETTINGS_NAME
 from ..training.config import IF_AVAILABLE, WITHOUT_EFFECT_ON_WEIGHTS, TrainingConfig, network_size
 from ..training.history import read_history
-from ..utils.files import atomic_write
+from ..utils.files import write_text
 from ..utils.loading import explain_failure, load_config
 from .cost import build_without_weights, count_multiply_accumulates
 
 
 COSTS = ("parameters_millions", "multiply_accumulates_billions")
-REPORT_NAME = "evaluation.json"
 ROW_FIELDS = {"scores", "constant_scores", "num_images", "environment", "training", "history", *COSTS}
 
 
@@ -37,8 +36,7 @@ def save_row(folder: Path, path: Path, **further: Any) -> None:
         **further,
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_write(path) as unfinished:
-        unfinished.write_text(json.dumps(row, indent=1) + "\n")
+    write_text(path, json.dumps(row, indent=1) + "\n")
 
 
 def without_command(report: dict[str, Any]) -> dict[str, Any]:
@@ -74,7 +72,7 @@ def load_row(path: Path) -> dict[str, Any]:
     return row
 
 
-def read_row(path: Path, config: TrainingConfig) -> dict[str, Any]:
+def load_checked_row(path: Path, config: TrainingConfig) -> dict[str, Any]:
     """Reads a row and checks that its training had the settings of `config`.
 
     Raises:

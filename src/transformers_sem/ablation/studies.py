@@ -9,7 +9,6 @@ from typing import Any
 import datasets
 import torch
 
-from ..data.benchmarks import get_benchmark
 from ..evaluation.evaluator import predict_rows
 from ..image_processing_sem import SEMImageProcessor
 from ..modeling_sem import SEMForMultiTaskDensePrediction
@@ -226,8 +225,7 @@ def load_compared(study: Study) -> dict[str, tuple[SEMForMultiTaskDensePredictio
 def load_validation(ablation: Ablation) -> datasets.Dataset:
     """Loads the validation rows."""
     config = ablation.config
-    benchmark = get_benchmark(config.dataset, config.data_dir, config.dataset_kwargs)
-    return benchmark.load(config.data_dir, **config.dataset_kwargs)["validation"]
+    return config.get_benchmark().load(config.data_dir, **config.dataset_kwargs)["validation"]
 
 
 def fig5(study: Study) -> None:

@@ -13,14 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..data.benchmarks import get_benchmark
-from ..evaluation.evaluator import SETTINGS_NAME
-from ..evaluation.metrics import metric_of
+from ..evaluation.config import REPORT_NAME, SETTINGS_NAME
+from ..evaluation.metrics import arrow
 from ..evaluation.sums import main_scores, multi_task_gain
 from ..training.config import TrainingConfig, claim_output_dir, network_size
 from ..utils.environment import save_report
-from ..utils.files import atomic_write
-from .results import COSTS, REPORT_NAME, read_row, save_row
+from ..utils.files import write_text
+from .results import COSTS, load_checked_row, save_row
 
 
 # Fields of `SEMConfig` that each model changes.
@@ -98,13 +97,13 @@ class Run:
         """Writes the row of a training that has ended."""
         save_row(self.folder, self.row_path)
 
-    def read_row(self) -> dict[str, Any]:
+    def load_row(self) -> dict[str, Any]:
         """Reads the row.
 
         Raises:
             ValueError: If it was trained with other settings.
         """
-        return read_row(self.row_path, TrainingConfig.load(self.config_path, self.overrides))
+        return load_checked_row(self.row_path, TrainingConfig.load(self.config_path, self.overrides))
 
     def __str__(self) -> str:
         return str(self.folder)
@@ -143,7 +142,7 @@ class Ablation:
                 "An ablation compares models on one dataset; give `dataset` and `data_dir` in place of `datasets`."
             )
         # Fails now, and not when the first training starts.
-        get_benchmark(self.config.dataset, self.config.data_dir, self.config.dataset_kwargs)
+        self.config.get_benchmark()
 
     @property
     def config(self) -> TrainingConfig:
@@ -153,9 +152,7 @@ class Ablation:
     @property
     def tasks(self) -> list[str]:
         """The tasks of the multi-task models."""
-        return self.config.tasks or list(
-            get_benchmark(self.config.dataset, self.config.data_dir, self.config.dataset_kwargs).task_num_labels
-        )
+        return self.config.tasks or list(self.config.get_benchmark().tasks)
 
     def claim(self) -> None:
         """Writes the settings to `output`, or checks that the ablation there has the same settings.
@@ -217,7 +214,7 @@ def read_main_scores(runs: list[Run]) -> dict[str, float]:
     scores = {}
     for run in runs:
         if run.is_finished:
-            found = run.read_row()["scores"]
+            found = run.load_row()["scores"]
             scores |= {key: found[key] for key in main_scores(found).values()}
     return scores
 
@@ -239,7 +236,7 @@ def describe_model(ablation: Ablation, name: str, model: str) -> dict[str, Any]:
         if model != SINGLE_TASK and found and set(found) == set(single) and min(single.values()) > 0:
             gains[seed] = multi_task_gain(found, single)
         if all(run.is_finished for run in runs):
-            costs = [sum(run.read_row()[name] for run in runs) for name in COSTS]
+            costs = [sum(run.load_row()[name] for run in runs) for name in COSTS]
     return {
         "name": name,
         "model": model,
@@ -256,7 +253,7 @@ def describe_runs(ablations: Sequence[Ablation], models: Iterable[str]) -> dict[
         ValueError: If trainings were evaluated on different numbers of images.
     """
     runs = [run for ablation in ablations for run in ablation.plan(models)]
-    rows = {f"{run.row_path.parent.name}/{run.row_path.stem}": run.read_row() for run in runs if run.is_finished}
+    rows = {f"{run.row_path.parent.name}/{run.row_path.stem}": run.load_row() for run in runs if run.is_finished}
     reports = list(rows.values())
     origins = describe_origins(rows)
     configs = [ablation.config for ablation in ablations]
@@ -302,11 +299,6 @@ def score_columns(rows: list[dict[str, Any]]) -> list[str]:
     return list(dict.fromkeys(key for row in reversed(rows) for key in row["scores"]))
 
 
-def arrow(key: str) -> str:
-    """Returns an arrow that shows whether lower or higher is better."""
-    return "↓" if metric_of(key).lower_is_better else "↑"
-
-
 def format_summary(summary: dict[str, Any] | None, digits: int) -> str:
     """Formats a summary as `0.1234 ± 0.0056`, without the deviation for one seed."""
     if summary is None:
@@ -320,6 +312,13 @@ def format_cost(cost: float | None) -> str:
     return NOTHING if cost is None else f"{cost:.2f}"
 
 
+def format_table(header: Iterable[str], lines: Iterable[Sequence[str]]) -> str:
+    """Formats a Markdown table whose first column is text."""
+    header = list(header)
+    rule = ["---", *["---:"] * (len(header) - 1)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in (header, rule, *lines))
+
+
 def to_markdown(title: str, rows: list[dict[str, Any]], facts: dict[str, Any]) -> str:
     """Formats a table as Markdown, with the facts below it; empty columns are left out."""
     keys = score_columns(rows)
@@ -331,8 +330,7 @@ def to_markdown(title: str, rows: list[dict[str, Any]], facts: dict[str, Any]) -
         "GMAC": [format_cost(row["multiply_accumulates_billions"]) for row in rows],
     }
     columns = {header: cells for header, cells in columns.items() if set(cells) != {NOTHING}}
-    lines = [columns, ["---", *["---:"] * (len(columns) - 1)], *zip(*columns.values(), strict=True)]
-    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    table = format_table(columns, zip(*columns.values(), strict=True))
     notes = "\n".join(
         f"- {name.replace('_', ' ')}: {', '.join(map(str, value)) if isinstance(value, list) else value}"
         for name, value in facts.items()
@@ -347,22 +345,16 @@ def to_csv(rows: list[dict[str, Any]]) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     statistic = [f"{key} {name}" for key in (*keys, GAIN) for name in ("mean", "std")]
-    writer.writerow(["name", *statistic, "parameters_millions", "multiply_accumulates_billions"])
+    writer.writerow(["name", *statistic, *COSTS])
     for row in rows:
         summaries = [*(row["scores"].get(key) for key in keys), row[GAIN]]
         values = [summary and summary[name] for summary in summaries for name in ("mean", "std")]
-        writer.writerow([row["name"], *values, row["parameters_millions"], row["multiply_accumulates_billions"]])
+        writer.writerow([row["name"], *values, *(row[name] for name in COSTS)])
     return text.getvalue()
 
 
 def save_table(stem: Path, title: str, rows: list[dict[str, Any]], facts: dict[str, Any]) -> None:
     """Writes `stem`.md, `stem`.csv and `stem`.json."""
     save_report(stem.with_suffix(".json"), title=title, rows=rows, **facts)
-    replace_text(stem.with_suffix(".csv"), to_csv(rows))
-    replace_text(stem.with_suffix(".md"), to_markdown(title, rows, facts))
-
-
-def replace_text(path: Path, text: str) -> None:
-    """Writes a text file atomically."""
-    with atomic_write(path) as unfinished:
-        unfinished.write_text(text, encoding="utf-8")
+    write_text(stem.with_suffix(".csv"), to_csv(rows))
+    write_text(stem.with_suffix(".md"), to_markdown(title, rows, facts))

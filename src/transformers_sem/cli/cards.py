@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ..hub.card import add_checkpoint, render_cards
 from ..utils.errors import plain_errors
-from ..utils.files import atomic_write
+from ..utils.files import write_text
 from .arguments import command_parser
 
 
@@ -37,8 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 "run with --add."
             )
         for path, text in cards.items():
-            with atomic_write(path) as unfinished:
-                unfinished.write_text(text, encoding="utf-8")
+            write_text(path, text)
             print(path)
 
 

@@ -21,11 +21,10 @@ from pathlib import Path
 from .. import demo
 from ..image_processing_sem import SEMImageProcessor
 from ..modeling_sem import SEMForMultiTaskDensePrediction
-from ..utils.arguments import port_number, positive_integer
 from ..utils.errors import plain_errors
 from ..utils.files import save_trained
 from ..utils.loading import load_image_processor, load_model
-from .arguments import command_parser
+from .arguments import command_parser, port_number, positive_integer
 
 
 QUICKSTART = Path("runs/quickstart")

@@ -14,16 +14,15 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..data.benchmarks import get_benchmark
-from ..evaluation.evaluator import EvaluationConfig, evaluate_and_report, is_only_training_data
+from ..evaluation.config import REPORT_NAME, EvaluationConfig, is_only_training_data
+from ..evaluation.evaluator import evaluate_and_report
 from ..image_processing_sem import SEMImageProcessor
 from ..modeling_sem import SEMForMultiTaskDensePrediction
-from ..utils.arguments import json_path, positive_integer
 from ..utils.environment import starting_commit
 from ..utils.errors import plain_errors
 from ..utils.loading import load_image_processor, load_model
 from ..utils.processes import start_accelerator
-from .arguments import command_parser
+from .arguments import command_parser, json_path, positive_integer
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -56,7 +55,7 @@ def choose_outputs(parsed: argparse.Namespace, configs: dict[str, EvaluationConf
     """Returns the report to write for each dataset; beside a model, that of the data that it was trained on stays."""
     if parsed.output is not None and len(configs) == 1:
         return [parsed.output]
-    output = parsed.output or Path(parsed.model) / "evaluation.json"
+    output = parsed.output or Path(parsed.model) / REPORT_NAME
     if len(configs) == 1 and is_only_training_data(parsed.model, *next(iter(configs.items()))):
         return [output]
     return [output.with_stem(f"{output.stem}_{name}") for name in configs]
@@ -77,9 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             if predictions_dir and len(configs) > 1:
                 predictions_dir = predictions_dir / name
             with accelerator.main_process_first():
-                rows = get_benchmark(config.dataset, config.data_dir, config.dataset_kwargs, config.tasks).load(
-                    config.data_dir, **config.dataset_kwargs
-                )
+                rows = config.get_benchmark().load(config.data_dir, **config.dataset_kwargs)
             report = evaluate_and_report(
                 config,
                 accelerator,

@@ -17,11 +17,10 @@ from ..data.benchmarks import SCORED_BOUNDARY_IDS
 from ..data.files import read_list
 from ..evaluation.boundary import boundary_scores
 from ..evaluation.boundary_files import count_boundaries, pair_files
-from ..utils.arguments import json_path, positive_integer
 from ..utils.environment import lock_report, save_report
 from ..utils.errors import plain_errors
 from ..utils.processes import available_cpus
-from .arguments import command_parser
+from .arguments import command_parser, json_path, positive_integer
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -25,15 +25,14 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from ..demo.web_page import check_runtime, write_page
-from ..evaluation.evaluator import EvaluationConfig
+from ..evaluation.config import EvaluationConfig
 from ..image_processing_sem import SEMImageProcessor
 from ..modeling_sem import SEMForMultiTaskDensePrediction
-from ..utils.arguments import positive_integer
 from ..utils.environment import save_report, starting_commit
 from ..utils.errors import plain_errors
 from ..utils.extras import require
 from ..utils.loading import load_image_processor, load_model
-from .arguments import command_parser
+from .arguments import command_parser, positive_integer
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -28,12 +28,11 @@ from ..inference.outputs import OutputFolder
 from ..inference.predictor import Predictor, parse_augmentations
 from ..inference.runner import PredictionRunner
 from ..modeling_sem import SEMForMultiTaskDensePrediction
-from ..utils.arguments import positive_integer
 from ..utils.errors import plain_errors
 from ..utils.files import locked
 from ..utils.loading import load_image_processor, load_model
 from ..utils.processes import start_accelerator
-from .arguments import command_parser
+from .arguments import command_parser, positive_integer
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -87,7 +86,7 @@ def build_run(arguments: argparse.Namespace) -> PredictionRunner:
     digest.update(repr(settings).encode())
     return PredictionRunner(
         Predictor(
-            model=model.to(accelerator.device).eval(),
+            model=model.to(accelerator.device),
             image_processor=image_processor,
             batch_size=arguments.batch_size,
             tile=arguments.tile,

@@ -17,6 +17,7 @@ from datasets.features.features import require_decoding
 from torch import Tensor
 
 from ..tasks import get_task, register_variant
+from ..utils.errors import check_keys
 from . import cityscapes, folder, nyud_v2, pascal_context, scenes
 from .row_format import LABEL_MAP
 
@@ -94,15 +95,18 @@ class Benchmark:
             "scored_ids": {task: sorted(ids) for task, ids in self.scored_ids.items()},
         }
 
-    def protocol_columns(self, columns: list[str]) -> list[str]:
-        """Returns those of `columns` that `references` needs."""
-        return [column for column in columns if column == "id" or column in self.reference_columns.values()]
+    def row_references(
+        self, rows: datasets.Dataset, index: int, labels: dict[str, Tensor]
+    ) -> dict[str, Tensor | np.ndarray]:
+        """Returns the `references` of one of the rows, without decoding its other columns."""
+        columns = [name for name in rows.column_names if name == "id" or name in self.reference_columns.values()]
+        return self.references(rows.select_columns(columns)[index] if columns else {}, labels)
 
     def references(self, row: dict[str, Any], labels: dict[str, Tensor]) -> dict[str, Tensor | np.ndarray]:
         """Returns what the predictions of an image are compared with, without tasks that are not scored on it.
 
         Args:
-            row (`dict[str, Any]`): The `protocol_columns` of the image.
+            row (`dict[str, Any]`): The `id` and the `reference_columns` of the image, where there are any.
             labels (`dict[str, Tensor]`): Its labels for training.
         """
         references = {
@@ -160,9 +164,7 @@ class Benchmark:
             ValueError: If one is unknown.
         """
         known = [field.name for field in fields(self.builder.BUILDER_CONFIG_CLASS)]
-        unknown = sorted(set(names) - set(known), key=str)
-        if unknown:
-            raise ValueError(f"Unknown fields {unknown} of {self.builder.__name__}; known are {known}.")
+        check_keys(f"fields of {self.builder.__name__}", names, known)
 
     def _build(self, data_dir: str | None, cache_dir: str | None = None, **kwargs) -> datasets.DatasetBuilder:
         if self.needs_data_dir:

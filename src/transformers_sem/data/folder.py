@@ -52,10 +52,10 @@ from .files import (
     read_rgb,
     read_values,
 )
-from .sources import SETTINGS_NAME, Frame, Maps, Source, SourceBuilder, SourceConfig, drop_missing
+from .sources import DESCRIPTION_NAME, Frame, Maps, Source, SourceBuilder, SourceConfig, drop_missing
 
 
-RULE = f"the folder that has images/ and {SETTINGS_NAME}, its parent, or a tar or zip archive of either"
+RULE = f"the folder that has images/ and {DESCRIPTION_NAME}, its parent, or a tar or zip archive of either"
 LISTS = {"train": "train.txt", "validation": "validation.txt"}
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 # Refused, because they would be left out in silence
@@ -72,7 +72,7 @@ Settings = dict[str, dict[str, Any]]
 
 def is_root(folder: Path) -> bool:
     """Returns whether a folder is a user's own dataset."""
-    return (folder / "images").is_dir() and (folder / SETTINGS_NAME).is_file()
+    return (folder / "images").is_dir() and (folder / DESCRIPTION_NAME).is_file()
 
 
 def find_source(data_dir: str | Path | None) -> Source:
@@ -86,7 +86,7 @@ def find_source(data_dir: str | Path | None) -> Source:
         FileNotFoundError: If there is no such folder, or a task in `dataset.yaml` has none.
     """
     root = find_root(data_dir, is_root, RULE)
-    settings = read_settings(root / SETTINGS_NAME)
+    settings = read_description(root / DESCRIPTION_NAME)
     images = find_files(root / "images", IMAGE_SUFFIXES)
     maps = {task: find_files(root / task, MAP_SUFFIXES) for task in settings}
     source = Source(
@@ -104,7 +104,7 @@ def find_source(data_dir: str | Path | None) -> Source:
     return drop_missing(source)
 
 
-def read_settings(path: Path) -> Settings:
+def read_description(path: Path) -> Settings:
     """Reads `dataset.yaml`.
 
     Returns:
@@ -202,7 +202,7 @@ def find_files(folder: Path, suffixes: tuple[str, ...]) -> dict[str, str]:
         ValueError: If two files have the same id.
     """
     if not folder.is_dir():
-        raise FileNotFoundError(f"Every task in {SETTINGS_NAME} needs a folder of its name; there is no {folder}.")
+        raise FileNotFoundError(f"Every task in {DESCRIPTION_NAME} needs a folder of its name; there is no {folder}.")
     paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in suffixes and path.name[0] != ".")
     files = {path.stem: str(path) for path in paths}
     if not files:
@@ -279,13 +279,13 @@ def read_classes(path: str, ids: tuple[int, ...], ignored: int | None) -> np.nda
     if ignored is None and len(ids) == 2 and INVALID_ID not in ids and set(np.unique(labels)) == {0, INVALID_ID}:
         raise ValueError(
             f"ids must be those of the two classes, {list(ids)}; got a mask of 0 and 255: write 'classes: {{0: ..., 255: ...}}' in "
-            f"{SETTINGS_NAME}, or 'ignored: 255' if 255 marks pixels without a class"
+            f"{DESCRIPTION_NAME}, or 'ignored: 255' if 255 marks pixels without a class"
         )
     ignored = INVALID_ID if ignored is None else ignored
     unknown = np.setdiff1d(labels, [*ids, ignored])
     if len(unknown) > 0:
         raise ValueError(
-            f"ids must be those of the classes in {SETTINGS_NAME}, {list(ids)}, or the ignored {ignored}; got "
+            f"ids must be those of the classes in {DESCRIPTION_NAME}, {list(ids)}, or the ignored {ignored}; got "
             f"{unknown[:5].tolist()}"
         )
     table = np.full(65536, INVALID_ID, np.uint8)
@@ -305,14 +305,14 @@ def read_metres(path: str, unit: str | float | None) -> np.ndarray:
         raise ValueError(f"depth must be numbers (height, width); got {values.dtype} {values.shape}")
     if unit is None and values.dtype.kind != "f":
         raise ValueError(
-            f"depth in whole numbers needs a unit; got {values.dtype}: write 'unit: millimetre', for example, in {SETTINGS_NAME}"
+            f"depth in whole numbers needs a unit; got {values.dtype}: write 'unit: millimetre', for example, in {DESCRIPTION_NAME}"
         )
     unit = unit or DEFAULT_UNIT
     depth = values * UNITS.get(unit, unit)
     if np.nanmax(depth, initial=0.0) > MAX_DEPTH and np.isfinite(np.nanmax(depth)):
         raise ValueError(
             f"depth must be at most {MAX_DEPTH:g} metres; got {np.nanmax(depth):g} in the unit {unit!r}: check the unit in "
-            f"{SETTINGS_NAME}"
+            f"{DESCRIPTION_NAME}"
         )
     return check_depth(depth, MAX_DEPTH)
 
@@ -361,7 +361,7 @@ class FolderConfig(SourceConfig):
 
     def create_config_id(self, config_kwargs: dict, custom_features: datasets.Features | None = None) -> str:
         """Names the cache by `dataset.yaml` too."""
-        settings = read_settings(find_root(self.data_dir, is_root, RULE) / SETTINGS_NAME)
+        settings = read_description(find_root(self.data_dir, is_root, RULE) / DESCRIPTION_NAME)
         return super().create_config_id({**config_kwargs, "settings": settings}, custom_features)
 
 

@@ -19,7 +19,6 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 from torchvision import tv_tensors
-from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional
 
 from ..task_kinds import MAX_DEPTH, METRES, TaskKind, keep_values
@@ -89,13 +88,13 @@ def move_pixels(label: Label, move: Callable[[tv_tensors.Mask], Tensor]) -> Labe
     return Label(torch.where(inside.as_subclass(Tensor) > 0, moved, label.kind.invalid_value), label.task)
 
 
-@v2.functional.register_kernel(functional.horizontal_flip, Label)
+@functional.register_kernel(functional.horizontal_flip, Label)
 def flip_horizontally(label: Label) -> Label:
     """Mirrors a label."""
     return Label(label.kind.flip_values(label.as_subclass(Tensor).flip(-1)), label.task)
 
 
-@v2.functional.register_kernel(functional.vertical_flip, Label)
+@functional.register_kernel(functional.vertical_flip, Label)
 def flip_vertically(label: Label) -> Label:
     """Turns a label upside down.
 
@@ -107,7 +106,7 @@ def flip_vertically(label: Label) -> Label:
     return Label(label.as_subclass(Tensor).flip(-2), label.task)
 
 
-@v2.functional.register_kernel(functional.resize, Label)
+@functional.register_kernel(functional.resize, Label)
 def resize(label: Label, size: list[int] | None, max_size: int | None = None, **kwargs: Any) -> Label:
     """Resizes a label. The interpolation is that of its kind, whatever `kwargs` say.
 
@@ -123,38 +122,38 @@ def resize(label: Label, size: list[int] | None, max_size: int | None = None, **
     return Label(values, label.task)
 
 
-@v2.functional.register_kernel(functional.crop, Label)
+@functional.register_kernel(functional.crop, Label)
 def crop(label: Label, top: int, left: int, height: int, width: int) -> Label:
     """Crops a label; the window may reach out of it."""
     return move_pixels(label, lambda mask: functional.crop(mask, top, left, height, width))
 
 
-@v2.functional.register_kernel(functional.center_crop, Label)
+@functional.register_kernel(functional.center_crop, Label)
 def center_crop(label: Label, output_size: list[int]) -> Label:
     """Crops the middle of a label, or pads around it."""
     return move_pixels(label, lambda mask: functional.center_crop(mask, output_size))
 
 
-@v2.functional.register_kernel(functional.resized_crop, Label)
+@functional.register_kernel(functional.resized_crop, Label)
 def resized_crop(label: Label, top: int, left: int, height: int, width: int, size: list[int], **kwargs: Any) -> Label:
     """Crops and resizes a label."""
     return resize(crop(label, top, left, height, width), size)
 
 
-@v2.functional.register_kernel(functional.pad, Label)
+@functional.register_kernel(functional.pad, Label)
 def pad(label: Label, padding: list[int], **kwargs: Any) -> Label:
     """Pads a label with invalid pixels, whatever value or mode `kwargs` give."""
     return move_pixels(label, lambda mask: functional.pad(mask, padding))
 
 
-def register_warp(functional_: Callable) -> None:
+def register_warp(function: Callable) -> None:
     """Registers the kernel of a change that moves every pixel in its own way."""
 
-    @v2.functional.register_kernel(functional_, Label)
+    @functional.register_kernel(function, Label)
     def warp(label: Label, *args: Any, **kwargs: Any) -> Label:
         if label.kind.flip_values is not keep_values or label.kind.zoom_values is not keep_values:
-            raise ValueError(f"{no_rule(functional_.__name__, label)} Flip, crop, pad or resize instead.")
-        return move_pixels(label, lambda mask: functional_(mask, *args, **{**kwargs, "fill": None}))
+            raise ValueError(f"{no_rule(function.__name__, label)} Flip, crop, pad or resize instead.")
+        return move_pixels(label, lambda mask: function(mask, *args, **{**kwargs, "fill": None}))
 
 
 def no_rule(name: str, label: Label) -> str:

@@ -24,7 +24,7 @@ from tqdm.auto import tqdm
 from ..tasks import TASKS
 from ..utils.files import atomic_write, locked
 from ..utils.processes import process_pool
-from ..visualization.panels import contact_sheet
+from ..visualization.panels import contact_sheet, save_image
 from .files import BrokenFrameError, file_signature
 from .row_format import describe_column
 from .sources import Frame, Source, SourceBuilder, frame_files
@@ -310,5 +310,4 @@ def save_preview(source: Source, path: Path, *, skip_broken: bool = False) -> No
     tasks = [column for column in source.columns if column in TASKS]
     sheet = contact_sheet(list(preview_rows(source, skip_broken=skip_broken)), tasks)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_write(path) as unfinished:
-        sheet.save(unfinished)
+    save_image(path, sheet)

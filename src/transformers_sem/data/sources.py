@@ -18,7 +18,7 @@ from .shrink import Maps, shrink_maps
 
 
 Frame = dict[str, Any]
-SETTINGS_NAME = "dataset.yaml"
+DESCRIPTION_NAME = "dataset.yaml"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,7 +117,7 @@ def drop_missing(source: Source) -> Source:
     Raises:
         ValueError: If `dataset.yaml` cannot be read.
     """
-    path = source.root / SETTINGS_NAME
+    path = source.root / DESCRIPTION_NAME
     allowed = read_settings(path).get("allow_missing", False) if path.is_file() else False
     if not isinstance(allowed, bool):
         raise ValueError(f"Cannot use {path}: `allow_missing` is true or false; got {allowed!r}.")
@@ -148,7 +148,7 @@ def check_files(source: Source) -> None:
         raise FileNotFoundError(
             f"Every id on the lists needs a file in each folder of maps; {len(missing)} are missing, first {missing[:5]}. "
             "Restore them, take their ids off the lists, remove a folder to leave its map out, or write `allow_missing: true` to "
-            f"{SETTINGS_NAME} in the folder of the dataset: images are trained on the maps that they have then."
+            f"{DESCRIPTION_NAME} in the folder of the dataset: images are trained on the maps that they have then."
         )
 
 

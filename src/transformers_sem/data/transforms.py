@@ -233,7 +233,6 @@ class TrainingAugmentation(v2.Compose):
     Args:
         size (`tuple[int, int]`): Largest height and width of the crop.
         zoom (`tuple[float, float]`): Range of the zoom.
-        max_class_share (`float`): See `RandomCrop`.
         flip_probability (`float`): Probability of a horizontal flip.
         distortion_probability (`float`): Probability of each of the four changes of color.
     """
@@ -243,14 +242,13 @@ class TrainingAugmentation(v2.Compose):
         size: tuple[int, int],
         *,
         zoom: tuple[float, float] = (0.5, 2.0),
-        max_class_share: float = 0.75,
         flip_probability: float = 0.5,
         distortion_probability: float = 0.5,
     ) -> None:
         super().__init__(
             [
                 RandomZoom(*zoom),
-                RandomCrop(size, max_class_share),
+                RandomCrop(size),
                 v2.RandomHorizontalFlip(check_probability("flip_probability", flip_probability)),
                 RandomPhotometricDistortion(distortion_probability),
             ]

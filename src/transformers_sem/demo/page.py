@@ -11,7 +11,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-import torch
 from PIL import Image
 
 from ..data.scenes import render_scene
@@ -85,11 +84,9 @@ class SessionFolders:
 
 def load_pipeline(model: str | Path) -> MultiTaskDensePredictionPipeline:
     """Loads a model from a folder or the Hub, on the best available device."""
-    device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     return MultiTaskDensePredictionPipeline(
         model=load_model(SEMForMultiTaskDensePrediction, model),
         image_processor=load_image_processor(SEMImageProcessor, model),
-        device=device,
     )
 
 

@@ -7,7 +7,7 @@ import evaluate
 from accelerate import Accelerator
 from torch import Tensor
 
-from .sums import MetricSums, multi_task_gain
+from .sums import MetricSums
 
 
 DESCRIPTION = """\
@@ -136,4 +136,4 @@ def check_dicts(predictions: Mapping, references: Mapping) -> None:
         )
 
 
-__all__ = ["MultiTaskMetric", "multi_task_gain"]
+__all__ = ["MultiTaskMetric"]

@@ -2,18 +2,16 @@
 
 import hashlib
 import inspect
-import json
 import logging
 import shutil
 from collections import deque
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass
 from importlib.metadata import version
 from operator import itemgetter
 from pathlib import Path
-from typing import Any
 
 import datasets
 import numpy as np
@@ -23,22 +21,18 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
 from datasets.fingerprint import Hasher
-from huggingface_hub.dataclasses import strict
 from torch import Tensor
 
-from ..data.benchmarks import Benchmark, get_benchmark, same_classes
-from ..data.mixture import DatasetConfig, name_datasets
+from ..data.benchmarks import Benchmark, same_classes
 from ..data.transforms import read_row
 from ..image_processing_sem import SEMImageProcessor
 from ..modeling_sem import SEMForMultiTaskDensePrediction
 from ..utils.cache import CachedResult
 from ..utils.environment import lock_report, save_report
-from ..utils.errors import check_keys
 from ..utils.files import atomic_write, locked
-from ..utils.loading import explain_failure
 from ..utils.processes import available_cpus, leave_cores, process_pool, progress
-from ..utils.settings import apply_overrides, read_settings
 from ..visualization.panels import Prediction
+from .config import EvaluationConfig, read_training
 from .constant_predictor import ConstantPredictor, fit_constant
 from .map_files import save_maps
 from .metrics import Metric, find_metric
@@ -48,115 +42,6 @@ from .sums import MetricSums, Sums, format_report, main_scores, scores_of
 
 logger = logging.getLogger(__name__)
 MODEL, CONSTANT = "model", "constant"  # whose statistics they are
-TRAINING_NAME = "training.json"  # what a training notes beside the weights
-SETTINGS_NAME = "training.yaml"
-
-
-@strict
-@dataclass(kw_only=True)
-class EvaluationConfig:
-    """Settings of an evaluation.
-
-    Args:
-        dataset (`str`): Name of the dataset.
-        data_dir (`str`, *optional*): Folder of the data, for datasets that are read from disk.
-        dataset_kwargs (`dict`): Fields of the builder configuration of the dataset.
-        tasks (`dict[str, str]`): Names that the model has for tasks of the dataset, `{name in the dataset: name in the model}`.
-        batch_size (`int`): Images that a rank predicts at once.
-        num_evaluation_images (`int`, *optional*): Number of validation images; `None` is all.
-        seed (`int`): Seed of the training, noted in the report.
-    """
-
-    dataset: str = "nyud_v2"
-    data_dir: str | None = None
-    dataset_kwargs: dict = field(default_factory=dict)
-    tasks: dict[str, str] = field(default_factory=dict)
-    batch_size: int = 4
-    num_evaluation_images: int | None = None
-    seed: int = 0
-
-    def validate_counts(self):
-        """Counts are 1 or more."""
-        for name in ("batch_size", "num_evaluation_images"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"`{name}` is 1 or more; got {value}.")
-
-    @classmethod
-    def load(cls, folder: str | Path, overrides: Sequence[str] = ()) -> "EvaluationConfig":
-        """Reads the settings of the run in a folder, or the defaults where there is none, and `key=value` overrides.
-
-        Raises:
-            ValueError: If a key is unknown or a value of another type, or the run has several datasets and none is chosen.
-        """
-        configs = cls.load_all(folder, overrides)
-        if len(configs) > 1:
-            raise ValueError(f"Choose one of the datasets of the run, {list(configs)}, with dataset=NAME.")
-        return next(iter(configs.values()))
-
-    @classmethod
-    def load_all(cls, folder: str | Path, overrides: Sequence[str] = ()) -> dict[str, "EvaluationConfig"]:
-        """Reads the settings as `load` does for each dataset of a run, `{name: settings}`.
-
-        The override `dataset=NAME` chooses one of them, with its other settings, or another dataset.
-
-        Raises:
-            ValueError: If a key is unknown or a value of another type, or as in [`choose_datasets`].
-        """
-        path, names = Path(folder) / SETTINGS_NAME, [spec.name for spec in fields(cls)]
-        run = read_settings(path) if path.is_file() else {}
-        values = {name: run[name] for name in names if name in run and name != "tasks"}  # those of a run are a list
-        with explain_failure(f"Cannot use {path}"):
-            if "gradient_accumulation_steps" in run:  # `batch_size` of a run counts all micro-batches
-                values["batch_size"] = run.get("batch_size", cls.batch_size) // run["gradient_accumulation_steps"]
-            named = name_datasets([DatasetConfig.from_dict(entry) for entry in run.get("datasets", [])])
-        changes = apply_overrides({}, overrides)
-        check_keys("settings", {**values, **changes}, names)
-        if changes.get("dataset", values.get("dataset")) != values.get("dataset"):  # the run's are of its own dataset
-            values = {name: value for name, value in values.items() if name not in ("data_dir", "dataset_kwargs")}
-        chosen = choose_datasets(named, changes)
-        if not chosen:
-            config = cls(**apply_overrides(values, overrides))
-            return {config.dataset: config}
-        return {
-            name: cls(
-                **apply_overrides({**values, **{key: entry[key] for key in entry if key in names}}, overrides)
-                | {"dataset": entry["dataset"]}
-            )
-            for name, entry in chosen.items()
-        }
-
-
-def choose_datasets(named: dict[str, DatasetConfig], changes: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Returns the settings of those datasets of a run that an evaluation with some changed settings is of.
-
-    Raises:
-        ValueError: If settings of one dataset are changed and several are chosen, or a dataset is chosen by a name of several.
-    """
-    chosen = {name: asdict(config) for name, config in named.items() if changes.get("dataset", name) == name}
-    if len(chosen) > 1 and not changes.keys().isdisjoint(("data_dir", "dataset_kwargs", "tasks")):
-        raise ValueError(
-            f"`data_dir`, `dataset_kwargs` and `tasks` belong to one dataset; the run has {list(chosen)}. Choose one with "
-            "dataset=NAME."
-        )
-    same = [name for name, config in named.items() if config.dataset == changes.get("dataset")]
-    if not chosen and same and changes.keys().isdisjoint(("data_dir", "dataset_kwargs")):
-        raise ValueError(
-            f"The datasets of a run have names of their own; dataset={changes['dataset']} is one of {same}. Choose one of these."
-        )
-    return chosen
-
-
-def is_only_training_data(folder: str | Path, name: str, config: EvaluationConfig) -> bool:
-    """Returns whether a dataset is the one that the model in a folder was trained on; true where the training noted nothing.
-
-    Datasets are known by their names and titles. The title of an own folder is the name of the folder.
-    """
-    noted = (read_training(folder) or {}).get("data")
-    if noted is None:
-        return True
-    benchmark = get_benchmark(config.dataset, config.data_dir, config.dataset_kwargs, config.tasks)
-    return {key: data["title"] for key, data in noted.items()} == {name: benchmark.title}
 
 
 @torch.no_grad()
@@ -242,7 +127,6 @@ class Evaluation:
         self.metrics = {owner: MetricSums(widths, kwargs) for owner in self.owners}
         has_ids = "id" in self.rows.column_names
         self.ids = [str(name) for name in (self.rows["id"] if has_ids else range(len(self.rows)))]
-        self.protocol_columns = self.benchmark.protocol_columns(self.rows.column_names)
 
     def run(self) -> tuple[dict[str, MetricSums], list[dict]]:
         """Evaluates.
@@ -318,8 +202,7 @@ class Evaluation:
                 yield finish(pending.popleft())
 
     def _start(self, index: int, prediction: Prediction, pool: Executor) -> dict[str, dict[str, dict | Future]]:
-        row = self.rows.select_columns(self.protocol_columns)[index] if self.protocol_columns else {}
-        references = self.benchmark.references(row, prediction.labels)
+        references = self.benchmark.row_references(self.rows, index, prediction.labels)
         maps = {MODEL: prediction.maps}
         if CONSTANT in self.owners:
             maps[CONSTANT] = self.constant.predict(prediction.image.shape[-2:])
@@ -398,7 +281,7 @@ def evaluate_and_report(
         ValueError: If another process evaluates into `path` or `predictions_dir`, or model and data do not fit.
     """
     with lock_outputs(path, predictions_dir, accelerator):
-        benchmark = get_benchmark(config.dataset, config.data_dir, config.dataset_kwargs, config.tasks)
+        benchmark = config.get_benchmark()
         unfinished_dir = path.with_name(f"unfinished_{path.stem}")
         num_processes = num_processes or max(1, available_cpus() // (2 * accelerator.num_processes))
         leave_cores(num_processes)
@@ -562,14 +445,3 @@ def save_image_scores(path: Path, image_scores: list[dict]) -> None:
     columns = dict.fromkeys(key for scores in image_scores for key in scores)
     with atomic_write(path) as unfinished:
         pq.write_table(pa.table({key: [scores.get(key) for scores in image_scores] for key in columns}), unfinished)
-
-
-def read_training(folder: str | Path) -> dict | None:
-    """Returns what a training noted beside the weights in a folder, and `None` where there is nothing.
-
-    Raises:
-        ValueError: If the file is damaged.
-    """
-    path = Path(folder) / TRAINING_NAME
-    with explain_failure(f"Cannot use {path}"):
-        return {**json.loads(path.read_text(encoding="utf-8"))} if path.is_file() else None

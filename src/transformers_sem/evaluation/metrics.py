@@ -390,3 +390,8 @@ def task_of(key: str) -> str:
 def metric_of(key: str) -> Metric:
     """Returns the metric that a score `"task/score"` is of."""
     return find_metric(task_of(key))
+
+
+def arrow(key: str) -> str:
+    """Returns an arrow that shows whether lower or higher values of a score `"task/score"` are better."""
+    return "↓" if metric_of(key).lower_is_better else "↑"

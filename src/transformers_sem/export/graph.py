@@ -9,8 +9,9 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from ..configuration_sem import SEMConfig
-from ..data.benchmarks import Benchmark, get_benchmark
-from ..evaluation.evaluator import MODEL, Evaluation, EvaluationConfig, match_classes, scored_widths
+from ..data.benchmarks import Benchmark
+from ..evaluation.config import EvaluationConfig
+from ..evaluation.evaluator import MODEL, Evaluation, match_classes, scored_widths
 from ..image_processing_sem import SEMImageProcessor
 from ..modeling_outputs import SEMMultiTaskOutput
 from ..modeling_sem import SEMForMultiTaskDensePrediction
@@ -68,7 +69,7 @@ def load_scored_rows(
     Raises:
         ValueError: If the dataset has other classes than the model.
     """
-    benchmark = get_benchmark(config.dataset, config.data_dir, config.dataset_kwargs, config.tasks)
+    benchmark = config.get_benchmark()
     rows = benchmark.load(config.data_dir, **config.dataset_kwargs)["validation"]
     rows = rows.select(range(min(config.num_evaluation_images or len(rows), len(rows))))
     match_classes(model, benchmark, scored_widths(model, benchmark, rows))

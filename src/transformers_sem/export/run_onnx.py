@@ -5,23 +5,12 @@ This file is copied beside an exported graph. It needs numpy, onnxruntime and pi
 
 import json
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import onnxruntime
-from PIL import ExifTags, Image
-
-
-# EXIF orientation -> what makes the image upright
-TRANSPOSITIONS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
+from PIL import Image, ImageOps
 
 
 def content_size(size: tuple[int, int], settings: dict) -> tuple[int, int]:
@@ -43,12 +32,9 @@ def read_rgb(path: Path) -> Image.Image:
     # other formats could start another program
     image = Image.open(path, formats=("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF"))
     image.load()
-    try:
-        transposition = TRANSPOSITIONS.get(image.getexif().get(ExifTags.Base.Orientation))
-    except Exception:  # damaged metadata
-        transposition = None
+    with suppress(Exception):  # of damaged metadata
+        ImageOps.exif_transpose(image, in_place=True)
     has_alpha = "A" in image.getbands() or "transparency" in image.info
-    image = image if transposition is None else image.transpose(transposition)
     if image.mode.startswith("I"):
         image = Image.fromarray(((np.asarray(image).astype(np.uint32) + 128) // 257).astype(np.uint8))
     elif has_alpha:

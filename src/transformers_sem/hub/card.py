@@ -14,6 +14,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from PIL import Image
 
 from ..configuration_sem import SEMConfig, SEMTimmBackboneConfig
+from ..evaluation.config import REPORT_NAME
 from ..evaluation.metrics import find_metric
 from ..pipeline_sem import PIPELINE_TAG
 from ..tasks import get_task
@@ -28,7 +29,7 @@ PAPER_URL = (
     "Huang_Going_Beyond_Multi-Task_Dense_Prediction_with_Synergy_Embedding_Models_CVPR_2024_paper.html"
 )
 CARD_NAME = "README.md"
-EVALUATION_NAME, SEVERAL_EVALUATIONS = "evaluation.json", "evaluation_*.json"
+SEVERAL_EVALUATIONS = "evaluation_*.json"
 EVALUATION_KEYS = (
     *("scores", "constant_scores", "dataset", "data", "num_images", "num_scored_images", "num_parameters"),
     *("training", "command", "environment"),
@@ -63,7 +64,7 @@ def add_checkpoint(run_dir: Path, cards_dir: Path) -> None:
         OSError: If the run is not finished.
         ValueError: If its evaluation is incomplete.
     """
-    reports = find_reports(run_dir) or [run_dir / EVALUATION_NAME]
+    reports = find_reports(run_dir) or [run_dir / REPORT_NAME]
     for path in (run_dir / "config.json", *reports):
         if not path.is_file():
             raise FileNotFoundError(f"A card needs a finished run; {run_dir} has no {path.name}. Train it to the end.")
@@ -86,7 +87,7 @@ def add_checkpoint(run_dir: Path, cards_dir: Path) -> None:
 
 def find_reports(folder: Path) -> list[Path]:
     """Returns the report of a model in a folder, or those of several datasets; none if it was not evaluated."""
-    single = folder / EVALUATION_NAME
+    single = folder / REPORT_NAME
     return [single] if single.is_file() else sorted(folder.glob(SEVERAL_EVALUATIONS))
 
 
@@ -138,7 +139,7 @@ def read_evaluation(path: Path) -> dict[str, Any]:
     missing = [key for key in EVALUATION_KEYS if key not in evaluation] if isinstance(evaluation, dict) else "a report"
     if missing:
         raise ValueError(f"{path} lacks {missing}, which a card needs. {remedy}.")
-    if path.name != EVALUATION_NAME:  # the names of files differ also where one loader read several datasets
+    if path.name != REPORT_NAME:  # the names of files differ also where one loader read several datasets
         evaluation["dataset"] = path.stem.removeprefix("evaluation_")
     return evaluation
 
@@ -172,7 +173,7 @@ def make_card(
         model_id=model_id,
         tasks=[describe_task(config, task) for task in config.tasks],
         encoder=encoder_name(config),
-        has_code=bool(getattr(config, "auto_map", None)),
+        has_code=has_code(config),
         reports=reports,
         training_data=training_data(evaluations),
         main_rows=main_rows,
@@ -186,10 +187,14 @@ def make_card(
     )
 
 
+def has_code(config: SEMConfig) -> bool:
+    """Returns whether the repository of a model holds its code."""
+    return bool(getattr(config, "auto_map", None))
+
+
 def make_card_data(config: SEMConfig, name: str, evaluations: Sequence[dict[str, Any]]) -> ModelCardData:
     """Returns the metadata of a card."""
     hub_tasks = [get_task(task).hub_task for task in config.tasks if get_task(task).hub_task != "other"]
-    has_code = bool(getattr(config, "auto_map", None))
     facts = {}
     if evaluations:
         rows = [row for evaluation in evaluations for row in main_rows(evaluation)]
@@ -202,7 +207,7 @@ def make_card_data(config: SEMConfig, name: str, evaluations: Sequence[dict[str,
     return ModelCardData(
         model_name=name,
         # The Hub shows how to load a model with transformers, which takes the code in the repository or this package
-        library_name="transformers" if has_code else "transformers-sem",
+        library_name="transformers" if has_code(config) else "transformers-sem",
         pipeline_tag=(hub_tasks or [PIPELINE_TAG])[0],  # the Hub lists only tasks that it knows
         tags=["sem", "multi-task-learning", "dense-prediction", *config.tasks, *hub_tasks],
         **facts,

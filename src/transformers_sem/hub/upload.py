@@ -13,13 +13,13 @@ from huggingface_hub import HfApi, get_token
 from huggingface_hub.utils import validate_repo_id
 
 from ..configuration_sem import SEMConfig
-from ..evaluation.evaluator import TRAINING_NAME
+from ..evaluation.config import REPORT_NAME, TRAINING_NAME
 from ..image_processing_sem import SEMImageProcessor
 from ..modeling_sem import AUTO_MODELS, SEMForMultiTaskDensePrediction
 from ..pipeline_sem import MultiTaskDensePredictionPipeline
 from ..utils.files import plain_disk_errors
 from ..utils.loading import load_image_processor, load_model
-from .card import EVALUATION_NAME, SEVERAL_EVALUATIONS, card_of_folder, find_reports, predictions_path
+from .card import SEVERAL_EVALUATIONS, card_of_folder, find_reports, predictions_path
 
 
 LOG_IN = "Log in with `hf auth login` or set HF_TOKEN, with a token that may write there"
@@ -31,7 +31,7 @@ REPLACED = [
     "model-*.safetensors",
     "model.safetensors.index.json",
     TRAINING_NAME,
-    EVALUATION_NAME,
+    REPORT_NAME,
     SEVERAL_EVALUATIONS,
     "predictions.png",
     "predictions_*.png",

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..image_processing_sem import MAX_BAND_VALUES, restore_map, upsample_rows
+from ..image_processing_sem import MAX_BAND_VALUES, crop_logits, upsample_rows
 from ..tasks import flip_logits, get_task
 
 
@@ -91,8 +91,7 @@ def undo_view(
     """
     undone = {}
     for task, values in logits.items():
-        if content_size != padded_size:
-            values = restore_map(values, content_size, padded_size, content_size)
+        values = crop_logits(values, content_size, padded_size)
         values = get_task(task).kind.zoom_values(values.float(), 1 / view.scale)
         undone[task] = flip_logits(task, values) if view.flipped else values
     return ViewLogits(view, undone)

@@ -13,10 +13,10 @@ from huggingface_hub.dataclasses import strict
 from ..configuration_sem import SEMConfig
 from ..data.benchmarks import Benchmark
 from ..data.mixture import DatasetConfig, merge_benchmarks
-from ..evaluation.evaluator import SETTINGS_NAME
+from ..evaluation.config import SETTINGS_NAME
 from ..tasks import TASKS
 from ..utils.errors import check_keys
-from ..utils.files import atomic_write, locked
+from ..utils.files import locked, write_text
 from ..utils.settings import apply_overrides, format_yaml, read_settings
 
 
@@ -370,8 +370,7 @@ def claim_output_dir(config: TrainingConfig, *, replace: bool = False) -> None:
         )
     if changed or not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_write(path) as unfinished:
-            unfinished.write_text(format_yaml(asdict(config)))
+        write_text(path, format_yaml(asdict(config)))
 
 
 def changed_settings(config: TrainingConfig, path: Path) -> list[str]:

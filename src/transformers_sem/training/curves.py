@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..evaluation.metrics import metric_of
+from ..evaluation.metrics import arrow
 from ..evaluation.sums import main_scores
 from ..utils.extras import require
 from ..utils.files import atomic_write
@@ -50,8 +50,7 @@ def plot_curves(history: list[dict]) -> "Figure":
     draw_losses(panels[0], losses)
     draw_line(panels[1], "learning rate", points_of(losses, ["learning_rate"]))
     for axes, key in zip(panels[2:], keys, strict=False):
-        arrow = "↓" if metric_of(key).lower_is_better else "↑"
-        draw_line(axes, f"validation {key} {arrow}", points_of(scores, ["scores", key]))
+        draw_line(axes, f"validation {key} {arrow(key)}", points_of(scores, ["scores", key]))
     for axes in panels[2 + len(keys) :]:
         axes.remove()
     for axes in panels[: 2 + len(keys)]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from ..utils.files import atomic_write
+from ..utils.files import write_text
 from ..utils.memory import peak_memory
 
 
@@ -92,8 +92,7 @@ class History:
         if not self.accelerator.is_main_process or not self.path.exists():
             return
         kept = [json.dumps(entry) + "\n" for entry in read_history(self.path.parent) if entry["step"] <= step]
-        with atomic_write(self.path) as unfinished:
-            unfinished.write_text("".join(kept))
+        write_text(self.path, "".join(kept))
 
 
 def read_history(folder: Path) -> list[dict]:

@@ -57,12 +57,7 @@ def load_trained_model(config: TrainingConfig, labels: dict) -> tuple[SEMForMult
         new_names = {task: list(names.values()) for task, names in labels["task_id2label"].items()}
         reordered = [task for task in new_names if same_classes(trained.class_names(task), new_names[task])]
         names = {**labels["task_id2label"], **{task: trained.task_id2label[task] for task in reordered}}
-        fields = {**labels, "task_id2label": names, **model_fields(config, labels["task_num_labels"])}
-        for name in LOSS_FIELDS:  # of tasks that the settings do not name, they stay
-            kept = {task: value for task, value in getattr(trained, name).items() if task in labels["task_num_labels"]}
-            fields[name] = {**kept, **(fields.get(name) or {})}
-        fields["backbone_config"] = fields.get("backbone_config") or {}
-        check_encoder(trained.backbone_config.to_dict(), fields["backbone_config"])
+        fields = pretrained_fields(config, trained, {**labels, "task_id2label": names})
         new = SEMConfig.from_pretrained(config.pretrained_model, **fields)
         with explain_failure(f"The weights in {config.pretrained_model} cannot be read"):
             model, info = SEMForMultiTaskDensePrediction.from_pretrained(
@@ -96,6 +91,21 @@ def load_trained_model(config: TrainingConfig, labels: dict) -> tuple[SEMForMult
             renew_classes(model, task)
             new_tasks.append(task)
     return model, new_tasks
+
+
+def pretrained_fields(config: TrainingConfig, trained: SEMConfig, labels: dict[str, Any]) -> dict[str, Any]:
+    """Returns the fields that a training changes in the configuration of `pretrained_model`.
+
+    Raises:
+        ValueError: If it would be another encoder.
+    """
+    fields = {**labels, **model_fields(config, labels["task_num_labels"])}
+    for name in LOSS_FIELDS:  # of tasks that the settings do not name, they stay
+        kept = {task: value for task, value in getattr(trained, name).items() if task in labels["task_num_labels"]}
+        fields[name] = {**kept, **(fields.get(name) or {})}
+    fields["backbone_config"] = fields.get("backbone_config") or {}
+    check_encoder(trained.backbone_config.to_dict(), fields["backbone_config"])
+    return fields
 
 
 def check_encoder(trained: dict[str, Any], changes: dict[str, Any]) -> None:

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from textwrap import shorten
@@ -12,7 +12,6 @@ import datasets
 import torch
 from accelerate import Accelerator
 from accelerate.utils import send_to_device
-from torch import Tensor
 from transformers import PreTrainedConfig
 
 from ..configuration_sem import SEMConfig
@@ -98,18 +97,13 @@ class Memory:
 def permanent_memory(config: TrainingConfig, model: SEMForMultiTaskDensePrediction) -> Memory:
     """Returns the static memory: parameters and buffers, gradients, two moments and a step count of Adam, the average."""
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    parameters, gradients = num_bytes([*model.parameters(), *model.buffers()]), num_bytes(trainable)
+    parameters, gradients = model.get_memory_footprint(), sum(parameter.nbytes for parameter in trainable)
     return Memory(
         parameters=parameters,
         gradients=gradients,
         optimizer=2 * gradients + 4 * len(trainable),
         average=0 if config.weight_average_decay is None else parameters,
     )
-
-
-def num_bytes(tensors: Iterable[Tensor]) -> int:
-    """Returns the size of tensors in bytes."""
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 def format_plan(
@@ -138,9 +132,9 @@ def format_plan(
     return "\n".join(lines)
 
 
-def shorten_value(value: Any, width: int = 100) -> str:
+def shorten_value(value: Any) -> str:
     """Returns a value on one line, shortened; the names of forty classes do not fit."""
-    return shorten(str(value), width, placeholder=" ...")
+    return shorten(str(value), width=100, placeholder=" ...")
 
 
 def describe_parameters(model: SEMForMultiTaskDensePrediction) -> str:

@@ -16,8 +16,9 @@ from tqdm.auto import tqdm
 from ..data.mixture import DatasetConfig, concatenate_rows, name_datasets
 from ..data.row_format import count_labels
 from ..data.transforms import TrainingAugmentation, TransformedDataset
+from ..evaluation.config import TRAINING_NAME, EvaluationConfig
 from ..evaluation.constant_predictor import fit_constant
-from ..evaluation.evaluator import TRAINING_NAME, EvaluationConfig, evaluate_and_report, predict_rows
+from ..evaluation.evaluator import evaluate_and_report, predict_rows
 from ..image_processing_sem import SEMImageProcessor
 from ..modeling_sem import SEMForMultiTaskDensePrediction
 from ..utils.environment import save_report
@@ -180,15 +181,6 @@ def train(
     return run.weights()
 
 
-def check_extra() -> None:
-    """Checks that the packages of the extra `train` are installed, before the run starts.
-
-    Raises:
-        MissingExtraError: If one is missing.
-    """
-    require("matplotlib", extra="train")
-
-
 def dry_run(config: TrainingConfig) -> None:
     """Prints what a run would do and measures one step of it.
 
@@ -248,7 +240,7 @@ def run_training(config: TrainingConfig) -> None:
     """
     leave_cores(config.num_workers)
     with plain_errors():
-        check_extra()
+        require("matplotlib", extra="train")  # before the training
         benchmark = config.get_benchmark()
         task_num_labels = label_fields(config, benchmark)["task_num_labels"]
         accelerator = build_accelerator(config)

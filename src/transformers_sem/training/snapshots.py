@@ -68,10 +68,8 @@ class Snapshots:
         kwargs = self.benchmark.task_metric_kwargs
         kwargs = {task: kwargs[task] for task in kwargs if task in config.task_num_labels}
         metric = MetricSums(config.task_num_labels, kwargs)
-        columns = self.benchmark.protocol_columns(self.rows.column_names)
         for index, prediction in enumerate(predictions):
-            row = self.rows.select_columns(columns)[index] if columns else {}
-            references = self.benchmark.references(row, prediction.labels)
+            references = self.benchmark.row_references(self.rows, index, prediction.labels)
             # Predictions that are not finite have no score, and must not end a training.
             scored = [t for t in metric.task_num_labels if t in references and is_finite(prediction.maps[t])]
             metric.add(

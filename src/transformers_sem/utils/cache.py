@@ -9,7 +9,7 @@ from typing import Any
 import datasets
 from filelock import FileLock
 
-from .files import atomic_write
+from .files import write_text
 
 
 class CachedResult:
@@ -35,5 +35,4 @@ class CachedResult:
 
     def write(self, value: Any) -> None:
         """Keeps the result."""
-        with atomic_write(self.path) as unfinished:
-            unfinished.write_text(json.dumps(value))
+        write_text(self.path, json.dumps(value))

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from .files import atomic_write, locked
+from .files import locked, write_text
 
 
 PROGRAM = "transformers-sem"
@@ -31,8 +31,7 @@ def lock_report(path: Path) -> AbstractContextManager:
 def save_report(path: Path, **facts) -> None:
     """Writes a JSON report: the `facts`, then the command, the commit, the versions and the hardware."""
     report = {**facts, "command": typed_command(sys.argv), "environment": environment()}
-    with atomic_write(path) as unfinished:
-        unfinished.write_text(json.dumps(report, indent=2) + "\n")
+    write_text(path, json.dumps(report, indent=2) + "\n")
 
 
 def typed_command(arguments: Sequence[str]) -> str:

@@ -32,6 +32,12 @@ def atomic_write(path: Path) -> Iterator[Path]:
         unfinished.unlink(missing_ok=True)
 
 
+def write_text(path: Path, text: str) -> None:
+    """Writes a text file atomically, in UTF-8."""
+    with atomic_write(path) as unfinished:
+        unfinished.write_text(text, encoding="utf-8")
+
+
 @contextmanager
 def locked(path: Path, rule: str, seconds: float = 0) -> Iterator[None]:
     """Locks a file in a `with` block. The file is created, and stays.

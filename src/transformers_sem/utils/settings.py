@@ -11,7 +11,7 @@ import yaml
 
 
 MERGE_TAG = "tag:yaml.org,2002:merge"
-MAX_DEPTH = 100
+MAX_NESTING = 100
 MAX_VALUES = 100_000  # a few lines of aliases can stand for more values than any memory holds
 
 
@@ -26,8 +26,8 @@ class SettingsLoader(yaml.SafeLoader):
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node:
         """Reads one value with all that it holds."""
         self.depth += 1
-        if self.depth > MAX_DEPTH:
-            raise yaml.YAMLError(f"it is nested more than {MAX_DEPTH} levels deep")
+        if self.depth > MAX_NESTING:
+            raise yaml.YAMLError(f"it is nested more than {MAX_NESTING} levels deep")
         node = super().compose_node(parent, index)
         self.depth -= 1
         return node

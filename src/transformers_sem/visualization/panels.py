@@ -18,6 +18,7 @@ from .colors import colorize_map, colorize_maps
 
 FONT_SIZE = 16
 MAX_CELL_HEIGHT = 1024
+MAX_FRAME_HEIGHT = 720  # of a drawn video
 
 
 @dataclass
@@ -202,20 +203,21 @@ def _cell_size(cell: np.ndarray, cell_width: int) -> tuple[int, int]:
     return max(1, round(cell.shape[1] * scale)), max(1, round(cell.shape[0] * scale))
 
 
-def draw_side_by_side(image: np.ndarray, cells: dict[str, np.ndarray], max_height: int = 720) -> np.ndarray:
+def draw_side_by_side(image: np.ndarray, cells: dict[str, np.ndarray]) -> np.ndarray:
     """Draws an image on the left and a grid of the same height, of smaller images with titles, on the right.
+
+    An image that is higher than `MAX_FRAME_HEIGHT` is reduced to it.
 
     Args:
         image (`np.ndarray`): uint8 `(height, width, 3)`.
         cells (`dict[str, np.ndarray]`): `{title: image}`, uint8 `(height, width, 3)` of the same aspect ratio.
-        max_height (`int`, *optional*, defaults to 720): Height that a larger image is reduced to.
 
     Returns:
         `np.ndarray`: uint8 `(height, width, 3)` of even height and width, as video encoders require.
     """
     num_rows = max(1, round(len(cells) ** 0.5))
     num_columns = -(-len(cells) // num_rows)
-    scale = min(1.0, max_height / image.shape[0])
+    scale = min(1.0, MAX_FRAME_HEIGHT / image.shape[0])
     # even cell sizes make the total size even
     height, width = (max(2, 2 * round(edge * scale / num_rows / 2)) for edge in image.shape[:2])
     canvas = Image.new("RGB", ((num_rows + num_columns) * width, num_rows * height))

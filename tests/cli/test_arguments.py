@@ -2,7 +2,7 @@ import argparse
 
 import pytest
 
-from transformers_sem.utils.arguments import port_number
+from transformers_sem.cli.arguments import port_number
 
 
 def test_a_port_has_sixteen_bits():
