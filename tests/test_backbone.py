@@ -107,6 +107,24 @@ def test_an_encoder_that_reads_values_is_run_with_values_and_leaves_the_random_n
     assert torch.equal(state, torch.get_rng_state())
 
 
+@pytest.mark.parametrize(
+    "change",
+    [lambda maps: maps[:1], lambda maps: maps[::-1], lambda maps: None, lambda maps: (maps[0], maps[1][:, 1:])],
+)
+def test_an_encoder_whose_maps_are_not_those_it_tells_of_is_refused(change, monkeypatch):
+    def forward(self, pixel_values, **kwargs):
+        output = original(self, pixel_values, **kwargs)
+        output.feature_maps = change(output.feature_maps)
+        return output
+
+    original = SEMTimmBackbone.forward
+    monkeypatch.setattr(SEMTimmBackbone, "forward", forward)
+    monkeypatch.setattr(backbone_module, "KNOWN_IMAGE_SIZES", {})
+    backbone = build_backbone(SEMTimmBackboneConfig(**timm_encoder("test_convnext", [1, 2])))
+    with pytest.raises(ValueError, match="gives no feature maps of the size .* of its `channels`"):
+        find_image_sizes(backbone, inspect_backbone(backbone, num_maps=2)[0])
+
+
 def test_a_transformers_encoder_that_returns_tokens_is_refused():
     vitpose = VitPoseBackboneConfig(
         image_size=[64, 32], hidden_size=8, num_hidden_layers=2, num_attention_heads=2, out_indices=[1, 2]

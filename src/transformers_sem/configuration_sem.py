@@ -79,6 +79,8 @@ def check_file_fields(values: dict[str, Any]) -> None:
         ValueError: If it asks for an implementation that may be code from the Hub, names what is no field, or names the file
             of the weights, which may be a pickle.
     """
+    if not isinstance(values, dict):
+        raise ValueError(f"A configuration is {{field: value}}; got {type(values).__name__}.")
     for name in IMPLEMENTATION_FIELDS:
         if values.get(name) not in IMPLEMENTATIONS_OF_FILES:
             raise ValueError(
@@ -405,8 +407,8 @@ class SEMConfig(PreTrainedConfig):
                 f"`num_labels`, `id2label` and `label2id` describe a task of class ids; this model has the tasks "
                 f"{self.tasks}. Set `task_num_labels` and `task_id2label` instead."
             )
-        names = _read_names((id2label or {}).items())
-        names = names or _read_names((id, name) for name, id in (label2id or {}).items())
+        by_name = _read_names((id, name) for name, id in (label2id or {}).items())
+        names = _read_names((id2label or {}).items()) or by_name
         num_labels = len(names) if num_labels is None else num_labels
         ids = {name: id for id, name in names.items()}
         if (names and len(names) != num_labels) or any(
@@ -446,7 +448,7 @@ class SEMConfig(PreTrainedConfig):
         for task, task_names in names.items():
             if not isinstance(task_names, dict) or not all(isinstance(name, str) for name in task_names.values()):
                 raise ValueError(f"`task_id2label[{task!r}]` is {{id: name}}; got {task_names!r}.")
-        self.task_id2label = {task: {int(id): name for id, name in names[task].items()} for task in names}
+        self.task_id2label = {task: _read_names(names[task].items()) for task in names}
 
     @property
     def tasks(self) -> list[str]:
@@ -578,7 +580,9 @@ def _read_names(pairs: Iterable[tuple[Any, str]]) -> dict[int, str]:
     try:
         return {int(id): name for id, name in pairs}
     except (TypeError, ValueError, OverflowError) as error:
-        raise ValueError(f"Ids of `id2label` and `label2id` are whole numbers; got {pairs[:5]}.") from error
+        raise ValueError(
+            f"Ids of `id2label`, `label2id` and `task_id2label` are whole numbers; got {pairs[:5]}."
+        ) from error
 
 
 def _is_placeholder(id2label: dict) -> bool:

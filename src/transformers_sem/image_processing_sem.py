@@ -299,7 +299,7 @@ class SEMImageProcessor(TorchvisionBackend):
     def _read_maps(task: str, maps: ImageInput, image_sizes: list[tuple[int, int]]) -> list[Tensor]:
         """Reads one label per image, of the size of the image."""
         num_channels = get_task(task).kind.num_channels
-        if not isinstance(maps, Sequence):
+        if not isinstance(maps, Sequence) or isinstance(maps, (str, bytes)):
             ndim = getattr(maps, "ndim", 0)  # 0 for a PIL image
             is_batch = ndim == 4 or (ndim == 3 and num_channels <= 1 and len(maps) == len(image_sizes))
             maps = list(maps) if is_batch else [maps]
@@ -358,15 +358,16 @@ class SEMImageProcessor(TorchvisionBackend):
             probabilities `(height, width)`, metres `(height, width)`, unit vectors `(3, height, width)`.
 
         Raises:
-            ValueError: If there are not as many target sizes as images.
+            ValueError: If there are not as many target sizes as images, or they are no sizes.
         """
-        if not isinstance(outputs.get("logits"), Mapping):
+        task_logits = _fields_of(outputs).get("logits")
+        if not isinstance(task_logits, Mapping) or not task_logits:
             raise ValueError(
                 f"The output has the fields {list(outputs)}; `logits` of several tasks are those of "
                 "SEMForMultiTaskDensePrediction. Load the model as such, or use the post-processing of one task."
             )
         predicted = {
-            task: self._predict(get_task(task).kind, logits, target_sizes) for task, logits in outputs.logits.items()
+            task: self._predict(get_task(task).kind, logits, target_sizes) for task, logits in task_logits.items()
         }
         batch_size = len(next(iter(predicted.values())))
         return [{task: maps[index] for task, maps in predicted.items()} for index in range(batch_size)]
@@ -389,7 +390,7 @@ class SEMImageProcessor(TorchvisionBackend):
                 ids.
 
         Raises:
-            ValueError: If no task predicts class ids, or there are not as many target sizes as images.
+            ValueError: If no task predicts class ids, there are not as many target sizes as images, or they are no sizes.
         """
         logits = _maps_of(outputs, CLASS_IDS, "logits")
         ids = self._predict(CLASS_IDS, logits, target_sizes)
@@ -412,7 +413,7 @@ class SEMImageProcessor(TorchvisionBackend):
                 Original (height, width) of each image.
 
         Raises:
-            ValueError: If no task predicts metres, or there are not as many target sizes as images.
+            ValueError: If no task predicts metres, there are not as many target sizes as images, or they are no sizes.
         """
         depth = _maps_of(outputs, METRES, "predicted_depth")
         depth = depth.unsqueeze(1) if depth.ndim == 3 else depth
@@ -430,7 +431,7 @@ class SEMImageProcessor(TorchvisionBackend):
                 Original (height, width) of each image.
 
         Raises:
-            ValueError: If no task predicts unit vectors, or there are not as many target sizes as images.
+            ValueError: If no task predicts unit vectors, there are not as many target sizes as images, or they are no sizes.
         """
         normals = _maps_of(outputs, UNIT_VECTORS, "normals")
         return [{"normals": vectors} for vectors in self._predict(UNIT_VECTORS, normals, target_sizes)]
@@ -447,7 +448,7 @@ class SEMImageProcessor(TorchvisionBackend):
         """Returns the logits of each image without the padding, and its original size."""
         if target_sizes is None:
             return [(image_logits, tuple(image_logits.shape[-2:])) for image_logits in logits]
-        sizes = [(int(height), int(width)) for height, width in target_sizes]
+        sizes = _read_target_sizes(target_sizes)
         if len(sizes) != len(logits):
             raise ValueError(f"Give one target size per image; got {len(sizes)} for a batch of {len(logits)}.")
         content_sizes, padded_sizes = self.plan_sizes(sizes)
@@ -464,9 +465,32 @@ def _refuse_other_arguments(kwargs: dict) -> None:
         raise ValueError(f"An image processor sets attributes; {methods} are parts of its class. Leave them out.")
 
 
+def _fields_of(outputs) -> Mapping:
+    """Returns the output of a model with its fields by name."""
+    if isinstance(outputs, Mapping):
+        return outputs
+    raise ValueError(
+        f"Post-processing takes the output of a model, with its fields by name; got {type(outputs).__name__}. Call the model "
+        "without return_dict=False."
+    )
+
+
+def _read_target_sizes(target_sizes) -> list[tuple[int, int]]:
+    """Returns target sizes, of which numbers and pairs may be tensors or arrays."""
+    try:
+        sizes = [tuple(edge.item() if hasattr(edge, "item") else edge for edge in size) for size in target_sizes]
+    except TypeError:  # a number in place of a pair
+        sizes = [()]
+    if not all(len(size) == 2 and all(map(is_edge, size)) for size in sizes):
+        raise ValueError(
+            f"`target_sizes` has the (height, width) of each image, whole numbers from 1 to {MAX_EDGE}; got {target_sizes!r}."
+        )
+    return sizes
+
+
 def _maps_of(outputs, kind: TaskKind, field: str) -> Tensor:
     """Returns the maps of a model for one task, or those of the first task of a kind."""
-    maps = outputs.get(field, outputs.get("logits"))
+    maps = _fields_of(outputs).get(field, outputs.get("logits"))
     if isinstance(maps, Tensor):
         return maps
     for task, logits in (maps or {}).items():
@@ -480,7 +504,7 @@ def _maps_of(outputs, kind: TaskKind, field: str) -> Tensor:
 
 def _flatten(images: ImageInput) -> list:
     """Returns the images of nested lists and of arrays of several images."""
-    if isinstance(images, Sequence) and not isinstance(images, str):
+    if isinstance(images, Sequence) and not isinstance(images, (str, bytes)):
         return [image for item in images for image in _flatten(item)]
     is_batch = isinstance(images, (np.ndarray, Tensor)) and images.ndim == 4
     return list(images) if is_batch else [images]

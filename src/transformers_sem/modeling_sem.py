@@ -676,6 +676,11 @@ class SEMModel(SEMPreTrainedModel):
         Raises:
             ValueError: If the images have the wrong number of dimensions or channels, or are smaller than a patch.
         """
+        if not isinstance(pixel_values, Tensor):
+            raise ValueError(
+                f"`pixel_values` is a tensor (batch_size, num_channels, height, width); got {type(pixel_values).__name__}. Use the "
+                "image processor."
+            )
         padding = Padding(tuple(pixel_values.shape[-2:]), self.size_divisor)
         encoded = self.encode(pixel_values, padding, **kwargs)
         with record_states(output_sem_states) as states:

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from .image_files import to_dense_tensor, to_upright
 from .losses import balanced_binary_cross_entropy, balanced_cross_entropy, cross_entropy, l1, unit_vector_l1
@@ -120,6 +120,7 @@ SALIENCY = TaskSpec(
 NYUD_V2_TASKS = (SEMSEG, DEPTH, NORMAL, BOUNDARY)  # the default tasks of a configuration
 TASKS: dict[str, TaskSpec] = {task.name: task for task in (SEMSEG, DEPTH, NORMAL, BOUNDARY, PARSING, SALIENCY)}
 
+TAKEN_NAMES = {"image", "id", "derived", "labels", "loss"}  # columns of rows, and what else is named beside tasks
 VARIANTS: dict[str, str] = {}  # {task: the task that it shares kind, loss and metric with}
 
 
@@ -127,11 +128,26 @@ def register_task(spec: TaskSpec) -> None:
     """Adds a task to the table. Call it before a configuration that names the task is built or loaded.
 
     Raises:
-        ValueError: If a task of that name exists.
+        ValueError: If a task of that name exists, or the name is not allowed.
     """
+    check_name(spec.name)
     if spec.name in TASKS:
         raise ValueError(f"Task {spec.name!r} exists already; give the new task another name than {sorted(TASKS)}.")
     TASKS[spec.name] = spec
+
+
+def check_name(name: str) -> None:
+    """Checks the name of a task, which its modules, columns, files and scores will have.
+
+    Raises:
+        ValueError: If it is not allowed.
+    """
+    taken = {*TAKEN_NAMES, *(f"{task}_classes" for task in TASKS)}
+    if not name.isidentifier() or name in taken or hasattr(nn.ModuleDict(), name):
+        raise ValueError(
+            f"The name of a task has letters, digits and underscores only, and is none of {sorted(TAKEN_NAMES)}, a task with "
+            f"`_classes`, or an attribute of torch's modules; got {name!r}. Choose another name."
+        )
 
 
 def register_variant(name: str, task: str) -> None:
@@ -144,8 +160,7 @@ def register_variant(name: str, task: str) -> None:
         ValueError: If `task` is unknown, `name` is not allowed, or a task of that name has another kind or loss.
     """
     spec = get_task(task)
-    if not name.isidentifier():
-        raise ValueError(f"The name of a task has letters, digits and underscores only; got {name!r}.")
+    check_name(name)
     if name not in TASKS:
         TASKS[name] = replace(spec, name=name, title=f"{spec.title} ({name})")
         VARIANTS[name] = VARIANTS.get(task, task)

@@ -415,6 +415,10 @@ def test_other_settings_do_not_go_on_with_a_run(trained):
         (["mixed_precision=half"], ["half", "bf16"]),
         (["zoom=[0.5]"], ["zoom"]),
         (["input_size=[32]"], ["input_size"]),
+        (["data_dir=photos"], ["data_dir='photos'", "dataset=folder"]),
+        (["dataset_kwargs.num_train=0"], ["`num_train`", "whole number from 1; got 0"]),
+        (["dataset_kwargs.seed=abc"], ["`seed`", "got 'abc'"]),
+        (["dataset_kwargs.version=5"], ["version"]),
     ],
     ids=str,
 )

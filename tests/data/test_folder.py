@@ -159,6 +159,20 @@ def test_units(root):
         np.testing.assert_allclose(depth, 500 * metres, rtol=1e-6)
 
 
+def test_whole_units_of_8_bit_levels(root):
+    """200 x 2 does not fit into 8 bits."""
+    frame = find_source(root).frames["train"][0]
+    (root / "dataset.yaml").write_text("tasks: {depth: {unit: 2}}")
+    PILImage.fromarray(np.full(SHAPE, 200, np.uint8)).save(frame["depth"])
+    assert (find_source(root).read(frame)["depth"] == 400).all()
+
+
+def test_names_that_are_no_text_are_refused(root):
+    (root / "images" / "room_\udcff.jpg").touch()
+    with pytest.raises(ValueError, match=r"text in UTF-8; .*images has \['room_.udcff.jpg'\]. Rename them"):
+        find_source(root)
+
+
 def test_whole_numbers_are_metres_only_where_the_unit_says_so(root):
     """Levels of an 8-bit image, and millimetres of a near scene, are small enough for metres."""
     frame = find_source(root).frames["train"][0]

@@ -96,7 +96,11 @@ def test_the_protocol_follows_a_new_name():
     [
         ({"parsing": "parts"}, "no labels for the task 'parsing'"),
         ({"semseg": "depth"}, "'depth' exists and has another kind"),
-        ({"semseg": "sem.seg"}, "letters, digits and underscores only; got 'sem.seg'"),
+        ({"semseg": "sem.seg"}, "letters, digits and underscores only, .* got 'sem.seg'"),
+        *(
+            ({"semseg": name}, f"got '{name}'. Choose another")
+            for name in ("image", "loss", "forward", "depth_classes")
+        ),
         ({"boundary": "saliency"}, "'saliency' exists and has another kind"),
         ({"semseg": "rooms", "depth": "rooms"}, "'rooms' exists and has another kind"),
     ],

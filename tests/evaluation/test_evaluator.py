@@ -25,7 +25,7 @@ from transformers_sem.data.scenes import CLASS_NAMES, Scenes, render_scene
 from transformers_sem.data.transforms import row_to_tensors
 from transformers_sem.evaluation import evaluator as evaluating
 from transformers_sem.evaluation.boundary import boundary_counts, boundary_scores
-from transformers_sem.evaluation.config import EvaluationConfig, read_training
+from transformers_sem.evaluation.config import EvaluationConfig, is_only_training_data, read_training
 from transformers_sem.evaluation.constant_predictor import ConstantPredictor
 from transformers_sem.evaluation.evaluator import (
     Evaluation,
@@ -668,6 +668,13 @@ def test_a_damaged_note_of_the_training_is_named(tmp_path, text):
     path.write_text(text)
     with pytest.raises(ValueError, match=f"Cannot use {path}: .* Correct the file"):
         read_training(tmp_path)
+
+
+@pytest.mark.parametrize("data", [5, {"scenes": {}}, {"scenes": 5}])
+def test_a_damaged_note_of_the_data_is_named(tmp_path, data):
+    (tmp_path / "training.json").write_text(json.dumps({"data": data}))
+    with pytest.raises(ValueError, match="Cannot use .*training.json: .* Correct the file"):
+        is_only_training_data(tmp_path, "scenes", EvaluationConfig(dataset="scenes"))
 
 
 def test_settings_of_a_run_are_read_and_replaced(tmp_path):

@@ -109,6 +109,14 @@ def test_everything_is_sent_in_one_commit(hub, staged):
     assert file_sizes(staged) == {name: len(file.content) for name, file in sorted(files.items())}
 
 
+def test_a_damaged_note_of_the_training_is_not_sent(trained, tmp_path):
+    run, staged = shutil.copytree(trained, tmp_path / "run"), tmp_path / "staged"
+    (run / "training.json").write_text("{")
+    with pytest.raises(ValueError, match="Cannot use .*training.json"):
+        stage_model(run, staged)
+    assert not staged.exists()
+
+
 def test_code_that_is_not_sent_is_not_referred_to(trained, tmp_path):
     (tmp_path / "run").mkdir()
     stage_model(trained, tmp_path / "run", custom_code=True)  # a training may start from a repository with code

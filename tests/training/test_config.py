@@ -10,6 +10,7 @@ from transformers_sem.data.benchmarks import BENCHMARKS
 from transformers_sem.training import config as configuration
 from transformers_sem.training.config import (
     TrainingConfig,
+    claim_classes,
     claim_output_dir,
     hold_output_dir,
     holds_weights,
@@ -112,8 +113,15 @@ def test_whole_numbers_are_numbers(write):
         ("model.task_num_labels={depth: 1}", ["['task_num_labels'] in `model`", "`tasks`"]),
         ("model=convnext", ["'model'", "dict", "str"]),
         ("tasks=depth", ["'tasks'", "list", "'depth'"]),
-        ("input_size=[32, 64, 96]", ["`input_size`", "two numbers", "[32, 64, 96]"]),
+        ("input_size=[32, 64, 96]", ["`input_size`", "height and a width", "[32, 64, 96]"]),
+        ("input_size=[-5, 5]", ["`input_size`", "1 to", "[-5, 5]"]),
+        ("network_size=[64, 100000000]", ["`network_size`", "1 to", "[64, 100000000]"]),
         ("input_size=[32, 64.5]", ["'input_size'", "64.5"]),
+        ("tasks=[]", ["`tasks`", "one or more", "[]"]),
+        ("tasks=[depth, depth]", ["`tasks`", "each once", "['depth', 'depth']"]),
+        ("zoom=[0.001, 1000]", ["`zoom`", "up to 10", "[0.001, 1000]"]),
+        ("seed=4294967296", ["`seed`", "below 2**32", "4294967296"]),
+        ("image_mean=[.nan, 0, 0]", ["`image_mean`", "finite", "nan"]),
         ("tasks=[depth, 3]", ["'tasks'", "str", "3"]),
         ("zoom=[2.0, 1.0]", ["`zoom`", "lower end first", "[2.0, 1.0]"]),
         ("zoom=[1.0, 1.5]", ["`zoom`", "symmetric", "[1.0, 1.5]", "zoom=[0.667,1.5]"]),
@@ -253,6 +261,31 @@ def test_weights_go_by_their_place(tmp_path, monkeypatch, name):
     for path in ("owner/weights", None if name == "pretrained_model" else False):
         with pytest.raises(ValueError, match=name):
             claim_output_dir(TrainingConfig(output_dir="run", **{name: path}))
+
+
+def test_a_model_that_no_training_has_written_is_not_replaced(tmp_path):
+    (tmp_path / "model.safetensors").touch()
+    with (
+        pytest.raises(ValueError, match="no training has written there.* another output_dir"),
+        hold_output_dir(TrainingConfig(output_dir=str(tmp_path))),
+    ):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == ["model.safetensors"]
+
+
+def test_weights_do_not_get_the_names_of_other_classes(tmp_path):
+    """Those of a description that was edited after the training."""
+    configs = [
+        SEMConfig(task_num_labels={"semseg": 2}, task_id2label={"semseg": dict(enumerate(names))})
+        for names in (["road", "tree"], ["tree", "road"])
+    ]
+    for config in configs:  # without weights it may be corrected
+        claim_classes(tmp_path, config)
+    (tmp_path / "checkpoints" / "step_000001").mkdir(parents=True)
+    claim_classes(tmp_path, configs[1])
+    with pytest.raises(ValueError, match=r"'tree', 1: 'road'.* the data has .*'road', 1: 'tree'.*another output_dir"):
+        claim_classes(tmp_path, configs[0])
+    assert SEMConfig.from_pretrained(tmp_path).class_names("semseg") == ["tree", "road"]
 
 
 def test_every_dataset_has_one_of_the_tasks(monkeypatch):

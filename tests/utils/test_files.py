@@ -220,3 +220,12 @@ def test_text_is_in_utf_8_whatever_the_locale(tmp_path):
     finally:
         locale.setlocale(locale.LC_CTYPE, earlier)
     assert (tmp_path / "table.md").read_bytes() == "Δm 1.5 ± 0.5 ↑".encode()
+
+
+def test_a_folder_that_cannot_be_is_named(tmp_path):
+    (tmp_path / "file").touch()
+    with (
+        pytest.raises(OSError, match=r"Cannot write to the folder '.*file/run': .*Choose another one"),
+        locked(tmp_path / "file" / "run" / ".lock", "One at a time"),
+    ):
+        pass

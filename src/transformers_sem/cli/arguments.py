@@ -36,13 +36,13 @@ def find_recipe(name: str | Path) -> Path:
 
 
 def positive_integer(text: str) -> int:
-    """Parses a whole number from 1.
+    """Parses a whole number from 1, of 32 bits.
 
     Raises:
         argparse.ArgumentTypeError: If the text is anything else.
     """
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"a number from 1 is needed; got {text!r}")
+    if not text.isdecimal() or not 1 <= int(text) < 2**31:
+        raise argparse.ArgumentTypeError(f"a number from 1 to {2**31 - 1} is needed; got {text!r}")
     return int(text)
 
 

@@ -26,7 +26,7 @@ from tempfile import TemporaryDirectory
 
 from ..demo.web_page import check_runtime, write_page
 from ..evaluation.config import EvaluationConfig
-from ..image_processing_sem import SEMImageProcessor
+from ..image_processing_sem import MAX_EDGE, SEMImageProcessor, is_edge
 from ..modeling_sem import SEMForMultiTaskDensePrediction
 from ..utils.environment import save_report, starting_commit
 from ..utils.errors import plain_errors
@@ -73,6 +73,8 @@ def check_arguments(parsed: argparse.Namespace) -> Path:
         raise ValueError(f"--calibration must be a folder of images; got {str(parsed.calibration)!r}.")
     if parsed.calibration is not None and parsed.web is None and "int8" not in (parsed.precisions or ()):
         raise ValueError("--calibration is for int8; got no int8. Add it to --precisions, or leave the folder out.")
+    if parsed.size and not all(map(is_edge, parsed.size)):
+        raise ValueError(f"--size is a height and a width of 1 to {MAX_EDGE} pixels; got {parsed.size}.")
     if parsed.runtime is not None:
         if parsed.web is None:
             raise ValueError("--runtime is for the page of --web; got no --web. Name its folder with --web FOLDER.")

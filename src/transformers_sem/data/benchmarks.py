@@ -163,7 +163,8 @@ class Benchmark:
         Raises:
             ValueError: If one is unknown.
         """
-        known = [field.name for field in fields(self.builder.BUILDER_CONFIG_CLASS)]
+        of_datasets = {spec.name for spec in fields(datasets.BuilderConfig)}
+        known = [spec.name for spec in fields(self.builder.BUILDER_CONFIG_CLASS) if spec.name not in of_datasets]
         check_keys(f"fields of {self.builder.__name__}", names, known)
 
     def _build(self, data_dir: str | None, cache_dir: str | None = None, **kwargs) -> datasets.DatasetBuilder:
@@ -171,6 +172,11 @@ class Benchmark:
             if data_dir is None:
                 raise ValueError(f"{self.builder.__name__} is read from disk; pass its path with data_dir=FOLDER.")
             kwargs["data_dir"] = str(data_dir)
+        elif data_dir is not None:
+            raise ValueError(
+                f"{self.builder.__name__} is not read from disk; got data_dir={str(data_dir)!r}. Leave it out, or name the dataset "
+                "that is there, such as dataset=folder."
+            )
         return self.builder(cache_dir=cache_dir, **kwargs)
 
     def load_prepared(self, folder: str) -> datasets.DatasetDict:

@@ -136,7 +136,7 @@ def read_npy(path: str) -> np.ndarray:
 
 def read_values(path: str, palette: bool = False) -> np.ndarray:
     """Reads an image or, if the name ends in .npy, an array."""
-    return read_npy(path) if path.endswith(".npy") else read_image(path, palette)
+    return read_npy(path) if path.lower().endswith(".npy") else read_image(path, palette)
 
 
 def read_rgb(path: str) -> np.ndarray:
@@ -211,7 +211,7 @@ def check_depth(depth: np.ndarray, max_depth: float) -> np.ndarray:
         ValueError: If a depth is negative, infinite or larger than `max_depth`.
     """
     if (depth < 0).any() or np.isinf(depth).any():
-        raise ValueError(f"depth must be metres >= 0, 0 invalid; got {depth.min()} to {depth.max()}")
+        raise ValueError(f"depth must be metres >= 0, 0 invalid; got {np.nanmin(depth)} to {np.nanmax(depth)}")
     largest = np.nanmax(depth, initial=0.0)
     if largest > max_depth:
         raise ValueError(
@@ -228,7 +228,9 @@ def read_gray(path: str) -> np.ndarray:
         ValueError: If the file holds anything else, such as ids 0 and 1 with or without an invalid 255.
     """
     levels = read_values(path)
-    if levels.dtype == bool or (path.endswith(".npy") and levels.min(initial=0) >= 0 and levels.max(initial=0) <= 1):
+    if levels.dtype == bool or (
+        path.lower().endswith(".npy") and levels.min(initial=0) >= 0 and levels.max(initial=0) <= 1
+    ):
         levels = np.round(levels * 255.0).astype(np.uint8)
     if levels.ndim != 2 or levels.dtype != np.uint8:
         raise ValueError(f"it must be 8-bit gray or one bit (height, width); got {levels.dtype} {levels.shape}")

@@ -170,7 +170,7 @@ def check_classes(task: str, classes: Any, ignored: Any) -> None:
             f"'classes: {{7: road, 9: tree}}'; got {classes!r}. Put names that YAML does not read as text, such as yes, in quotes."
         )
     ids = [*by_id, INVALID_ID if ignored is None else ignored]
-    if not all(is_number(index) and index in range(65536) for index in ids) or ignored in by_id:
+    if not all(type(index) is int and 0 <= index < 65536 for index in ids) or ignored in by_id:
         raise ValueError(
             f"The ids of {task} are whole numbers 0..65535, and none of them is the ignored one; got {list(by_id)} and "
             f"ignored {ignored!r}."
@@ -207,6 +207,9 @@ def find_files(folder: Path, suffixes: tuple[str, ...]) -> dict[str, str]:
     files = {path.stem: str(path) for path in paths}
     if not files:
         raise FileNotFoundError(f"{folder} needs files that end in {', '.join(suffixes)}; there are none.")
+    unnamed = [path.name for path in paths if path.name.encode(errors="ignore").decode() != path.name]
+    if unnamed:
+        raise ValueError(f"Names of files are text in UTF-8; {folder} has {unnamed[:5]!r}. Rename them.")
     repeated = [str(path) for path in paths if files[path.stem] != str(path)]
     if repeated:
         raise ValueError(
@@ -308,7 +311,7 @@ def read_metres(path: str, unit: str | float | None) -> np.ndarray:
             f"depth in whole numbers needs a unit; got {values.dtype}: write 'unit: millimetre', for example, in {DESCRIPTION_NAME}"
         )
     unit = unit or DEFAULT_UNIT
-    depth = values * UNITS.get(unit, unit)
+    depth = values * float(UNITS.get(unit, unit))  # a whole number would wrap around in 8 bits
     if np.nanmax(depth, initial=0.0) > MAX_DEPTH and np.isfinite(np.nanmax(depth)):
         raise ValueError(
             f"depth must be at most {MAX_DEPTH:g} metres; got {np.nanmax(depth):g} in the unit {unit!r}: check the unit in "

@@ -153,7 +153,7 @@ class RandomZoom(JointTransform):
         """Draws the new size."""
         height, width = v2.query_size(flat_inputs)
         factor = math.exp(torch.empty(()).uniform_(math.log(self.low), math.log(self.high)).item())
-        return {"size": [round(height * factor), round(width * factor)]}
+        return {"size": [max(1, round(edge * factor)) for edge in (height, width)]}
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
         """Resizes the image or a label."""

@@ -127,7 +127,9 @@ def is_only_training_data(folder: str | Path, name: str, config: EvaluationConfi
     noted = (read_training(folder) or {}).get("data")
     if noted is None:
         return True
-    return {key: data["title"] for key, data in noted.items()} == {name: config.get_benchmark().title}
+    with explain_failure(f"Cannot use {Path(folder) / TRAINING_NAME}"):
+        titles = {key: data["title"] for key, data in noted.items()}
+    return titles == {name: config.get_benchmark().title}
 
 
 def read_training(folder: str | Path) -> dict | None:

@@ -54,9 +54,15 @@ class ConstantPredictor:
 
         Without a valid pixel all are 0.
         """
-        is_ids = get_task(task).kind is CLASS_IDS
-        num_pixels = self.sums[task].sum().item() if is_ids else self.counts[task]
-        return (self.sums[task] / max(num_pixels, 1)).float()
+        return (self.sums[task] / max(self.num_pixels[task], 1)).float()
+
+    @property
+    def num_pixels(self) -> dict[str, int]:
+        """Number of valid pixels of each task."""
+        return {
+            task: int(sums.sum()) if get_task(task).kind is CLASS_IDS else self.counts[task]
+            for task, sums in self.sums.items()
+        }
 
     def predict(self, size: tuple[int, int]) -> dict[str, Tensor]:
         """Returns the constant maps `(height, width)` or `(channels, height, width)` of an image of `size`."""

@@ -147,6 +147,11 @@ def export_folder(
             "int8 for an encoder of convolutions needs images for the ranges of its activations; got none. Pass "
             "--calibration FOLDER with images like those it will see."
         )
+    if size is not None and min(size) < model.sem.min_size:
+        raise ValueError(
+            f"An image must have at least the size of one patch, {model.sem.min_size} x {model.sem.min_size} pixels; got "
+            f"{size[0]} x {size[1]}. Choose a larger --size."
+        )
     if size is not None:
         set_size(image_processor, {"height": size[0], "width": size[1]})
     images = None if calibration is None else read_calibration_images(calibration, image_processor)

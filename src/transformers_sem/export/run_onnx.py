@@ -3,8 +3,8 @@
 This file is copied beside an exported graph. It needs numpy, onnxruntime and pillow.
 """
 
+import argparse
 import json
-import sys
 from contextlib import suppress
 from pathlib import Path
 
@@ -35,6 +35,8 @@ def read_rgb(path: Path) -> Image.Image:
     with suppress(Exception):  # of damaged metadata
         ImageOps.exif_transpose(image, in_place=True)
     has_alpha = "A" in image.getbands() or "transparency" in image.info
+    if image.mode == "F":
+        raise ValueError(f"{path} has floating point pixels; convert it to 8 bits.")
     if image.mode.startswith("I"):
         image = Image.fromarray(((np.asarray(image).astype(np.uint32) + 128) // 257).astype(np.uint8))
     elif has_alpha:
@@ -81,7 +83,9 @@ def crop(logits: np.ndarray, size: tuple[int, int], padded_size: tuple[int, int]
 
 def main() -> None:
     """Predicts one image. The largest of several class logits wins; other maps are in the units of the task table."""
-    folder, image_path = Path(__file__).parent, Path(sys.argv[1])
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("image", type=Path)
+    folder, image_path = Path(__file__).parent, parser.parse_args().image
     settings = json.loads((folder / "preprocessor_config.json").read_text())
     session = onnxruntime.InferenceSession(folder / "model.onnx")
     pixels = read_pixels(image_path, settings)

@@ -13,7 +13,7 @@ from huggingface_hub import HfApi, get_token
 from huggingface_hub.utils import validate_repo_id
 
 from ..configuration_sem import SEMConfig
-from ..evaluation.config import REPORT_NAME, TRAINING_NAME
+from ..evaluation.config import REPORT_NAME, TRAINING_NAME, read_training
 from ..image_processing_sem import SEMImageProcessor
 from ..modeling_sem import AUTO_MODELS, SEMForMultiTaskDensePrediction
 from ..pipeline_sem import MultiTaskDensePredictionPipeline
@@ -61,6 +61,7 @@ def stage_model(folder: Path, staging: Path, *, custom_code: bool = False) -> No
     model = load_model(SEMForMultiTaskDensePrediction, folder, local_files_only=True)
     image_processor = load_image_processor(SEMImageProcessor, folder, local_files_only=True)
     reports = find_reports(folder)
+    read_training(folder)  # fails where the file is damaged
     card_of_folder(folder, folder.name, model_id=str(folder))  # fails now, and not after the repository is created
     with plain_disk_errors(staging):
         if custom_code:

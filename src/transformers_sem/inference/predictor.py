@@ -119,7 +119,7 @@ class Predictor:
             (content_size,), _ = self.image_processor.plan_sizes([(view.height, view.width)])
             crop = tvF.resize(crop, [max(1, round(edge * view.scale)) for edge in content_size], antialias=True)
         (content_size,), (padded_size,) = processor.plan_sizes([tuple(crop.shape[-2:])])
-        pixel_values = processor(crop, return_tensors="pt")["pixel_values"][0]
+        pixel_values = processor(crop, input_data_format="channels_first", return_tensors="pt")["pixel_values"][0]
         return view, pixel_values, (content_size, padded_size)
 
     def _scaled_processor(self, scale: float) -> SEMImageProcessor:

@@ -27,7 +27,7 @@ def checkpoint_step(path: Path) -> int:
 
 def list_checkpoints(folder: Path) -> list[Path]:
     """Returns the finished checkpoints, oldest first."""
-    return sorted((path for path in folder.glob("step_*") if path.name[5:].isdigit()), key=checkpoint_step)
+    return sorted((path for path in folder.glob("step_*") if path.name[5:].isdecimal()), key=checkpoint_step)
 
 
 def save_checkpoint(accelerator: Accelerator, folder: Path, step: int, keep: int) -> Path:

@@ -9,14 +9,17 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
+from transformers.utils import CONFIG_NAME
 
 from ..configuration_sem import SEMConfig
 from ..data.benchmarks import Benchmark
 from ..data.mixture import DatasetConfig, merge_benchmarks
 from ..evaluation.config import SETTINGS_NAME
+from ..image_processing_sem import MAX_EDGE, is_edge
 from ..tasks import TASKS
 from ..utils.errors import check_keys
 from ..utils.files import locked, write_text
+from ..utils.loading import load_config
 from ..utils.settings import apply_overrides, format_yaml, read_settings
 
 
@@ -35,6 +38,7 @@ COUNTS = (
     "num_evaluation_images",
 )
 IF_AVAILABLE = "if_available"
+MAX_ZOOM = 10
 ZOOM_TOLERANCE = 0.05  # of the logarithm: [0.75, 1.35] is symmetric enough
 TRACKERS = ("tensorboard", "wandb", "trackio")
 LOCK_SECONDS = 30  # data workers of a killed process hold its lock until they notice
@@ -175,13 +179,15 @@ class TrainingConfig:
             DatasetConfig.from_dict(entry)
 
     def validate_sizes(self):
-        """Sizes and the zoom are pairs, and a zoom shrinks as much as it enlarges."""
-        for name in ("input_size", "network_size", "zoom"):
+        """Sizes are those of images, and a zoom shrinks as much as it enlarges."""
+        for name in ("input_size", "network_size"):
             value = getattr(self, name)
-            if value is not None and len(value) != 2:
-                raise ValueError(f"`{name}` is two numbers; got {value!r}.")
-        if not 0 < self.zoom[0] <= self.zoom[1]:
-            raise ValueError(f"`zoom` is a range above 0, the lower end first; got {self.zoom}.")
+            if value is not None and (len(value) != 2 or not all(map(is_edge, value))):
+                raise ValueError(f"`{name}` is a height and a width of 1 to {MAX_EDGE} pixels; got {value!r}.")
+        if len(self.zoom) != 2 or not 0 < self.zoom[0] <= self.zoom[1] <= MAX_ZOOM:
+            raise ValueError(
+                f"`zoom` is a range above 0 and up to {MAX_ZOOM}, the lower end first; got {self.zoom}. The paper's is [0.5,2]."
+            )
         if abs(math.log(self.zoom[0] * self.zoom[1])) > ZOOM_TOLERANCE:
             raise ValueError(
                 f"`zoom` is symmetric around 1 in its logarithm, [1 / z, z], so that depth stays unbiased; got {self.zoom}. "
@@ -192,8 +198,8 @@ class TrainingConfig:
         """Mean and standard deviation have three values, the deviations above 0."""
         for name in ("image_mean", "image_std"):
             value = getattr(self, name)
-            if value is not None and len(value) != 3:
-                raise ValueError(f"`{name}` has a value for red, green and blue; got {value}.")
+            if value is not None and (len(value) != 3 or not all(map(math.isfinite, value))):
+                raise ValueError(f"`{name}` has a finite value for red, green and blue; got {value}.")
         if self.image_std is not None and not min(self.image_std) > 0:
             raise ValueError(f"`image_std` is above 0; got {self.image_std}.")
 
@@ -202,6 +208,8 @@ class TrainingConfig:
         for name in ("learning_rate", "decay_power", "weight_decay", "seed", "num_workers"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"`{name}` is 0 or more, and finite; got {getattr(self, name)}.")
+        if self.seed >= 2**32:
+            raise ValueError(f"`seed` is below 2**32; got {self.seed}.")
         if not self.max_grad_norm > 0:
             raise ValueError(f"`max_grad_norm` is above 0 (.inf does not clip); got {self.max_grad_norm}.")
         if not 0 < self.layer_decay <= 1:
@@ -215,7 +223,9 @@ class TrainingConfig:
             )
 
     def validate_names(self):
-        """Trackers and fields of the model are known."""
+        """Tasks are distinct, trackers and fields of the model are known."""
+        if self.tasks is not None and (not self.tasks or len(set(self.tasks)) < len(self.tasks)):
+            raise ValueError(f"`tasks` are one or more tasks, each once, or null for all; got {self.tasks}.")
         check_keys("`trackers`", self.trackers, TRACKERS)
         backbone = self.model.get("backbone_config")
         backbone = {} if backbone is None else backbone
@@ -343,9 +353,15 @@ def hold_output_dir(config: TrainingConfig) -> Iterator[None]:
     """Locks the folder of a run in a `with` block, and writes the settings to it.
 
     Raises:
-        ValueError: If another process trains there, or the folder holds a run with other settings.
+        ValueError: If another process trains there, or the folder holds a run with other settings, or a model that is none of a
+            run.
     """
     output_dir = Path(config.output_dir)
+    if not (output_dir / SETTINGS_NAME).is_file() and any(output_dir.glob("*.safetensors")):
+        raise ValueError(
+            f"{config.output_dir!r} holds a model that no training has written there, and that this one would replace. Choose "
+            "another output_dir."
+        )
     with locked(output_dir / ".lock", "One process trains in a folder at a time", LOCK_SECONDS):
         claim_output_dir(config, replace=not holds_weights(output_dir))
         yield
@@ -371,6 +387,27 @@ def claim_output_dir(config: TrainingConfig, *, replace: bool = False) -> None:
     if changed or not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
         write_text(path, format_yaml(asdict(config)))
+
+
+def claim_classes(folder: Path, model_config: SEMConfig) -> None:
+    """Writes the configuration of the model to the folder of a run, or checks that the run to resume there has the same classes.
+
+    Raises:
+        ValueError: If the data has other classes than the weights there.
+    """
+    path = folder / CONFIG_NAME
+    if path.is_file() and holds_weights(folder):
+        earlier = load_config(SEMConfig, folder, local_files_only=True)
+        if (earlier.task_num_labels, earlier.task_id2label) != (
+            model_config.task_num_labels,
+            model_config.task_id2label,
+        ):
+            raise ValueError(
+                f"{str(folder)!r} holds a run on other classes, {earlier.task_id2label}; the data has {model_config.task_id2label}. "
+                "Choose another output_dir, or restore the description of the data."
+            )
+    else:
+        write_text(path, model_config.to_json_string())
 
 
 def changed_settings(config: TrainingConfig, path: Path) -> list[str]:

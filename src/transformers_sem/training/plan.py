@@ -217,15 +217,17 @@ def measure_step(config: TrainingConfig, model: SEMForMultiTaskDensePrediction, 
         ValueError: If the pass does not fit in the memory of the device.
     """
     num_images = config.images_per_forward(accelerator.num_processes)
-    batch = send_to_device(random_batch(config, model.config, num_images), accelerator.device)
     model.to(accelerator.device).train()
-    started = time.perf_counter()
     try:
+        batch = send_to_device(random_batch(config, model.config, num_images), accelerator.device)
+        started = time.perf_counter()
         with accelerator.autocast():
             loss = model(**batch).loss
         loss.backward()
         loss.item()  # waits for the device
-    except torch.OutOfMemoryError as error:
+    except RuntimeError as error:
+        if not isinstance(error, torch.OutOfMemoryError) and "alloc" not in str(error):  # what a CPU raises
+            raise
         raise ValueError(
             f"A forward and backward pass of {num_images} images does not fit in the memory of {accelerator.device}. Use more "
             "gradient_accumulation_steps or ranks, gradient_checkpointing=true or mixed_precision=bf16."

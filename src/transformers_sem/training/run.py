@@ -30,7 +30,7 @@ from ..utils.processes import leave_cores
 from ..visualization.panels import save_panel
 from .accelerator import build_accelerator, choose_sharded_modules, start_trackers
 from .checkpoint import resume, save_checkpoint
-from .config import TrainingConfig, hold_output_dir, label_fields
+from .config import TrainingConfig, claim_classes, hold_output_dir, label_fields
 from .curves import CURVES_NAME, save_curves
 from .data_order import build_train_loader, open_batches, seed_step
 from .history import History
@@ -218,7 +218,7 @@ def load_data(config: TrainingConfig, tasks: Iterable[str], accelerator: Acceler
     """Loads all datasets of a run, with the labels of its tasks.
 
     Raises:
-        ValueError: If a dataset cannot be used, or has no map of a task: it may lack some that papers have.
+        ValueError: If a dataset cannot be used, or no training image has a map of a task.
     """
     with accelerator.main_process_first():
         parts = {name: (dataset, dataset.load()) for name, dataset in name_datasets(config.dataset_configs).items()}
@@ -226,11 +226,25 @@ def load_data(config: TrainingConfig, tasks: Iterable[str], accelerator: Acceler
         split: concatenate_rows([splits[split] for _, splits in parts.values()], tasks)
         for split in ("train", "validation")
     }
-    absent = [task for task in tasks if task not in rows["train"].column_names]
+    columns = rows["train"].column_names  # it may lack some that papers have
+    check_present(
+        tasks, {task: task in columns and count_labels(rows["train"], [task])[task] for task in tasks}, "map"
+    )
+    return TrainingData(parts, rows)
+
+
+def check_present(tasks: Iterable[str], counts: dict[str, int], what: str) -> None:
+    """Checks that the training images have something to learn each task from.
+
+    Raises:
+        ValueError: If the count of a task is 0.
+    """
+    absent = [task for task in tasks if not counts[task]]
     if absent:
         present = [task for task in tasks if task not in absent]
-        raise ValueError(f"The data has maps of every task; got none of {absent}. Add them, or set tasks={present}.")
-    return TrainingData(parts, rows)
+        raise ValueError(
+            f"Every task has a {what} in some training image; got none of {absent}. Add them, or set tasks={present}."
+        )
 
 
 def run_training(config: TrainingConfig) -> None:
@@ -248,12 +262,15 @@ def run_training(config: TrainingConfig) -> None:
         constant = None
         if config.init_heads_from_data:
             constant = fit_constant(data.rows["train"], task_num_labels, accelerator)
+            check_present(task_num_labels, constant.num_pixels, "valid pixel")
         config = decide_pretrained_backbone(config, benchmark)
         set_seed(config.seed)
         model = build_model(config, benchmark, constant)
         image_processor = build_image_processor(config, model.config.backbone_config)
         # last: a run that cannot start claims no folder
         with hold_output_dir(config) if accelerator.is_main_process else nullcontext():
+            if accelerator.is_main_process:
+                claim_classes(Path(config.output_dir), model.config)
             train_and_evaluate(config, accelerator, model, image_processor, data)
     accelerator.end_training()
 
@@ -275,6 +292,7 @@ def train_and_evaluate(
         weights = train(config, accelerator, model, image_processor, data.rows, data.weighted_sizes, stop)
     output_dir = Path(config.output_dir)
     if accelerator.is_main_process:
+        save_curves(output_dir)
         save_trained(model, image_processor, output_dir, weights)
         descriptions = {name: dataset.get_benchmark().describe() for name, (dataset, _) in data.parts.items()}
         save_report(output_dir / TRAINING_NAME, settings=config.describe(), data=descriptions)

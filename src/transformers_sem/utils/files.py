@@ -49,14 +49,20 @@ def locked(path: Path, rule: str, seconds: float = 0) -> Iterator[None]:
 
     Raises:
         ValueError: If another process holds the lock.
+        OSError: If the folder cannot be written to.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path)
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=seconds)
     except Timeout as error:
         raise ValueError(
             f"{rule}; another one holds {str(path)!r}. Wait for it or stop it; ending its launcher is not enough."
+        ) from error
+    except OSError as error:
+        raise OSError(
+            f"Cannot write to the folder {str(path.parent)!r}: {error.strerror or error}. Choose another one, or change its "
+            "permissions."
         ) from error
     try:
         yield

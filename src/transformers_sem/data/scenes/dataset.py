@@ -20,6 +20,14 @@ class ScenesConfig(datasets.BuilderConfig):
     num_validation: int = 100
     seed: int = 0
 
+    def __post_init__(self):
+        super().__post_init__()
+        for name in ("height", "width", "num_train", "num_validation"):
+            if type(value := getattr(self, name)) is not int or value < 1:
+                raise ValueError(f"`{name}` of the scenes is a whole number from 1; got {value!r}.")
+        if type(self.seed) is not int:
+            raise ValueError(f"`seed` of the scenes is a whole number; got {self.seed!r}.")
+
     def create_config_id(self, config_kwargs: dict, custom_features: datasets.Features | None = None) -> str:
         """Names the cache by all values, so that a default that is given explicitly finds the same cache."""
         values = {"height": self.height, "width": self.width, "seed": self.seed}
