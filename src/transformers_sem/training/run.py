@@ -226,10 +226,8 @@ def load_data(config: TrainingConfig, tasks: Iterable[str], accelerator: Acceler
         split: concatenate_rows([splits[split] for _, splits in parts.values()], tasks)
         for split in ("train", "validation")
     }
-    columns = rows["train"].column_names  # it may lack some that papers have
-    check_present(
-        tasks, {task: task in columns and count_labels(rows["train"], [task])[task] for task in tasks}, "map"
-    )
+    columns = [task for task in tasks if task in rows["train"].column_names]  # it may lack some that papers have
+    check_present(tasks, count_labels(rows["train"], columns), "map")
     return TrainingData(parts, rows)
 
 
@@ -237,9 +235,9 @@ def check_present(tasks: Iterable[str], counts: dict[str, int], what: str) -> No
     """Checks that the training images have something to learn each task from.
 
     Raises:
-        ValueError: If the count of a task is 0.
+        ValueError: If the count of a task is 0, or it has none.
     """
-    absent = [task for task in tasks if not counts[task]]
+    absent = [task for task in tasks if not counts.get(task)]
     if absent:
         present = [task for task in tasks if task not in absent]
         raise ValueError(

@@ -23,7 +23,8 @@ class ScenesConfig(datasets.BuilderConfig):
     def __post_init__(self):
         super().__post_init__()
         for name in ("height", "width", "num_train", "num_validation"):
-            if type(value := getattr(self, name)) is not int or value < 1:
+            value = getattr(self, name)
+            if type(value) is not int or value < 1:
                 raise ValueError(f"`{name}` of the scenes is a whole number from 1; got {value!r}.")
         if type(self.seed) is not int:
             raise ValueError(f"`seed` of the scenes is a whole number; got {self.seed!r}.")
