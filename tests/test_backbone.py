@@ -109,7 +109,7 @@ def test_an_encoder_that_reads_values_is_run_with_values_and_leaves_the_random_n
 
 @pytest.mark.parametrize(
     "change",
-    [lambda maps: maps[:1], lambda maps: maps[::-1], lambda maps: None, lambda maps: (maps[0], maps[1][:, 1:])],
+    [lambda maps: maps[:1], lambda maps: None, lambda maps: (maps[0], maps[1][:, 1:])],
 )
 def test_an_encoder_whose_maps_are_not_those_it_tells_of_is_refused(change, monkeypatch):
     def forward(self, pixel_values, **kwargs):
@@ -121,7 +121,7 @@ def test_an_encoder_whose_maps_are_not_those_it_tells_of_is_refused(change, monk
     monkeypatch.setattr(SEMTimmBackbone, "forward", forward)
     monkeypatch.setattr(backbone_module, "KNOWN_IMAGE_SIZES", {})
     backbone = build_backbone(SEMTimmBackboneConfig(**timm_encoder("test_convnext", [1, 2])))
-    with pytest.raises(ValueError, match="gives no feature maps of the size .* of its `channels`"):
+    with pytest.raises(ValueError, match="gives no feature maps of the size .* and with its `channels`"):
         find_image_sizes(backbone, inspect_backbone(backbone, num_maps=2)[0])
 
 

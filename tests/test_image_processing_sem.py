@@ -461,7 +461,21 @@ def test_a_wrong_number_of_target_sizes_raises(method, sizes):
 @pytest.mark.parametrize("method", ["dense_prediction", "semantic_segmentation", "depth_estimation"])
 @pytest.mark.parametrize(
     "size",
-    [40, (0, 5), (-4, 5), (float("nan"), 5), (40.5, 60), (40, 60, 3), (True, True), (10**12, 5), "ab", ("a", "b")],
+    [
+        *(
+            40,
+            (0, 5),
+            (-4, 5),
+            (float("nan"), 5),
+            (40.5, 60),
+            (40, 60, 3),
+            (True, True),
+            (10**12, 5),
+            "ab",
+            ("a", "b"),
+        ),
+        *(torch.ones(2, 2, dtype=torch.long), np.ones((2, 2), np.int64)),
+    ],
     ids=str,
 )
 def test_target_sizes_are_whole_numbers_of_pixels(method, size):
@@ -475,6 +489,12 @@ def test_target_sizes_are_whole_numbers_of_pixels(method, size):
 def test_post_processing_takes_outputs_with_names(method, outputs):
     with pytest.raises(ValueError, match=f"fields by name; got {type(outputs).__name__}.*return_dict=False"):
         getattr(SEMImageProcessor(), f"post_process_{method}")(outputs)
+
+
+def test_images_may_be_long():
+    outputs = outputs_of(depth=torch.ones(1, 1, 4, 4))
+    (prediction,) = SEMImageProcessor().post_process_dense_prediction(outputs, target_sizes=[(1, 20_000)])
+    assert prediction["depth"].shape == (1, 20_000)
 
 
 def test_a_plain_dictionary_is_an_output():

@@ -951,6 +951,7 @@ IMAGES, LABELS = torch.zeros(2, 3, 64, 96), torch.zeros(2, 64, 96)
     ("images", "labels", "words"),
     [
         (IMAGES[0], None, ["pixel_values", "batch_size, num_channels, height, width", "(3, 64, 96)"]),
+        (IMAGES[0].numpy(), None, ["pixel_values", "is a tensor", "got ndarray"]),
         (IMAGES[:, :2], None, ["3 channels", "got 2"]),
         (IMAGES[..., :3], None, ["4 x 4", "64 x 3"]),
         (IMAGES, {}, ["at least one", "semseg", "boundary"]),

@@ -1,6 +1,6 @@
 """The task table: its numbers, its label formats, its images, and a task of the user's own from training to image."""
 
-from dataclasses import fields
+from dataclasses import fields, replace
 from io import BytesIO
 
 import numpy as np
@@ -617,6 +617,15 @@ def test_a_task_is_registered_once(albedo):
     assert get_task("albedo") is albedo
     with pytest.raises(ValueError, match="Task 'albedo' exists already"):
         register_task(albedo)
+
+
+@pytest.mark.parametrize(
+    "name", ["", "a.b", "a-b", "type", "training", "image", "loss", "depth_classes", "pixel_values"]
+)
+def test_names_that_modules_and_rows_have_are_refused(name):
+    with pytest.raises(ValueError, match=f"got '{name}'. Choose another name"):
+        register_task(replace(ALBEDO, name=name))
+    assert name not in TASKS
 
 
 def test_the_tasks_of_the_package_cannot_be_replaced():

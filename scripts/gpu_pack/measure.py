@@ -133,7 +133,7 @@ class Pack:
         return self.stop([process])[0]
 
     def stop(self, processes: list[subprocess.Popen]) -> list[int | str]:
-        """Asks commands to end, kills what is left of them and of what they started, and notes and returns their statuses."""
+        """Asks commands to end, kills what is left of them and of what running ones started, and notes and returns their statuses."""
         statuses = [GIVEN_UP if process.poll() is None else process.returncode for process in processes]
         started = [child for process in processes for child in find_children(process)]
         stop_groups(processes, SECONDS_TO_STOP - 5)

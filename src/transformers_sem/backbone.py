@@ -119,12 +119,12 @@ def first_feature_maps(
         if fits and list(channels) == list(backbone.channels):
             return size, feature_maps
         reasons.append(
-            f"{size[0]} x {size[1]}: maps of {list(shapes)} with {list(channels)} channels, of which it tells {list(backbone.channels)}"
+            f"{size[0]} x {size[1]}: maps of {list(shapes)} with {list(channels)} channels; its `channels` are {list(backbone.channels)}"
         )
     name = getattr(backbone.config, "model_name", backbone.config.model_type)
     expected = "their strides" if strides is None else f"their strides {', '.join(map(str, strides))}"
     raise ValueError(
-        f"The encoder {name!r} gives no feature maps of the size of the image over {expected}, of its `channels` "
+        f"The encoder {name!r} gives no feature maps of the size of the image over {expected} and with its `channels` "
         f"({'; '.join(reasons)}). "
         "docs/write_a_backbone.md lists encoders that do; some of timm are built for one size, "
         "model_kwargs={'img_size': [height, width]}."

@@ -181,7 +181,7 @@ class SEMTimmBackbone(BackboneMixin, PreTrainedModel):
                 overlay = {"state_dict": read_packaged_weights(self.config.model_name, packaged[0])}
             pretrained = build_timm_encoder(self.config, pretrained=True, pretrained_cfg_overlay=overlay)
         except Exception as error:
-            reason = str(error) or "there is no such file"
+            reason = "there is no such file" if isinstance(error, FileNotFoundError) else error
             raise OSError(
                 f"Could not load pretrained weights of {self.config.model_name!r} from {source}: {reason}. "
                 + self._remedy(is_file=bool(file))

@@ -28,7 +28,15 @@ from transformers.processing_utils import ImagesKwargs, Unpack
 from transformers.utils import logging
 
 from .backbone import pretraining_normalization
-from .image_files import check_layout, check_levels, load_image, to_pixel_tensor, to_upright, to_upright_rgb
+from .image_files import (
+    MAX_PIXELS,
+    check_layout,
+    check_levels,
+    load_image,
+    to_pixel_tensor,
+    to_upright,
+    to_upright_rgb,
+)
 from .task_kinds import CLASS_IDS, METRES, UNIT_VECTORS, TaskKind, is_black_and_white
 from .tasks import get_task, invalid_labels, resize_label, to_label
 
@@ -479,13 +487,19 @@ def _read_target_sizes(target_sizes) -> list[tuple[int, int]]:
     """Returns target sizes, of which numbers and pairs may be tensors or arrays."""
     try:
         sizes = [tuple(edge.item() if hasattr(edge, "item") else edge for edge in size) for size in target_sizes]
-    except TypeError:  # a number in place of a pair
+    except (TypeError, ValueError, RuntimeError):  # a number in place of a pair, or several in place of one
         sizes = [()]
-    if not all(len(size) == 2 and all(map(is_edge, size)) for size in sizes):
+    if not all(map(_is_target_size, sizes)):
         raise ValueError(
-            f"`target_sizes` has the (height, width) of each image, whole numbers from 1 to {MAX_EDGE}; got {target_sizes!r}."
+            f"`target_sizes` has the (height, width) of each image, whole numbers from 1, of at most {MAX_PIXELS:,} pixels; got "
+            f"{target_sizes!r}."
         )
     return sizes
+
+
+def _is_target_size(size: tuple) -> bool:
+    is_whole = all(isinstance(edge, Integral) and not isinstance(edge, bool) and edge > 0 for edge in size)
+    return len(size) == 2 and is_whole and size[0] * size[1] <= MAX_PIXELS
 
 
 def _maps_of(outputs, kind: TaskKind, field: str) -> Tensor:

@@ -120,7 +120,8 @@ SALIENCY = TaskSpec(
 NYUD_V2_TASKS = (SEMSEG, DEPTH, NORMAL, BOUNDARY)  # the default tasks of a configuration
 TASKS: dict[str, TaskSpec] = {task.name: task for task in (SEMSEG, DEPTH, NORMAL, BOUNDARY, PARSING, SALIENCY)}
 
-TAKEN_NAMES = {"image", "id", "derived", "labels", "loss"}  # columns of rows, and what else is named beside tasks
+# Columns of rows, inputs of the model, and what else is named beside tasks
+TAKEN_NAMES = {"image", "id", "derived", "label_map", "labels", "loss", "pixel_values", "target_size"}
 VARIANTS: dict[str, str] = {}  # {task: the task that it shares kind, loss and metric with}
 
 
@@ -145,8 +146,8 @@ def check_name(name: str) -> None:
     taken = {*TAKEN_NAMES, *(f"{task}_classes" for task in TASKS)}
     if not name.isidentifier() or name in taken or hasattr(nn.ModuleDict(), name):
         raise ValueError(
-            f"The name of a task has letters, digits and underscores only, and is none of {sorted(TAKEN_NAMES)}, a task with "
-            f"`_classes`, or an attribute of torch's modules; got {name!r}. Choose another name."
+            f"The name of a task has letters, digits and underscores only, and is none of {sorted(TAKEN_NAMES)}, that of "
+            f"a task followed by `_classes`, or an attribute of torch's modules; got {name!r}. Choose another name."
         )
 
 

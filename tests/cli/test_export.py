@@ -118,6 +118,28 @@ def test_the_example_pads_for_a_graph_of_one_size(tmp_path):
             np.testing.assert_allclose(maps["depth"], np.full((1, 11, 15), 2.0))
 
 
+def test_the_example_refuses_floating_point_pixels(tmp_path):
+    pytest.importorskip("onnxruntime")
+    from transformers_sem.export.run_onnx import read_rgb
+
+    Image.new("F", (4, 3), 1000.0).save(tmp_path / "depth.tiff")
+    with pytest.raises(ValueError, match="floating point pixels"):
+        read_rgb(tmp_path / "depth.tiff")
+
+
+@pytest.mark.parametrize(
+    ("size", "message"), [(("100000", "9"), "1 to 10000 pixels"), (("2", "9"), "one patch, 4 x 4")]
+)
+def test_sizes_that_no_image_may_have(tmp_path, size, message):
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(package)
+    SEMForMultiTaskDensePrediction(tiny_config()).save_pretrained(tmp_path / "model")
+    SEMImageProcessor().save_pretrained(tmp_path / "model")
+    result = run("export", "--model", tmp_path / "model", "--output", tmp_path / "onnx", "--size", *size)
+    assert message in error_line(result)
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
 @pytest.mark.slow
 def test_a_graph_holds_for_any_size_and_batch(tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime")

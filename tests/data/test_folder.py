@@ -168,7 +168,10 @@ def test_whole_units_of_8_bit_levels(root):
 
 
 def test_names_that_are_no_text_are_refused(root):
-    (root / "images" / "room_\udcff.jpg").touch()
+    try:
+        (root / "images" / "room_\udcff.jpg").touch()
+    except OSError:
+        pytest.skip("the file system refuses such names")
     with pytest.raises(ValueError, match=r"text in UTF-8; .*images has \['room_.udcff.jpg'\]. Rename them"):
         find_source(root)
 

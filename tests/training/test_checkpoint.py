@@ -97,7 +97,7 @@ def test_order_is_by_number(tmp_path):
 
 def test_incomplete_checkpoints_are_ignored(run, tmp_path):
     save_checkpoint(run.accelerator, tmp_path, 3, keep=2)
-    for name in ("unfinished_000009", "step_", "step_000007.tmp", "step_old", "other"):
+    for name in ("unfinished_000009", "step_", "step_000007.tmp", "step_²", "step_old", "other"):
         (tmp_path / name).mkdir()
     assert list_checkpoints(tmp_path) == [tmp_path / "step_000003"]
     assert resume(run.accelerator, tmp_path) == 3

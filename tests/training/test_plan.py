@@ -112,9 +112,12 @@ def test_one_step_is_measured(model):
     assert all(parameter.grad is not None for parameter in model.heads.parameters())
 
 
-def test_a_step_that_does_not_fit_in_memory_is_explained(model, monkeypatch):
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("DefaultCPUAllocator: can't allocate memory")]
+)
+def test_a_step_that_does_not_fit_in_memory_is_explained(model, monkeypatch, error):
     def run_out(*args, **kwargs):
-        raise torch.OutOfMemoryError("CUDA out of memory")
+        raise error
 
     monkeypatch.setattr(model, "forward", run_out)
     with pytest.raises(ValueError, match="of 8 images does not fit .*gradient_checkpointing"):

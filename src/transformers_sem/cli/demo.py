@@ -74,7 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parsed = build_parser().parse_args(arguments)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: close, and leave no temporary file
     with plain_errors():
-        if parsed.model is None and not (QUICKSTART / "config.json").exists():
+        if parsed.model is None and not any(QUICKSTART.glob("*.safetensors")):
             raise FileNotFoundError(
                 f"There is no trained model in {str(QUICKSTART)!r}. Train one in minutes with "
                 "`transformers-sem train --config quickstart`, or name another with --model."

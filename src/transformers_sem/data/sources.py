@@ -147,8 +147,8 @@ def check_files(source: Source) -> None:
     if missing:
         raise FileNotFoundError(
             f"Every id on the lists needs a file in each folder of maps; {len(missing)} are missing, first {missing[:5]}. "
-            "Restore them, take their ids off the lists, remove a folder to leave its map out, with its task where "
-            f"{DESCRIPTION_NAME} names it, or write `allow_missing: true` to {DESCRIPTION_NAME} in the folder of the dataset: images are "
+            f"Restore them, take their ids off the lists, remove a folder, and its task from {DESCRIPTION_NAME}, to "
+            f"leave its map out, or write `allow_missing: true` to {DESCRIPTION_NAME} in the folder of the dataset: images are "
             "trained on the maps that they have then."
         )
 

@@ -353,8 +353,8 @@ def hold_output_dir(config: TrainingConfig) -> Iterator[None]:
     """Locks the folder of a run in a `with` block, and writes the settings to it.
 
     Raises:
-        ValueError: If another process trains there, or the folder holds a run with other settings, or a model that is none of a
-            run.
+        ValueError: If another process trains there, or the folder holds a run with other settings, or a model that no
+            training wrote there.
     """
     output_dir = Path(config.output_dir)
     if not (output_dir / SETTINGS_NAME).is_file() and any(output_dir.glob("*.safetensors")):
@@ -389,7 +389,7 @@ def claim_output_dir(config: TrainingConfig, *, replace: bool = False) -> None:
         write_text(path, format_yaml(asdict(config)))
 
 
-def claim_classes(folder: Path, model_config: SEMConfig) -> None:
+def claim_classes(folder: Path, config: SEMConfig) -> None:
     """Writes the configuration of the model to the folder of a run, or checks that the run to resume there has the same classes.
 
     Raises:
@@ -398,16 +398,18 @@ def claim_classes(folder: Path, model_config: SEMConfig) -> None:
     path = folder / CONFIG_NAME
     if path.is_file() and holds_weights(folder):
         earlier = load_config(SEMConfig, folder, local_files_only=True)
-        if (earlier.task_num_labels, earlier.task_id2label) != (
-            model_config.task_num_labels,
-            model_config.task_id2label,
-        ):
+        old, new = (
+            {task: (width, c.class_names(task)) for task, width in c.task_num_labels.items()}
+            for c in (earlier, config)
+        )
+        changed = [task for task in {**old, **new} if old.get(task) != new.get(task)]
+        if changed:
             raise ValueError(
-                f"{str(folder)!r} holds a run on other classes, {earlier.task_id2label}; the data has {model_config.task_id2label}. "
-                "Choose another output_dir, or restore the description of the data."
+                f"{str(folder)!r} holds a run on other tasks or classes; those of {changed} differ from the data's. Choose another "
+                "output_dir, or restore the description of the data."
             )
     else:
-        write_text(path, model_config.to_json_string())
+        write_text(path, config.to_json_string())
 
 
 def changed_settings(config: TrainingConfig, path: Path) -> list[str]:

@@ -240,9 +240,8 @@ def check_present(tasks: Iterable[str], counts: dict[str, int], what: str) -> No
     absent = [task for task in tasks if not counts.get(task)]
     if absent:
         present = [task for task in tasks if task not in absent]
-        raise ValueError(
-            f"Every task has a {what} in some training image; got none of {absent}. Add them, or set tasks={present}."
-        )
+        remedy = f"Add them, or set tasks={present}" if present else "Add them"
+        raise ValueError(f"Every task has a {what} in some training image; got none of {absent}. {remedy}.")
 
 
 def run_training(config: TrainingConfig) -> None:
@@ -290,10 +289,10 @@ def train_and_evaluate(
         weights = train(config, accelerator, model, image_processor, data.rows, data.weighted_sizes, stop)
     output_dir = Path(config.output_dir)
     if accelerator.is_main_process:
-        save_curves(output_dir)
         save_trained(model, image_processor, output_dir, weights)
         descriptions = {name: dataset.get_benchmark().describe() for name, (dataset, _) in data.parts.items()}
         save_report(output_dir / TRAINING_NAME, settings=config.describe(), data=descriptions)
+        save_curves(output_dir)
     accelerator.wait_for_everyone()
     written = [f"{output_dir}/ (for from_pretrained)"]
     for name, (dataset, splits) in data.parts.items():
