@@ -398,11 +398,12 @@ def claim_classes(folder: Path, config: SEMConfig) -> None:
     path = folder / CONFIG_NAME
     if path.is_file() and holds_weights(folder):
         earlier = load_config(SEMConfig, folder, local_files_only=True)
-        old, new = (
-            {task: (width, c.class_names(task)) for task, width in c.task_num_labels.items()}
-            for c in (earlier, config)
-        )
-        changed = [task for task in {**old, **new} if old.get(task) != new.get(task)]
+        changed = [
+            task
+            for task in {**earlier.task_num_labels, **config.task_num_labels}
+            if earlier.task_num_labels.get(task) != config.task_num_labels.get(task)
+            or earlier.task_id2label.get(task) != config.task_id2label.get(task)
+        ]
         if changed:
             raise ValueError(
                 f"{str(folder)!r} holds a run on other tasks or classes; those of {changed} differ from the data's. Choose another "
